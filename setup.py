@@ -1,0 +1,70 @@
+"""Packaging of repq_tf; the metadata lives here, tool settings live in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+# `models/` and `train/` stand at the top of the repository and are installed
+# inside the package, so that no module called `models` lands in site-packages.
+PACKAGE_DIR = {
+    "repq_tf": "repq_tf",
+    "repq_tf.models": "models",
+    "repq_tf.train": "train",
+}
+
+
+def packages():
+    """Every package, under the name it is imported by."""
+    found = ["repq_tf"]
+    found += [f"repq_tf.{name}" for name in find_packages("repq_tf")]
+    for installed, folder in (("repq_tf.models", "models"), ("repq_tf.train", "train")):
+        found.append(installed)
+        found += [f"{installed}.{name}" for name in find_packages(folder)]
+    return found
+
+
+setup(
+    name="repq_tf",
+    version="0.1.0",
+    description=(
+        "Quantization-aware training of re-parameterized convolutional networks"
+        " on the merged kernel, shipped as exact integer TFLite files."
+    ),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    package_dir=PACKAGE_DIR,
+    packages=packages(),
+    install_requires=[
+        "absl-py>=1.4",
+        "ai-edge-litert>=2.1",
+        "importlib_resources",  # tensorflow-datasets 4.9.10 imports it undeclared
+        "keras>=3.13",
+        "matplotlib>=3.8",
+        "numpy>=1.26",
+        "pillow>=10",
+        "scikit-learn>=1.4",
+        "tensorboard>=2.19",  # no longer a dependency of tensorflow 2.21
+        "tensorflow>=2.20",
+        "tensorflow-datasets>=4.9.7",
+    ],
+    extras_require={
+        "tfmot": ["tensorflow-model-optimization>=0.8.1", "tf_keras>=2.20"],
+        "jax": ["jax>=0.4.30"],
+        "test": [
+            "hypothesis>=6.100",
+            "jax>=0.4.30",
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff>=0.9",
+            "scipy>=1.12",
+        ],
+    },
+    classifiers=[
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
