@@ -1,0 +1,103 @@
+"""What a branch is, and how a merge reads it."""
+
+import numpy as np
+
+from repq_tf.convolution import VALID
+from repq_tf.keras_api import Layer, keras, ops
+
+
+class Reading:
+    """How `Branch.merge` reads an expression: as tensors, with moving statistics.
+
+    This is the reading of inference. `NumpyReading` is the same in float64 NumPy,
+    for deployment; `repq_tf.branches.FeatureReading` takes the moments from the
+    features, for training.
+    """
+
+    xp = ops
+
+    def value(self, variable):
+        """A variable's value."""
+        return ops.convert_to_tensor(variable)
+
+    def constant(self, array):
+        """A NumPy constant."""
+        return ops.convert_to_tensor(array)
+
+    def moments(self, statistics, affine):
+        """Mean and variance, `(channels,)`, of the features convolved with `affine`.
+
+        Args:
+            statistics: the `BatchNormStatistics` of the batch norm that asks.
+            affine: the `AffineKernel` that stands before it.
+        """
+        return self.value(statistics.moving_mean), self.value(statistics.moving_variance)
+
+    def inside(self, outer, inner):
+        """The reading of a branch of size `inner` centred in one of size `outer`."""
+        return self
+
+    def after(self, prefix, last):
+        """The reading of a chain's link that follows `prefix` (None: the first link).
+
+        Only the last link has the strides.
+        """
+        return self
+
+
+class NumpyReading(Reading):
+    """The reading of deployment: moving statistics, everything in float64 NumPy."""
+
+    xp = np
+
+    def value(self, variable):
+        """A variable's value as a float64 array."""
+        return np.asarray(keras.ops.convert_to_numpy(variable), np.float64)
+
+    def constant(self, array):
+        """A constant as a float64 array."""
+        return np.asarray(array, np.float64)
+
+
+class Branch(Layer):
+    """A node of a block's expression: a Keras layer with two readings.
+
+    `branch(x)` runs it; `branch.merge(reading)` returns the `AffineKernel` that
+    computes the same. A branch has no strides and no padding of its own: both are
+    given when it runs, because they belong to the block.
+
+    Subclasses set `kernel_size` and implement `output_channels`, `build`, `call`
+    and `merge`.
+    """
+
+    kernel_size = (1, 1)
+    children = ()
+
+    def __init__(self, name=None, dtype=None):
+        # Branches take and give features in the dtype they come in.
+        super().__init__(name=name, dtype=dtype, autocast=False)
+
+    def output_channels(self, in_channels):
+        """The number of output channels for a number of input channels."""
+        raise NotImplementedError
+
+    def call(self, x, window=VALID, strides=(1, 1), training=None):
+        """Runs the branch on `(batch, height, width, in_channels)`.
+
+        Args:
+            x: the features.
+            window: zeros before and after each spatial axis (negative: cropped).
+            strides: `(sh, sw)`.
+            training: whether batch norms use the batch's moments.
+        """
+        raise NotImplementedError
+
+    def merge(self, reading=None):
+        """Returns the branch's `AffineKernel`; `reading` defaults to inference."""
+        raise NotImplementedError
+
+    def walk(self):
+        """Yields the branch and everything below it, children first."""
+        for child in self.children:
+            yield from child.walk()
+        yield self

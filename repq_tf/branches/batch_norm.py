@@ -1,0 +1,89 @@
+"""Batch normalization as a node: the only one whose merge needs the features."""
+
+from repq_tf.branches.base import Branch, Reading
+from repq_tf.branches.statistics import BatchNormStatistics
+from repq_tf.convolution import VALID
+from repq_tf.keras_api import add_parameter, keras, ops
+
+
+class BatchNorm(Branch):
+    """Batch normalization of a child: `gamma * (y - E[y]) / sqrt(V[y] + epsilon) + beta`.
+
+    Run, it is an ordinary batch norm. Merged, it scales the child's kernel per output
+    channel by `gain = gamma / sqrt(V + epsilon)` and shifts it by `beta - E * gain`
+    (arXiv 2311.05317, Eq. 2), where E and V come from the reading.
+
+    Args:
+        child: the branch that is normalized.
+        momentum: of the moving statistics. PyTorch's 0.1 is 0.9 here.
+        epsilon: added to the variance.
+        gamma_initializer: Keras initializer of gamma.
+        synchronized: whether replicas normalize by the global batch's moments.
+        name: name of the node; defaults to `CHILD_bn`.
+    """
+
+    def __init__(
+        self,
+        child,
+        momentum=0.9,
+        epsilon=1e-5,
+        gamma_initializer="ones",
+        synchronized=True,
+        name=None,
+        dtype=None,
+    ):
+        super().__init__(name=name or f"{child.name}_bn", dtype=dtype)
+        self.child = child
+        self.kernel_size = child.kernel_size
+        self.epsilon = epsilon
+        self.gamma_initializer = keras.initializers.get(gamma_initializer)
+        self.statistics = BatchNormStatistics(
+            momentum=momentum, synchronized=synchronized, dtype=dtype
+        )
+
+    @property
+    def children(self):
+        """The child alone."""
+        return (self.child,)
+
+    def output_channels(self, in_channels):
+        """The child's output channels."""
+        return self.child.output_channels(in_channels)
+
+    def build(self, input_shape):
+        """Builds the child and creates gamma, beta and the moving statistics."""
+        self.child.build(input_shape)
+        channels = self.output_channels(input_shape[-1])
+        self.gamma = add_parameter(self, "gamma", (channels,), self.gamma_initializer)
+        self.beta = add_parameter(self, "beta", (channels,), "zeros")
+        self.statistics.build((channels,))
+        self.built = True
+
+    def call(self, x, window=VALID, strides=(1, 1), training=None):
+        """Runs the child and normalizes its output."""
+        y = self.child(x, window=window, strides=strides, training=training)
+        return self.normalize(y, training)
+
+    def normalize(self, y, training, bias=None):
+        """Normalizes the features `y + bias`."""
+        mean, variance = self.statistics.of_features(y, training, bias)
+        gain, shift = self.gain_and_shift(mean, variance)
+        if bias is not None:
+            shift = shift + bias * gain
+        wide = ops.cast(y, gain.dtype) * gain + shift
+        return ops.cast(wide, y.dtype)
+
+    def gain_and_shift(self, mean=None, variance=None, reading=None):
+        """The affine map `gain * y + shift` of given moments, or of the moving ones."""
+        reading = reading or Reading()
+        if mean is None:
+            mean, variance = Reading.moments(reading, self.statistics, None)
+        gain = reading.value(self.gamma) / reading.xp.sqrt(variance + self.epsilon)
+        return gain, reading.value(self.beta) - mean * gain
+
+    def merge(self, reading=None):
+        """The child's kernel, scaled and shifted."""
+        reading = reading or Reading()
+        affine = self.child.merge(reading)
+        mean, variance = reading.moments(self.statistics, affine)
+        return affine.scale(*self.gain_and_shift(mean, variance, reading))

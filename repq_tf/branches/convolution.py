@@ -1,0 +1,115 @@
+"""The leaves that are plain: a convolution, and the identity."""
+
+from repq_tf.branches.base import Branch, Reading
+from repq_tf.convolution import VALID, apply_window, convolve, subsample
+from repq_tf.kernels import AffineKernel
+from repq_tf.keras_api import add_parameter, dtype_name, keras, ops
+
+
+class Convolution(Branch):
+    """A convolution with a trainable kernel `(kh, kw, in / groups, filters)`.
+
+    Args:
+        filters: number of output channels.
+        kernel_size: `(kh, kw)` or one number for both.
+        groups: number of groups; equal to the input channels it is depthwise.
+        use_bias: whether it has a bias.
+        kernel_initializer: Keras initializer of the kernel. Its fan-in counts
+            `kh * kw * in / groups`.
+        bias_initializer: Keras initializer of the bias.
+        kernel_regularizer: Keras regularizer of the kernel.
+        name: name of the branch; the weights are called `NAME/kernel`, `NAME/bias`.
+
+    Example:
+        >>> branch = Convolution(8, (1, 3), name="horizontal")
+        >>> y = branch(keras.ops.ones((1, 5, 5, 4)))  # VALID: (1, 5, 3, 8)
+        >>> branch.merge().size
+        (1, 3)
+    """
+
+    def __init__(
+        self,
+        filters,
+        kernel_size,
+        groups=1,
+        use_bias=False,
+        kernel_initializer="he_normal",
+        bias_initializer="zeros",
+        kernel_regularizer=None,
+        name=None,
+        dtype=None,
+    ):
+        if isinstance(kernel_size, int):
+            kernel_size = (kernel_size, kernel_size)
+        super().__init__(name=name or "conv{}x{}".format(*kernel_size), dtype=dtype)
+        self.kernel_size = tuple(kernel_size)
+        self.filters = filters
+        self.groups = groups
+        self.use_bias = use_bias
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+
+    def output_channels(self, in_channels):
+        """The number of filters."""
+        return self.filters
+
+    def build(self, input_shape):
+        """Creates the kernel and, if asked for, the bias."""
+        in_channels = input_shape[-1]
+        if in_channels % self.groups or self.filters % self.groups:
+            raise ValueError(
+                f"{self.name}: groups must divide the {in_channels} input channels and the "
+                f"{self.filters} filters. Received: groups={self.groups}"
+            )
+        shape = (*self.kernel_size, in_channels // self.groups, self.filters)
+        self.kernel = add_parameter(
+            self, "kernel", shape, self.kernel_initializer, self.kernel_regularizer
+        )
+        self.bias = None
+        if self.use_bias:
+            self.bias = add_parameter(self, "bias", (self.filters,), self.bias_initializer)
+        self.built = True
+
+    def call(self, x, window=VALID, strides=(1, 1), training=None):
+        """Convolves the window with the kernel."""
+        y = convolve(x, ops.convert_to_tensor(self.kernel), self.groups, strides, window)
+        return y if self.bias is None else y + ops.cast(self.bias, y.dtype)
+
+    def merge(self, reading=None):
+        """The kernel and the bias themselves."""
+        reading = reading or Reading()
+        kernel = reading.value(self.kernel)
+        if self.bias is None:
+            bias = reading.xp.zeros((self.filters,), dtype_name(kernel))
+        else:
+            bias = reading.value(self.bias)
+        return AffineKernel(kernel, bias, self.groups)
+
+
+class Identity(Branch):
+    """The identity; with strides, every stride-th pixel."""
+
+    def __init__(self, name="identity", dtype=None):
+        super().__init__(name=name, dtype=dtype)
+
+    def output_channels(self, in_channels):
+        """The number of input channels."""
+        return in_channels
+
+    def build(self, input_shape):
+        """Remembers the number of channels."""
+        self.channels = input_shape[-1]
+        self.built = True
+
+    def call(self, x, window=VALID, strides=(1, 1), training=None):
+        """Returns the window itself."""
+        return subsample(apply_window(x, window), strides)
+
+    def merge(self, reading=None):
+        """The depthwise kernel of ones."""
+        reading = reading or Reading()
+        affine = AffineKernel.identity(self.channels, self.variable_dtype)
+        return AffineKernel(
+            reading.constant(affine.kernel), reading.constant(affine.bias), affine.groups
+        )

@@ -1,0 +1,109 @@
+"""The combiners: a sum of parallel branches, and a chain of branches."""
+
+from repq_tf.branches.base import Branch, Reading
+from repq_tf.convolution import VALID, crop_window
+
+
+class Sum(Branch):
+    """Parallel branches, added; smaller kernels work on the centred crop.
+
+    Args:
+        branches: the branches, all with the same number of output channels.
+        name: name of the node.
+    """
+
+    def __init__(self, branches, name="sum", dtype=None):
+        super().__init__(name=name, dtype=dtype)
+        if not branches:
+            raise ValueError(f"{name}: branches must not be empty")
+        self.children = tuple(branches)
+        self.kernel_size = tuple(
+            max(child.kernel_size[axis] for child in self.children) for axis in range(2)
+        )
+
+    def output_channels(self, in_channels):
+        """The common number of output channels."""
+        channels = {child.name: child.output_channels(in_channels) for child in self.children}
+        if len(set(channels.values())) > 1:
+            raise ValueError(
+                f"{self.name}: branches must have equal output channels. Received: {channels}"
+            )
+        return next(iter(channels.values()))
+
+    def build(self, input_shape):
+        """Builds the branches."""
+        self.output_channels(input_shape[-1])
+        for child in self.children:
+            child.build(input_shape)
+        self.built = True
+
+    def call(self, x, window=VALID, strides=(1, 1), training=None):
+        """Adds the outputs of the branches."""
+        total = None
+        for child in self.children:
+            inner = crop_window(window, self.kernel_size, child.kernel_size)
+            y = child(x, window=inner, strides=strides, training=training)
+            total = y if total is None else total + y
+        return total
+
+    def merge(self, reading=None):
+        """Adds the kernels of the branches."""
+        reading = reading or Reading()
+        total = None
+        for child in self.children:
+            affine = child.merge(reading.inside(self.kernel_size, child.kernel_size))
+            total = affine if total is None else total + affine
+        return total
+
+
+class Chain(Branch):
+    """Branches one after the other, without padding between them.
+
+    The block's zeros enter before the first link, so the features between are
+    padded with what the first link makes of zeros (its bias), as they must be for
+    the merged kernel to be exact at the borders. The strides belong to the last link.
+
+    Args:
+        branches: the links, first to last.
+        name: name of the node.
+    """
+
+    def __init__(self, branches, name="chain", dtype=None):
+        super().__init__(name=name, dtype=dtype)
+        if not branches:
+            raise ValueError(f"{name}: branches must not be empty")
+        self.children = tuple(branches)
+        self.kernel_size = tuple(
+            1 + sum(child.kernel_size[axis] - 1 for child in self.children) for axis in range(2)
+        )
+
+    def output_channels(self, in_channels):
+        """The output channels of the last link."""
+        for child in self.children:
+            in_channels = child.output_channels(in_channels)
+        return in_channels
+
+    def build(self, input_shape):
+        """Builds the links, each on the channels of the one before."""
+        channels = input_shape[-1]
+        for child in self.children:
+            child.build((*input_shape[:-1], channels))
+            channels = child.output_channels(channels)
+        self.built = True
+
+    def call(self, x, window=VALID, strides=(1, 1), training=None):
+        """Runs the links."""
+        for child in self.children:
+            stride = strides if child is self.children[-1] else (1, 1)
+            x = child(x, window=window, strides=stride, training=training)
+            window = VALID
+        return x
+
+    def merge(self, reading=None):
+        """Composes the kernels of the links."""
+        reading = reading or Reading()
+        merged = None
+        for child in self.children:
+            affine = child.merge(reading.after(merged, last=child is self.children[-1]))
+            merged = affine if merged is None else merged.then(affine)
+        return merged

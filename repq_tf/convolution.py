@@ -1,0 +1,95 @@
+"""Convolution of features with a padding window, the one place that pads.
+
+A *window* is a pair of `(before, after)` zeros for each spatial axis. A block pads
+its input once for its full kernel size; a branch with a smaller kernel works on
+the centred crop of that padded input. Cropping is arithmetic on the window
+(`crop_window`; negative numbers cut pixels off), so that nothing is copied
+unless a kernel really needs the zeros.
+"""
+
+from repq_tf.kernels import centre_offset
+from repq_tf.keras_api import ops
+
+VALID = ((0, 0), (0, 0))
+
+
+def same_window(kernel_size, strides, spatial):
+    """Keras's "same" window: `ceil(n / stride)` outputs, the odd zero at the end.
+
+    Args:
+        kernel_size: `(kh, kw)`.
+        strides: `(sh, sw)`.
+        spatial: input height and width; either may be None where the stride is 1.
+
+    Raises:
+        ValueError: a size is unknown on an axis with a stride above 1.
+    """
+    window = []
+    for size, stride, length in zip(kernel_size, strides, spatial, strict=True):
+        if stride == 1:
+            total = size - 1
+        elif length is None:
+            raise ValueError(
+                'padding="same" with strides above 1 needs a known input size; give the '
+                f"input a size, or pad explicitly. Received: input size {tuple(spatial)}"
+            )
+        else:
+            total = max((-(-length // stride) - 1) * stride + size - length, 0)
+        window.append((total // 2, total - total // 2))
+    return tuple(window)
+
+
+def crop_window(window, outer, inner):
+    """The window of a kernel of size `inner` centred in one of size `outer`."""
+    cropped = []
+    for (before, after), big, small in zip(window, outer, inner, strict=True):
+        offset = centre_offset(big, small)
+        cropped.append((before - offset, after - (big - small - offset)))
+    return tuple(cropped)
+
+
+def apply_window(x, window):
+    """Pads `x` `(batch, height, width, channels)` with zeros, or crops it."""
+    if any(side < 0 for pair in window for side in pair):
+        (top, bottom), (left, right) = ((max(-a, 0), max(-b, 0)) for a, b in window)
+        height, width = ops.shape(x)[1], ops.shape(x)[2]
+        x = x[:, top : height - bottom, left : width - right, :]
+    if any(side > 0 for pair in window for side in pair):
+        x = ops.pad(x, ((0, 0), *((max(a, 0), max(b, 0)) for a, b in window), (0, 0)))
+    return x
+
+
+def subsample(x, strides):
+    """Every `strides`-th pixel: what a 1x1 convolution with strides reads."""
+    if tuple(strides) == (1, 1):
+        return x
+    return x[:, :: strides[0], :: strides[1], :]
+
+
+def convolve(x, kernel, groups=1, strides=(1, 1), window=VALID):
+    """Correlates features with a kernel.
+
+    Args:
+        x: `(batch, height, width, in_channels)`.
+        kernel: `(kh, kw, in_channels / groups, out_channels)`; cast to x's dtype.
+        groups: number of groups; `in_channels` makes it depthwise.
+        strides: `(sh, sw)`.
+        window: zeros before and after, for each spatial axis.
+
+    Returns:
+        `(batch, out_height, out_width, out_channels)` in x's dtype.
+    """
+    kernel = ops.cast(kernel, x.dtype)
+    size, spatial = kernel.shape[:2], x.shape[1:3]
+    padding = "valid"
+    if tuple(window) != VALID:
+        known = all(s == 1 or n is not None for s, n in zip(strides, spatial, strict=True))
+        if known and tuple(window) == same_window(size, strides, spatial):
+            padding = "same"
+        else:
+            x = apply_window(x, window)
+    channels = x.shape[-1]
+    if groups > 1 and groups == channels:
+        kernel = ops.reshape(kernel, (*size, channels, kernel.shape[3] // channels))
+        return ops.depthwise_conv(x, kernel, strides=tuple(strides), padding=padding)
+    return ops.conv(x, kernel, strides=tuple(strides), padding=padding)

@@ -1,0 +1,88 @@
+"""Which Keras: `keras` (3), or `tf_keras` when `TF_USE_LEGACY_KERAS=1`.
+
+Every other module takes Keras from here. Arithmetic always goes through
+`keras.ops` of Keras 3, which works inside `tf_keras` layers unchanged on the
+TensorFlow backend; only the base classes differ.
+"""
+
+import os
+
+import keras as _keras3
+from keras import ops
+
+LEGACY = os.environ.get("TF_USE_LEGACY_KERAS", "0").lower() in ("1", "true")
+
+if LEGACY:
+    import tf_keras as keras
+else:
+    keras = _keras3
+
+Layer = keras.layers.Layer
+register = keras.saving.register_keras_serializable(package="repq_tf")
+
+
+def backend():
+    """Returns the name of the array backend: `"tensorflow"`, `"jax"` or `"torch"`."""
+    return _keras3.backend.backend()
+
+
+def dtype_name(array):
+    """Returns the dtype of a tensor, variable or NumPy array as a string."""
+    return _keras3.backend.standardize_dtype(array.dtype)
+
+
+def add_statistic(layer, name, shape, initializer):
+    """Adds a non-trainable float variable whose replicas are averaged on assignment.
+
+    Keras 3's default (`aggregation="none"`) lets the replicas of a
+    `MirroredStrategy` diverge, and replica 0's copy is what gets saved.
+
+    Args:
+        layer: the layer that owns the variable.
+        name: its name.
+        shape: its shape.
+        initializer: its initializer.
+
+    Returns:
+        The variable.
+    """
+    options = {"aggregation": "mean", "autocast": False}
+    if LEGACY:
+        import tensorflow as tf
+
+        options = {
+            "aggregation": tf.VariableAggregation.MEAN,
+            "synchronization": tf.VariableSynchronization.ON_READ,
+            "experimental_autocast": False,
+        }
+    return layer.add_weight(
+        name=name, shape=shape, initializer=initializer, trainable=False, **options
+    )
+
+
+def add_parameter(layer, name, shape, initializer, regularizer=None):
+    """Adds a trainable variable that mixed precision leaves in its own dtype.
+
+    Kernels, batch-norm parameters and step sizes enter the algebra of merged
+    kernels, which half precision would spoil; features alone are cast.
+    """
+    options = {"experimental_autocast": False} if LEGACY else {"autocast": False}
+    return layer.add_weight(
+        name=name, shape=shape, initializer=initializer, regularizer=regularizer, **options
+    )
+
+
+def replica_mean(tensor):
+    """Averages a tensor over the replicas of the current strategy.
+
+    Differentiable. Outside a TensorFlow replica context, and on JAX, whose
+    sharded arrays are global already, it returns the tensor itself.
+    """
+    if backend() != "tensorflow":
+        return tensor
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return tensor
+    return context.all_reduce(tf.distribute.ReduceOp.MEAN, tensor)

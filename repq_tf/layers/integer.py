@@ -1,0 +1,44 @@
+"""The weights of a deployed integer convolution, in the arithmetic of inference."""
+
+from repq_tf.keras_api import ops
+
+# A channel whose gain has vanished still has a bias; its scale is kept large
+# enough for the bias to fit 32 bits and for the runtime's multiplier to exist.
+_LARGEST_BIAS = 2.0**30
+_SMALLEST_SCALE = 2.0**-20
+
+
+def integer_weights(affine, quantizer, input_step, gain=None, shift=None):
+    """Integer weights, their scale and the integer bias of `gain * conv + shift`.
+
+    With `n = levels of the kernel`, `s` the quantizer's step:
+
+        y = sum(n_x * n) * s * input_step * gain + (bias * gain + shift)
+          = (sum(n_x * n * sign(gain)) + bias_integers) * (scale * input_step),
+        scale = s * |gain|,  bias_integers = round((bias * gain + shift) / (scale * input_step))
+
+    Args:
+        affine: the merged `AffineKernel`, not quantized.
+        quantizer: the `LSQ` of its kernel.
+        input_step: the step of the input's grid, `()`.
+        gain: per output channel, of the batch norm that follows; or None.
+        shift: likewise.
+
+    Returns:
+        `(integers, scale, bias)`: whole numbers in the kernel's shape, `(channels,)`
+        positive, and whole numbers `(channels,)`; tensors of the kernel's dtype.
+    """
+    integers = quantizer.integers(affine.kernel)
+    scale = ops.broadcast_to(quantizer.step, affine.bias.shape)
+    bias = affine.bias
+    if gain is not None:
+        integers = integers * ops.where(gain < 0, -1.0, 1.0)
+        scale = scale * ops.abs(gain)
+        bias = bias * gain + shift
+    floor = ops.maximum(
+        ops.abs(bias) / (input_step * _LARGEST_BIAS), ops.max(scale) * _SMALLEST_SCALE
+    )
+    small = scale < floor
+    integers = ops.where(small, ops.round(integers * (scale / floor)), integers)
+    scale = ops.where(small, floor, scale)
+    return integers, scale, ops.round(bias / (scale * input_step))

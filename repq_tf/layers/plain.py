@@ -1,0 +1,78 @@
+"""Plain convolutions as blocks: the trivial expressions."""
+
+from repq_tf.keras_api import ops, register
+from repq_tf.layers.reparam_conv import ReparamConv
+
+
+@register
+class ConvBlock(ReparamConv):
+    """One convolution with a bias: what a stock Conv2D becomes when quantized.
+
+    Args:
+        use_bias: whether it has a bias.
+        **options: those of `ReparamConv`.
+    """
+
+    def __init__(self, filters, kernel_size=3, use_bias=True, **options):
+        super().__init__(filters, kernel_size, **options)
+        self.use_bias = use_bias
+
+    def make_branches(self, in_channels):
+        """The convolution."""
+        return self.convolution(use_bias=self.use_bias, name="conv")
+
+    def get_config(self):
+        """The arguments of the constructor."""
+        return {**super().get_config(), "use_bias": self.use_bias}
+
+
+@register
+class ConvBNBlock(ConvBlock):
+    """One convolution and one batch norm: the block of plain networks.
+
+    The batch norm is at the root: when quantized, the kernel itself is quantized and the
+    batch norm follows the convolution, exactly.
+
+    Args:
+        **options: those of `ConvBlock`; without a bias by default.
+    """
+
+    def __init__(self, filters, kernel_size=3, use_bias=False, **options):
+        super().__init__(filters, kernel_size, use_bias=use_bias, **options)
+
+    def make_branches(self, in_channels):
+        """The normalized convolution."""
+        return self.batch_norm(super().make_branches(in_channels), name="bn")
+
+
+@register
+class DenseBlock(ConvBlock):
+    """A dense layer as a 1x1 convolution of one pixel: `(batch, features)` in and out.
+
+    Args:
+        filters: number of outputs.
+        **options: those of `ConvBlock`.
+    """
+
+    def __init__(self, filters, **options):
+        options["kernel_size"] = 1
+        super().__init__(filters, **options)
+
+    def build(self, input_shape):
+        """Builds the 1x1 convolution."""
+        if len(input_shape) != 2:
+            raise ValueError(
+                f"{self.name}: the input must be (batch, features). Received: shape "
+                f"{tuple(input_shape)}"
+            )
+        super().build((input_shape[0], 1, 1, input_shape[1]))
+
+    def call(self, inputs, input_step=None, training=False):
+        """Runs the dense layer."""
+        pixel = ops.expand_dims(inputs, (1, 2))
+        return ops.squeeze(super().call(pixel, input_step, training), (1, 2))
+
+    def build_from_config(self, config):
+        """Builds the layer for a saved input shape."""
+        if config:
+            self.build((config["input_shape"][0], config["input_shape"][-1]))

@@ -1,0 +1,345 @@
+"""The base of every re-parameterized convolution."""
+
+from repq_tf.branches import (
+    BatchNorm,
+    Convolution,
+    FeatureReading,
+    Identity,
+    Reading,
+    check_mode,
+)
+from repq_tf.convolution import VALID, convolve, same_window
+from repq_tf.keras_api import Layer, keras, ops, register
+from repq_tf.layers.integer import integer_weights
+from repq_tf.quantizers import LSQ
+
+
+def _pair(value, argument):
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or any(not isinstance(n, int) or n < 1 for n in pair):
+        raise ValueError(
+            f"{argument} must be a positive whole number or a pair of them. Received: {value!r}"
+        )
+    return pair
+
+
+def _window(padding):
+    """`padding` as "same", or as explicit `((top, bottom), (left, right))`."""
+    if isinstance(padding, str):
+        if padding.lower() not in ("same", "valid"):
+            raise ValueError(
+                'padding must be "same", "valid", a number, (height, width) or ((top, '
+                f"bottom), (left, right)). Received: {padding!r}"
+            )
+        return VALID if padding.lower() == "valid" else "same"
+    if isinstance(padding, int):
+        padding = (padding, padding)
+    return tuple((n, n) if isinstance(n, int) else tuple(n) for n in padding)
+
+
+@register
+class ReparamConv(Layer):
+    """A convolution that is trained as an expression over branches.
+
+    A subclass declares the expression in `make_branches`; everything else is done
+    here. In floating point the branches run one by one. With `merged=True` or with
+    `weight_bits`, `call` computes the merged kernel `M` and bias `b` from the branch
+    variables, differentiably, and returns
+
+        activation(root(conv(x, Q(M)) + b))
+
+    where Q is the LSQ quantizer (none without `weight_bits`) and root is the batch
+    norm at the root of the expression, if there is one, or the *restored* one: it
+    follows the convolution exactly and folds into the per-channel scale of the
+    deployed layer. This is RepQ (arXiv 2311.05317, Eq. 1 and Algorithm 1).
+
+    In inference, a quantized block that is given the step of its input computes what
+    the integer runtime computes: whole-number weights and inputs, and a bias on the
+    `input_step * weight_step` grid.
+
+    Args:
+        filters: number of output channels.
+        kernel_size: of the merged kernel; a number or `(height, width)`.
+        strides: a number or `(height, width)`.
+        padding: "same" (Keras's rule), "valid", or explicit zeros: a number,
+            `(height, width)` or `((top, bottom), (left, right))`. The input is padded
+            once, for the full kernel; smaller branches work on a centred crop.
+        groups: number of groups.
+        activation: Keras activation, applied last.
+        merged: whether to compute with the merged kernel in floating point too.
+        bn_statistics: where merged batch norms get their moments in training:
+            "restored", "batch", "estimate", "sample" or "running"; see
+            `BatchNormStatistics`.
+        restore_batch_norm: whether a batch norm stands after the merged convolution of
+            a block that has none at its root. Default: where batch norms inside are
+            merged with `bn_statistics="restored"`.
+        weight_bits: 2 to 8 to quantize the merged kernel; None for floating point.
+        per_channel: whether each output channel has a step of its own.
+        momentum: of the batch norms' moving statistics.
+        epsilon: of the batch norms.
+        synchronized: whether replicas share batch moments.
+        sample_fraction: the share of the batch for `bn_statistics="sample"`.
+        literal_estimate: whether "estimate" takes the paper's Eq. 5 as printed.
+        kernel_initializer: of the branches' kernels.
+        kernel_regularizer: of the branches' kernels.
+
+    Input: `(batch, height, width, channels)`. Output: `(batch, height', width', filters)`.
+
+    Example, a new re-parameterization in ten lines:
+        >>> @keras.saving.register_keras_serializable()
+        ... class WideBlock(repq_tf.layers.ReparamConv):
+        ...     def make_branches(self, in_channels):
+        ...         wide = self.batch_norm(self.convolution((1, 5), name="wide"))
+        ...         tall = self.batch_norm(self.convolution((5, 1), name="tall"))
+        ...         return repq_tf.branches.Sum([wide, tall])
+        >>> y = WideBlock(16, kernel_size=5, activation="relu")(x)
+    """
+
+    def __init__(
+        self,
+        filters,
+        kernel_size=3,
+        strides=1,
+        padding="same",
+        groups=1,
+        activation=None,
+        merged=False,
+        bn_statistics="restored",
+        restore_batch_norm=None,
+        weight_bits=None,
+        per_channel=True,
+        momentum=0.9,
+        epsilon=1e-5,
+        synchronized=True,
+        sample_fraction=1 / 8,
+        literal_estimate=False,
+        kernel_initializer="he_normal",
+        kernel_regularizer=None,
+        **kwargs,
+    ):
+        # Steps of the input must not be cast to half precision; features are cast here.
+        kwargs.setdefault("autocast", False)
+        super().__init__(**kwargs)
+        if not isinstance(filters, int) or filters < 1:
+            raise ValueError(f"filters must be a positive whole number. Received: {filters!r}")
+        self.filters = filters
+        self.kernel_size = _pair(kernel_size, "kernel_size")
+        self.strides = _pair(strides, "strides")
+        self.padding = padding
+        self._window = _window(padding)
+        self.groups = groups
+        self.activation = keras.activations.get(activation)
+        self.merged = merged
+        self.bn_statistics = check_mode(bn_statistics)
+        self.restore_batch_norm = restore_batch_norm
+        self.weight_bits = weight_bits
+        self.per_channel = per_channel
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.synchronized = synchronized
+        self.sample_fraction = sample_fraction
+        self.literal_estimate = literal_estimate
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+        self.weight_quantizer = None
+        if weight_bits is not None:
+            self.weight_quantizer = LSQ(
+                bits=weight_bits,
+                signed=True,
+                channels=filters if per_channel else None,
+                name="weight_quantizer",
+            )
+
+    # What a subclass declares, and what helps it to.
+
+    def make_branches(self, in_channels):
+        """Returns the expression: a `Branch`, built of new branch layers.
+
+        Args:
+            in_channels: number of input channels.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement make_branches")
+
+    def convolution(self, kernel_size=None, name=None, **options):
+        """A `Convolution` branch with the block's filters, groups and initializer."""
+        options.setdefault("filters", self.filters)
+        options.setdefault("groups", self.groups)
+        options.setdefault("kernel_initializer", _fresh(self.kernel_initializer))
+        options.setdefault("kernel_regularizer", self.kernel_regularizer)
+        return Convolution(kernel_size=kernel_size or self.kernel_size, name=name, **options)
+
+    def batch_norm(self, child, name=None, **options):
+        """A `BatchNorm` branch with the block's momentum, epsilon and synchronization."""
+        options.setdefault("momentum", self.momentum)
+        options.setdefault("epsilon", self.epsilon)
+        options.setdefault("synchronized", self.synchronized)
+        return BatchNorm(child, name=name, **options)
+
+    # Building.
+
+    def build(self, input_shape):
+        """Creates the branches and, where they are needed, the restored BN and the steps."""
+        if len(input_shape) != 4 or input_shape[-1] is None:
+            raise ValueError(
+                f"{self.name}: the input must be (batch, height, width, channels) with a "
+                f"known number of channels. Received: shape {tuple(input_shape)}"
+            )
+        self._built_shape = tuple(input_shape)
+        channels = input_shape[-1]
+        if self._window == "same":
+            same_window(self.kernel_size, self.strides, input_shape[1:3])
+        self.expression = self.make_branches(channels)
+        inner = self.inner
+        if inner.kernel_size != self.kernel_size:
+            raise ValueError(
+                f"{self.name}: the branches make a kernel of size {inner.kernel_size}, but "
+                f"kernel_size is {self.kernel_size}"
+            )
+        self.expression.build(input_shape)
+        if inner.output_channels(channels) != self.filters:
+            raise ValueError(
+                f"{self.name}: the branches make {inner.output_channels(channels)} channels, "
+                f"but filters is {self.filters}"
+            )
+        self.restored = None
+        if self._restores():
+            self.restored = self.batch_norm(Identity(), name="restored_bn")
+            self.restored.build((None, None, None, self.filters))
+        for node in self.expression.walk():
+            if isinstance(node, BatchNorm):
+                node.statistics.mode = self.bn_statistics
+                node.statistics.sample_fraction = self.sample_fraction
+                node.statistics.literal_estimate = self.literal_estimate
+        if self.weight_quantizer is not None:
+            self.weight_quantizer.build(None)
+        self.built = True
+
+    def _restores(self):
+        if isinstance(self.expression, BatchNorm):
+            return False
+        if self.restore_batch_norm is not None:
+            return self.restore_batch_norm
+        merged = self.merged or self.weight_bits is not None
+        return merged and self.bn_statistics == "restored" and bool(self.merged_batch_norms)
+
+    @property
+    def inner(self):
+        """The part of the expression that is merged into the kernel."""
+        root = isinstance(self.expression, BatchNorm)
+        return self.expression.child if root else self.expression
+
+    @property
+    def root(self):
+        """The `BatchNorm` that follows the merged convolution, or None."""
+        return self.expression if isinstance(self.expression, BatchNorm) else self.restored
+
+    @property
+    def merged_batch_norms(self):
+        """The batch norms that are merged into the kernel, inner ones first."""
+        return [node for node in self.inner.walk() if isinstance(node, BatchNorm)]
+
+    def window(self, spatial):
+        """The zeros around an input of `(height, width)`."""
+        if self._window == "same":
+            return same_window(self.kernel_size, self.strides, spatial)
+        return self._window
+
+    # Running.
+
+    def call(self, inputs, input_step=None, training=False):
+        """Runs the block.
+
+        Args:
+            inputs: `(batch, height, width, channels)`.
+            input_step: the step of the grid that the inputs lie on, `()`; given, a
+                quantized block's inference is the integer runtime's.
+            training: whether batch norms use the batch's moments.
+        """
+        x = ops.cast(inputs, self.compute_dtype)
+        window = self.window(x.shape[1:3])
+        if self.weight_quantizer is not None and not training and input_step is not None:
+            y = self._integer_convolution(inputs, input_step, window)
+        elif self.merged or self.weight_quantizer is not None:
+            y = self._merged_convolution(x, window, training)
+        else:
+            y = self.expression(x, window=window, strides=self.strides, training=training)
+        return self.activation(ops.cast(y, self.compute_dtype))
+
+    def _merged_convolution(self, x, window, training):
+        reading = FeatureReading(x, window, self.strides) if training else Reading()
+        affine = self.inner.merge(reading)
+        kernel = affine.kernel
+        if self.weight_quantizer is not None:
+            kernel = self.weight_quantizer(kernel)
+        y = convolve(x, kernel, affine.groups, self.strides, window)
+        if self.root is None:
+            return y + ops.cast(affine.bias, y.dtype)
+        training = training and self.bn_statistics != "running"
+        return self.root.normalize(y, training, bias=affine.bias)
+
+    def _integer_convolution(self, x, input_step, window):
+        integers, scale, bias = self.integer_weights(input_step)
+        groups = self.inner.merge().groups
+        wide = ops.cast(x, scale.dtype)
+        y = convolve(ops.round(wide / input_step), integers, groups, self.strides, window)
+        return (y + bias) * (scale * input_step)
+
+    # Reading.
+
+    def merge(self, reading=None):
+        """Returns the `AffineKernel` that the whole block is in inference.
+
+        Args:
+            reading: a `Reading`; `NumpyReading()` merges in float64.
+        """
+        reading = reading or Reading()
+        affine = self.inner.merge(reading)
+        root = self.root
+        if root is None or (root is self.restored and not self._uses_merged_kernel()):
+            return affine
+        return affine.scale(*root.gain_and_shift(*self._root_moments(reading), reading))
+
+    def _root_moments(self, reading):
+        return Reading.moments(reading, self.root.statistics, None)
+
+    def _uses_merged_kernel(self):
+        return self.merged or self.weight_quantizer is not None
+
+    def integer_weights(self, input_step):
+        """The weights of the deployed integer layer; see `repq_tf.layers.integer`."""
+        affine = self.inner.merge()
+        gain, shift = None, None
+        if self.root is not None:
+            gain, shift = self.root.gain_and_shift()
+        return integer_weights(affine, self.weight_quantizer, input_step, gain, shift)
+
+    # Saving.
+
+    def get_config(self):
+        """The arguments of the constructor."""
+        config = super().get_config()
+        config.pop("autocast", None)
+        names = (
+            "filters kernel_size strides padding groups merged bn_statistics "
+            "restore_batch_norm weight_bits per_channel momentum epsilon synchronized "
+            "sample_fraction literal_estimate"
+        )
+        config.update({name: getattr(self, name) for name in names.split()})
+        config["activation"] = keras.activations.serialize(self.activation)
+        config["kernel_initializer"] = keras.initializers.serialize(self.kernel_initializer)
+        config["kernel_regularizer"] = keras.regularizers.serialize(self.kernel_regularizer)
+        return config
+
+    def get_build_config(self):
+        """The input shape that the block was built for."""
+        return {"input_shape": self._built_shape}
+
+    def build_from_config(self, config):
+        """Builds the block for a saved input shape."""
+        if config:
+            self.build(config["input_shape"])
+
+
+def _fresh(initializer):
+    """A copy, so that branches of one shape do not start from equal weights."""
+    return type(initializer).from_config(initializer.get_config())

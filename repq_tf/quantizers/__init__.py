@@ -1,0 +1,15 @@
+"""Quantizers: LSQ, and how its step is initialised."""
+
+from repq_tf.quantizers.lsq import BITS, LSQ, check_bits, levels, lsq, quantize_levels
+from repq_tf.quantizers.step_init import lsq_step, min_error_step
+
+__all__ = [
+    "BITS",
+    "LSQ",
+    "check_bits",
+    "levels",
+    "lsq",
+    "lsq_step",
+    "min_error_step",
+    "quantize_levels",
+]

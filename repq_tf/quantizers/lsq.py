@@ -1,0 +1,200 @@
+"""Learned step size quantization (LSQ, arXiv 1902.08153), for weights and activations."""
+
+import math
+
+from repq_tf.keras_api import Layer, add_parameter, add_statistic, ops, register
+from repq_tf.quantizers.step_init import lsq_step, min_error_step
+
+BITS = range(2, 9)
+
+
+def check_bits(bits, argument="bits"):
+    """Returns `bits` as an int, or raises ValueError when it is not within 2 to 8."""
+    if isinstance(bits, bool) or int(bits) != bits or int(bits) not in BITS:
+        raise ValueError(f"{argument} must be a whole number from 2 to 8. Received: {bits!r}")
+    return int(bits)
+
+
+def levels(bits, signed, narrow):
+    """The lowest and the highest integer of a grid, `(-Q_N, Q_P)`.
+
+    Unsigned: `0 ... 2^b - 1`. Signed: `-2^(b-1) ... 2^(b-1) - 1`; narrow drops the
+    lowest, so that the grid is symmetric, as TFLite wants 8-bit weights.
+    """
+    if not signed:
+        return 0, 2**bits - 1
+    top = 2 ** (bits - 1) - 1
+    return (-top if narrow else -top - 1), top
+
+
+def quantize_levels(x, step, low, high):
+    """The integers `round-half-to-even(clip(x / step, low, high))`, as floats."""
+    return ops.round(ops.clip(x / step, low, high))
+
+
+def lsq(x, initial_step, log_ratio, low, high, gradient_scale):
+    """Fake-quantizes `x` with LSQ's gradients, keeping only `x` and the step for them.
+
+    With `s = initial_step * exp(log_ratio)` and `v = x / s`:
+
+    - forward: `round(clip(v, low, high)) * s`;
+    - to x: 1 inside the range, 0 outside (straight through);
+    - of s, as in the paper: `round(v) - v` inside, `low` below, `high` above, summed
+      over what shares the step and multiplied by `gradient_scale`.
+
+    The trained variable is the logarithm, so that the step is positive under any
+    optimizer, and it receives the gradient of s divided by s. A gradient step on
+    it then moves s by as much as LSQ's own to first order,
+    `s * (learning_rate * ds / s)`; natural chain rule would slow small steps by s^2.
+
+    Args:
+        x: a float32 or float64 tensor.
+        initial_step: `()` or `(channels,)`, positive; receives no gradient.
+        log_ratio: of the same shape.
+        low: the lowest level.
+        high: the highest level.
+        gradient_scale: a number or scalar tensor.
+
+    Returns:
+        A tensor of x's shape and dtype.
+    """
+
+    @ops.custom_gradient
+    def fake_quantize(x, initial_step, log_ratio):
+        step = initial_step * ops.exp(log_ratio)
+
+        def gradient(*args, upstream=None):
+            upstream = args[0] if upstream is None else upstream
+            v = x / step
+            below, above = v <= low, v >= high
+            inside = ops.logical_not(ops.logical_or(below, above))
+            to_x = ops.where(inside, upstream, ops.zeros_like(upstream))
+            # Clipping makes `round(v)` the level itself outside the range as well.
+            clipped = ops.clip(v, low, high)
+            error = ops.round(clipped) - ops.where(inside, v, ops.zeros_like(v))
+            product = upstream * error
+            axes = tuple(range(product.ndim - len(step.shape)))
+            to_step = ops.sum(product, axis=axes) * gradient_scale
+            return to_x, ops.zeros_like(initial_step), to_step / step
+
+        return quantize_levels(x, step, low, high) * step, gradient
+
+    return fake_quantize(x, initial_step, log_ratio)
+
+
+@register
+class LSQ(Layer):
+    """An LSQ quantizer: a grid of `2^bits` levels whose step is learned.
+
+    Args:
+        bits: 2 to 8.
+        signed: whether the grid has negative levels.
+        narrow: whether a signed grid drops its lowest level; default: at 8 bits.
+        channels: number of steps, one for each index of the last axis; None: one step.
+        gradient_scale: "auto" is LSQ's `1 / sqrt(N * Q_P)`, N the number of values that
+            share a step (of one image, for activations); or a number.
+        per_image: whether the first axis is a batch, which N leaves out.
+
+    Example:
+        >>> quantizer = LSQ(bits=4, signed=False, per_image=True)
+        >>> quantizer.build(None)
+        >>> quantizer.initialize(features)       # MinError
+        >>> y = quantizer(features)              # on the grid, differentiable
+    """
+
+    def __init__(
+        self,
+        bits=8,
+        signed=True,
+        narrow=None,
+        channels=None,
+        gradient_scale="auto",
+        per_image=False,
+        name=None,
+        dtype=None,
+        **kwargs,
+    ):
+        super().__init__(name=name, dtype=dtype, autocast=False, **kwargs)
+        self.bits = check_bits(bits)
+        self.signed = signed
+        self.narrow = bits == 8 if narrow is None else narrow
+        self.channels = channels
+        self.gradient_scale = gradient_scale
+        self.per_image = per_image
+        self.low, self.high = levels(self.bits, self.signed, self.narrow)
+
+    def build(self, input_shape=None):
+        """Creates the step, as a fixed initial value and a trained log ratio to it."""
+        shape = () if self.channels is None else (self.channels,)
+        self.initial_step = add_statistic(self, "initial_step", shape, "ones")
+        self.log_ratio = add_parameter(self, "step_log_ratio", shape, "zeros")
+        self.built = True
+
+    @property
+    def step(self):
+        """The step, `()` or `(channels,)`, a positive tensor."""
+        return ops.convert_to_tensor(self.initial_step) * ops.exp(
+            ops.convert_to_tensor(self.log_ratio)
+        )
+
+    def set_step(self, step):
+        """Sets the step, and the point that weight decay would pull it to."""
+        self.initial_step.assign(ops.broadcast_to(step, self.initial_step.shape))
+        self.log_ratio.assign(ops.zeros(self.log_ratio.shape, self.log_ratio.dtype))
+
+    def initialize(self, values, method="min_error"):
+        """Sets the step from data: `min_error` (default) or `lsq`.
+
+        Args:
+            values: a tensor; of the weight, or of the first calibration batch.
+            method: "min_error" minimises the squared error by a logarithmic search;
+                "lsq" is `2 mean|v| / sqrt(Q_P)`.
+        """
+        methods = {"min_error": min_error_step, "lsq": lsq_step}
+        if method not in methods:
+            raise ValueError(f"method must be one of {list(methods)}. Received: {method!r}")
+        per_channel = self.channels is not None
+        self.set_step(methods[method](values, self.low, self.high, per_channel))
+
+    def integers(self, x):
+        """The levels of `x`, whole numbers as floats: inference's arithmetic."""
+        return quantize_levels(x, self.step, self.low, self.high)
+
+    def call(self, x):
+        """Fake-quantizes `x`; computed in float32 at least, returned in x's dtype."""
+        wide = ops.cast(x, self.log_ratio.dtype)
+        initial = ops.convert_to_tensor(self.initial_step)
+        ratio = ops.convert_to_tensor(self.log_ratio)
+        y = lsq(wide, initial, ratio, self.low, self.high, self._gradient_scale(x))
+        return ops.cast(y, x.dtype)
+
+    def clip_rate(self, x):
+        """The share of values outside the grid's range by more than half a step."""
+        v = ops.cast(x, self.log_ratio.dtype) / self.step
+        outside = ops.logical_or(v < self.low - 0.5, v > self.high + 0.5)
+        return ops.mean(ops.cast(outside, "float32"))
+
+    def _gradient_scale(self, x):
+        if self.gradient_scale != "auto":
+            return self.gradient_scale
+        shape = x.shape[1:] if self.per_image else x.shape
+        if self.channels is not None:
+            shape = shape[:-1]
+        if all(size is not None for size in shape):
+            return 1.0 / math.sqrt(max(math.prod(shape), 1) * self.high)
+        count = ops.cast(ops.size(x), "float32")
+        if self.per_image:
+            count = count / ops.cast(ops.shape(x)[0], "float32")
+        return ops.rsqrt(count * self.high)
+
+    def get_config(self):
+        """The arguments of the constructor."""
+        return {
+            **super().get_config(),
+            "bits": self.bits,
+            "signed": self.signed,
+            "narrow": self.narrow,
+            "channels": self.channels,
+            "gradient_scale": self.gradient_scale,
+            "per_image": self.per_image,
+        }

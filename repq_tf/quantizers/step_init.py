@@ -1,0 +1,74 @@
+"""Initial step sizes: MinError (the paper's choice) and LSQ's own rule."""
+
+from repq_tf.keras_api import ops
+
+# Merged kernels have long tails (max/rms up to 80 for an identity on the diagonal),
+# so the search goes down to 0.4 % of the maximum, and in equal ratios.
+_SMALLEST = 0.004
+_COARSE = 24
+_FINE = 5
+_REFINEMENTS = 2
+
+
+def _rows(values, per_channel):
+    """`(channels, n)`, or `(1, n)` for one step."""
+    values = ops.cast(values, "float32")
+    if per_channel:
+        return ops.transpose(ops.reshape(values, (-1, values.shape[-1])))
+    return ops.reshape(values, (1, -1))
+
+
+def _guard(step, peak):
+    """Rows that are all zero take the mean of the others' steps (1 if there is none)."""
+    alive = ops.cast(peak > 0, step.dtype)
+    count = ops.sum(alive)
+    mean = ops.where(count > 0, ops.sum(step * alive) / ops.maximum(count, 1.0), 1.0)
+    return ops.where(peak > 0, step, mean)
+
+
+def min_error_step(values, low, high, per_channel=False):
+    """The step that minimises `sum (quantize(v) - v)^2`.
+
+    A logarithmic search from 0.4 % to 100 % of the step at which nothing is
+    clipped, refined twice around the best one.
+
+    Args:
+        values: a tensor.
+        low: the lowest level.
+        high: the highest level.
+        per_channel: whether each index of the last axis has a step of its own.
+
+    Returns:
+        A positive tensor, `(channels,)` or `()`.
+    """
+    rows = _rows(values, per_channel)
+    peak = ops.max(ops.abs(rows) if low < 0 else ops.maximum(rows, 0.0), axis=1)
+    largest = ops.maximum(peak, 1e-30) / max(high, 1)
+
+    def error(step):
+        step = step[:, None]
+        residual = ops.round(ops.clip(rows / step, low, high)) * step - rows
+        return ops.sum(ops.square(residual), axis=1)
+
+    best, best_error = largest, error(largest)
+    ratio = _SMALLEST ** (1.0 / (_COARSE - 1))
+    candidates = [largest * ratio**k for k in range(1, _COARSE)]
+    for _ in range(1 + _REFINEMENTS):
+        for step in candidates:
+            value = error(step)
+            better = value < best_error
+            best = ops.where(better, step, best)
+            best_error = ops.where(better, value, best_error)
+        ratio = ratio ** (1.0 / (_FINE + 1))
+        centre = best
+        candidates = [centre * ratio**k for k in range(-_FINE, _FINE + 1) if k]
+    best = _guard(best, peak)
+    return best if per_channel else best[0]
+
+
+def lsq_step(values, low, high, per_channel=False):
+    """LSQ's initial step, `2 mean|v| / sqrt(Q_P)`. Arguments as `min_error_step`."""
+    rows = _rows(values, per_channel)
+    mean = ops.mean(ops.abs(rows), axis=1)
+    step = _guard(2.0 * mean / max(high, 1) ** 0.5, mean)
+    return step if per_channel else step[0]
