@@ -1,5 +1,15 @@
-"""repq_tf: quantization-aware training of re-parameterized convolutions on the merged kernel."""
+"""repq_tf: quantization-aware training of re-parameterized networks, on merged kernels."""
 
 from repq_tf import branches, layers, quantizers
+from repq_tf.deployment import merge
+from repq_tf.quantization import quantization_table, quantize, reestimate_batch_norm
 
-__all__ = ["branches", "layers", "quantizers"]
+__all__ = [
+    "branches",
+    "layers",
+    "merge",
+    "quantization_table",
+    "quantize",
+    "quantizers",
+    "reestimate_batch_norm",
+]

@@ -7,8 +7,8 @@ the centred crop of that padded input. Cropping is arithmetic on the window
 unless a kernel really needs the zeros.
 """
 
-from repq_tf.kernels import centre_offset
 from repq_tf.keras_api import ops
+from repq_tf.kernels import centre_offset
 
 VALID = ((0, 0), (0, 0))
 

@@ -21,6 +21,20 @@ Layer = keras.layers.Layer
 register = keras.saving.register_keras_serializable(package="repq_tf")
 
 
+__all__ = [
+    "LEGACY",
+    "Layer",
+    "add_parameter",
+    "add_statistic",
+    "backend",
+    "dtype_name",
+    "keras",
+    "ops",
+    "register",
+    "replica_mean",
+]
+
+
 def backend():
     """Returns the name of the array backend: `"tensorflow"`, `"jax"` or `"torch"`."""
     return _keras3.backend.backend()

@@ -24,13 +24,17 @@ class Reading:
         """A NumPy constant."""
         return ops.convert_to_tensor(array)
 
-    def moments(self, statistics, affine):
+    def moments(self, batch_norm, affine):
         """Mean and variance, `(channels,)`, of the features convolved with `affine`.
 
         Args:
-            statistics: the `BatchNormStatistics` of the batch norm that asks.
+            batch_norm: the `BatchNorm` that asks.
             affine: the `AffineKernel` that stands before it.
         """
+        return self.moving(batch_norm.statistics)
+
+    def moving(self, statistics):
+        """The moving mean and variance of a `BatchNormStatistics`."""
         return self.value(statistics.moving_mean), self.value(statistics.moving_variance)
 
     def inside(self, outer, inner):

@@ -77,7 +77,7 @@ class BatchNorm(Branch):
         """The affine map `gain * y + shift` of given moments, or of the moving ones."""
         reading = reading or Reading()
         if mean is None:
-            mean, variance = Reading.moments(reading, self.statistics, None)
+            mean, variance = reading.moving(self.statistics)
         gain = reading.value(self.gamma) / reading.xp.sqrt(variance + self.epsilon)
         return gain, reading.value(self.beta) - mean * gain
 
@@ -85,5 +85,5 @@ class BatchNorm(Branch):
         """The child's kernel, scaled and shifted."""
         reading = reading or Reading()
         affine = self.child.merge(reading)
-        mean, variance = reading.moments(self.statistics, affine)
+        mean, variance = reading.moments(self, affine)
         return affine.scale(*self.gain_and_shift(mean, variance, reading))

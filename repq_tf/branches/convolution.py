@@ -2,8 +2,8 @@
 
 from repq_tf.branches.base import Branch, Reading
 from repq_tf.convolution import VALID, apply_window, convolve, subsample
-from repq_tf.kernels import AffineKernel
 from repq_tf.keras_api import add_parameter, dtype_name, keras, ops
+from repq_tf.kernels import AffineKernel
 
 
 class Convolution(Branch):

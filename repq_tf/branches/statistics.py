@@ -100,11 +100,13 @@ class FeatureReading(Reading):
     def _derive(self, window, strides, prefix):
         return type(self)(self.x, window, strides, prefix, self._input_moments)
 
-    def moments(self, statistics, affine):
+    def moments(self, batch_norm, affine):
         """The moments, in the mode of the statistics; updates the moving ones."""
-        if self._prefix is not None:
-            affine = self._prefix.then(affine)
-        return statistics.of_kernel(self, affine)
+        return batch_norm.statistics.of_kernel(self, self.composed(affine))
+
+    def composed(self, affine):
+        """`affine` after everything that precedes it, as a map of the block's input."""
+        return affine if self._prefix is None else self._prefix.then(affine)
 
     def input_moments(self, synchronized=True):
         """Batch-mean image `(h, w, c)`, mean `(c,)` and variance `(c,)` of the input."""
@@ -217,7 +219,7 @@ class BatchNormStatistics(Layer):
     def of_kernel(self, reading, affine):
         """Training moments of `reading.x * affine`, by `mode`; updates the moving ones."""
         if self.mode in ("running", "restored"):
-            return Reading.moments(reading, self, affine)
+            return reading.moving(self)
         if self.mode == "estimate":
             mean, variance = estimated_moments(
                 reading, affine, self.literal_estimate, self.synchronized

@@ -31,31 +31,31 @@ class Quantize(Layer):
         self.bits = bits
         self.signed = signed
         self.fixed_step = step
-        self.quantizer = LSQ(
-            bits=bits, signed=signed, narrow=False, per_image=True, name="quantizer"
+        self.activation_quantizer = LSQ(
+            bits=bits, signed=signed, narrow=False, per_image=True, name="activation_quantizer"
         )
 
     def build(self, input_shape):
         """Creates the step."""
-        self.quantizer.build(None)
+        self.activation_quantizer.build(None)
         if self.fixed_step is not None:
-            self.quantizer.trainable = False
-            self.quantizer.initial_step.assign(self.fixed_step)
+            self.activation_quantizer.trainable = False
+            self.activation_quantizer.initial_step.assign(self.fixed_step)
         self.built = True
 
     @property
     def step(self):
         """The step, `()`."""
-        return self.quantizer.step
+        return self.activation_quantizer.step
 
     def call(self, x, training=False):
         """Returns the quantized tensor and the step."""
         x = ops.cast(x, self.compute_dtype)
         if training:
-            return self.quantizer(x), self.quantizer.step
-        step = self.quantizer.step
+            return self.activation_quantizer(x), self.activation_quantizer.step
+        step = self.activation_quantizer.step
         wide = ops.cast(x, step.dtype)
-        return ops.cast(self.quantizer.integers(wide) * step, x.dtype), step
+        return ops.cast(self.activation_quantizer.integers(wide) * step, x.dtype), step
 
     def get_config(self):
         """The arguments of the constructor."""

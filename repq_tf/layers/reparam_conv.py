@@ -297,10 +297,7 @@ class ReparamConv(Layer):
         root = self.root
         if root is None or (root is self.restored and not self._uses_merged_kernel()):
             return affine
-        return affine.scale(*root.gain_and_shift(*self._root_moments(reading), reading))
-
-    def _root_moments(self, reading):
-        return Reading.moments(reading, self.root.statistics, None)
+        return affine.scale(*root.gain_and_shift(reading=reading))
 
     def _uses_merged_kernel(self):
         return self.merged or self.weight_quantizer is not None

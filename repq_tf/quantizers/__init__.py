@@ -1,5 +1,6 @@
 """Quantizers: LSQ, and how its step is initialised."""
 
+from repq_tf.quantizers.find import find
 from repq_tf.quantizers.lsq import BITS, LSQ, check_bits, levels, lsq, quantize_levels
 from repq_tf.quantizers.step_init import lsq_step, min_error_step
 
@@ -7,6 +8,7 @@ __all__ = [
     "BITS",
     "LSQ",
     "check_bits",
+    "find",
     "levels",
     "lsq",
     "lsq_step",

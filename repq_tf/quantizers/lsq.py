@@ -163,8 +163,9 @@ class LSQ(Layer):
     def call(self, x):
         """Fake-quantizes `x`; computed in float32 at least, returned in x's dtype."""
         wide = ops.cast(x, self.log_ratio.dtype)
-        initial = ops.convert_to_tensor(self.initial_step)
-        ratio = ops.convert_to_tensor(self.log_ratio)
+        # Copies, because TensorFlow's custom gradients refuse variables.
+        initial = ops.copy(ops.convert_to_tensor(self.initial_step))
+        ratio = ops.copy(ops.convert_to_tensor(self.log_ratio))
         y = lsq(wide, initial, ratio, self.low, self.high, self._gradient_scale(x))
         return ops.cast(y, x.dtype)
 

@@ -1,0 +1,122 @@
+"""`merge`: every block becomes one plain Keras convolution."""
+
+import numpy as np
+
+from repq_tf.branches import NumpyReading
+from repq_tf.keras_api import keras, ops
+from repq_tf.layers import DenseBlock, Quantize, ReparamConv
+from repq_tf.quantization.graph import copy_layer, read_graph, rebuild
+
+
+def merge(model):
+    """Returns the model in plain Keras layers: one convolution for each block.
+
+    Kernels are merged in float64. The output equals the model's in inference within
+    rounding. Of a quantized model, kernels and biases are the deployed integers times
+    their scales, and its `Quantize` layers stay, since Keras has none; the float model
+    consists of stock layers alone.
+
+    Args:
+        model: a Functional or Sequential Keras model, float or quantized.
+
+    Returns:
+        A `keras.Model` of the same inputs and outputs, float32.
+
+    Example:
+        >>> merged = repq_tf.merge(model)
+        >>> merged.save("deployed.keras")
+    """
+    graph = read_graph(model)
+    weights, copies = {}, {}
+
+    def apply(node, args, kwargs):
+        layer = node.layer
+        if isinstance(layer, ReparamConv):
+            kernel, bias, groups = deployed_kernel(graph, node)
+            return _convolution(node, args[0], kernel, bias, groups, weights)
+        if id(layer) not in copies:
+            copies[id(layer)] = copy_layer(layer, node.name)
+            if layer.weights:
+                weights[node.name] = [ops.convert_to_numpy(w) for w in layer.weights]
+        return copies[id(layer)](*args, **kwargs)
+
+    merged = rebuild(graph, apply, name=f"{model.name}_merged")
+    for name, values in weights.items():
+        merged.get_layer(name).set_weights(values)
+    return merged
+
+
+def input_quantizer(graph, node):
+    """The `Quantize` layer whose step a block is given, or None."""
+    if len(node.inputs) < 2:
+        return None
+    layer = graph.nodes[node.inputs[1].node].layer
+    return layer if isinstance(layer, Quantize) else None
+
+
+def deployed_kernel(graph, node):
+    """A block's deployed kernel, bias and groups, in float64."""
+    block, source = node.layer, input_quantizer(graph, node)
+    if block.weight_quantizer is None or source is None:
+        affine = block.merge(NumpyReading())
+        kernel = affine.kernel
+        if block.weight_quantizer is not None:
+            raise ValueError(
+                f"layer {node.name!r} is quantized but not given the step of its input; call "
+                "it with both outputs of the Quantize layer before it"
+            )
+        return kernel, affine.bias, affine.groups
+    step = source.step
+    integers, scale, bias = (
+        np.asarray(ops.convert_to_numpy(value), np.float64)
+        for value in block.integer_weights(step)
+    )
+    return (
+        integers * scale,
+        bias * scale * float(step),
+        block.inner.merge().groups,
+    )
+
+
+def _convolution(node, x, kernel, bias, groups, weights):
+    """Builds the plain layers of a block and notes their weights."""
+    block = node.layer
+    if isinstance(block, DenseBlock):
+        weights[node.name] = [kernel[0, 0], bias]
+        dense = keras.layers.Dense(
+            block.filters, activation=block.activation, name=node.name, dtype="float32"
+        )
+        return dense(x)
+    window = block.window(x.shape[1:3])
+    padding = stock_padding(window, block, x.shape[1:3])
+    if padding is None:
+        x = keras.layers.ZeroPadding2D(window, name=f"{node.name}_pad", dtype="float32")(x)
+    options = dict(
+        strides=block.strides,
+        padding=padding or "valid",
+        activation=block.activation,
+        name=node.name,
+        dtype="float32",
+    )
+    channels = x.shape[-1]
+    if 1 < groups == channels:
+        multiplier = block.filters // channels
+        shape = (*block.kernel_size, channels, multiplier)
+        weights[node.name] = [kernel.reshape(shape), bias]
+        return keras.layers.DepthwiseConv2D(
+            block.kernel_size, depth_multiplier=multiplier, **options
+        )(x)
+    weights[node.name] = [kernel, bias]
+    return keras.layers.Conv2D(block.filters, block.kernel_size, groups=groups, **options)(x)
+
+
+def stock_padding(window, block, spatial):
+    """The Keras padding that equals a window, or None if it has to be written out."""
+    from repq_tf.convolution import VALID, same_window
+
+    if window == VALID:
+        return "valid"
+    known = all(s == 1 or n for s, n in zip(block.strides, spatial, strict=True))
+    if known and window == same_window(block.kernel_size, block.strides, spatial):
+        return "same"
+    return None

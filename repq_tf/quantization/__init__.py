@@ -1,0 +1,7 @@
+"""Quantization: bits and rules, where quantizers go, calibration, the table."""
+
+from repq_tf.quantization.calibration import clip_rates, reestimate_batch_norm
+from repq_tf.quantization.quantize import quantize
+from repq_tf.quantization.table import quantization_table
+
+__all__ = ["clip_rates", "quantization_table", "quantize", "reestimate_batch_norm"]

@@ -1,0 +1,271 @@
+"""`quantize`: a float model in, a model ready for quantization-aware training out."""
+
+import numpy as np
+
+from repq_tf.branches import check_mode
+from repq_tf.keras_api import keras, ops
+from repq_tf.layers import ConvBlock, ConvBNBlock, DenseBlock, Quantize, ReparamConv
+from repq_tf.quantization.calibration import as_batches, calibrate, run_batches
+from repq_tf.quantization.config import LayerBits, check_rules
+from repq_tf.quantization.graph import copy_layer, read_graph, rebuild
+from repq_tf.quantization.placement import place
+from repq_tf.quantization.table import quantization_table
+from repq_tf.quantizers import check_bits
+
+SOFTMAX_STEP = 1 / 256  # what the integer runtime prescribes
+
+
+def quantize(
+    model,
+    bits=8,
+    weight_bits=None,
+    activation_bits=None,
+    rules=(),
+    bn_statistics="restored",
+    restore_batch_norm=None,
+    per_channel=True,
+    calibration_data=None,
+    verbose=True,
+):
+    """Returns a quantization-aware copy of a float model (RepQ with LSQ).
+
+    Every convolution's merged kernel gets an LSQ quantizer, and so does every
+    activation tensor that the integer runtime stores. Statistics of batch norms are
+    re-estimated with the quantizers on, channels that are constant lose their
+    (huge) gain without changing the function, and steps start at the least squared error
+    on the calibration data. The given model is left as it is.
+
+    Args:
+        model: a Functional or Sequential Keras 3 model of our blocks and stock layers.
+        bits: 2 to 8, of weights and activations.
+        weight_bits: of weights; default `bits`.
+        activation_bits: of activations; default `bits`.
+        rules: `(name pattern, settings)` pairs or a dict of them; a shell-style pattern
+            and a dict with some of `weight_bits`, `activation_bits` (of the layer's
+            output) and `per_channel`; later ones win. First and last layers get 8 bits
+            unless a rule names them. None instead of bits leaves a layer in floating
+            point (such a model cannot be exported to integers).
+        bn_statistics: where merged batch norms get their moments during training:
+            "restored" (default), "batch" (RepQ-BN), "estimate" (RepQ-BNEst), "sample"
+            or "running".
+        restore_batch_norm: whether convolutions without a batch norm at their root get
+            one that starts as the identity. Default: those with batch norms merged
+            inside, when `bn_statistics="restored"`. True also for plain ones: the
+            Merged baseline needs it.
+        per_channel: whether each output channel's weights have a step of their own.
+        calibration_data: an array of images, or an iterable of batches; a few hundred
+            images as the model will see them.
+        verbose: whether to print what was quantized.
+
+    Returns:
+        An uncompiled Functional `keras.Model` with the same inputs and outputs.
+
+    Raises:
+        ValueError: an argument is bad, or a layer cannot be quantized (it is named).
+
+    Example:
+        >>> qat = repq_tf.quantize(model, bits=4, calibration_data=images[:512])
+        >>> qat.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss)
+        >>> qat.fit(images, labels)
+    """
+    default = LayerBits(
+        check_bits(bits if weight_bits is None else weight_bits, "weight_bits"),
+        check_bits(bits if activation_bits is None else activation_bits, "activation_bits"),
+        per_channel,
+    )
+    check_mode(bn_statistics)
+    rules = check_rules(rules)
+    graph = read_graph(model)
+    if sum(node.is_input for node in graph.nodes.values()) != 1:
+        raise ValueError(f"model {model.name!r} must have one input")
+    batches = as_batches(calibration_data, model)
+    signed = bool(min(batch.min() for batch in batches) < 0)
+    signed_inputs = {node.name: signed for node in graph.nodes.values() if node.is_input}
+    placement = place(graph, default, rules, signed_inputs)
+    builder = _Builder(placement, bn_statistics, restore_batch_norm)
+    quantized = rebuild(graph, builder.apply, builder.apply_input, f"{model.name}_quantized")
+    builder.copy_weights()
+    calibrate(
+        quantized,
+        batches,
+        builder.fresh_roots,
+        builder.true_moments,
+        _shared_values(graph, placement, batches),
+    )
+    if verbose:
+        print(quantization_table(quantized))
+    return quantized
+
+
+class _Builder:
+    """Makes the layers of the quantized model while the source graph is walked."""
+
+    def __init__(self, placement, bn_statistics, restore_batch_norm):
+        self.placement = placement
+        self.bn_statistics = bn_statistics
+        self.restore_batch_norm = restore_batch_norm
+        self.quantizers = {}
+        self.steps = {}
+        self.blocks = {}
+
+    def apply(self, node, args, kwargs):
+        """Applies what a source node becomes."""
+        sites = self.placement.sites
+        site = sites.get(node.name)
+        if site is None:  # fused into the site before
+            return args[0]
+        if site.kind == "convolution":
+            step = self.steps.get(sites[site.inputs[0]].group)
+            block = self.blocks[site.name] = self._block(site)
+            y = block(args[0]) if step is None else block(args[0], step)
+        else:
+            y = copy_layer(node.layer, node.name)(*args, **kwargs)
+            if site.fused:
+                y = keras.layers.Activation(site.activation, name=site.fused[-1])(y)
+        y = self.quantize_output(site, y)
+        softmax = sites.get(f"{node.name}_softmax")
+        if softmax is not None and softmax.layer is None:
+            y = keras.layers.Softmax(name=softmax.name)(y)
+            y = self.quantize_output(softmax, y)
+        return y
+
+    def apply_input(self, node, x):
+        """Quantizes an input of the model."""
+        return self.quantize_output(self.placement.sites[node.name], x)
+
+    def quantize_output(self, site, y):
+        """Puts the group's quantizer behind a site whose output needs rounding."""
+        # An average is off the grid of its input even though it shares its scale.
+        average = isinstance(site.layer, keras.layers.AveragePooling2D)
+        if site.bits.activation_bits is None or (site.kind == "same_scale" and not average):
+            return y
+        if site.group not in self.quantizers:
+            name = f"{site.name}_quantize"
+            if site.kind == "fixed":
+                layer = Quantize(8, signed=False, step=SOFTMAX_STEP, name=name)
+            else:
+                layer = Quantize(site.bits.activation_bits, site.signed, name=name)
+            self.quantizers[site.group] = layer
+        y, self.steps[site.group] = self.quantizers[site.group](y)
+        return y
+
+    def _block(self, site):
+        if isinstance(site.layer, ReparamConv):
+            kind, config = type(site.layer), site.layer.get_config()
+        else:
+            kind, config = _stock_block(site)
+        config.update(
+            weight_bits=site.bits.weight_bits,
+            per_channel=site.bits.per_channel,
+            bn_statistics=self.bn_statistics,
+            activation=site.activation,
+        )
+        if self.restore_batch_norm is not None and not isinstance(site.layer, _DENSE):
+            config["restore_batch_norm"] = self.restore_batch_norm
+        elif _has_trained_root(site.layer):
+            config["restore_batch_norm"] = True
+        return kind.from_config(config)
+
+    def copy_weights(self):
+        """Copies the source layers' weights into the blocks."""
+        for name, block in self.blocks.items():
+            site = self.placement.sites[name]
+            if isinstance(site.layer, ReparamConv):
+                _assign(block.expression.weights, site.layer.expression.weights)
+                if block.restored is not None and _has_trained_root(site.layer):
+                    _assign(block.restored.weights, site.layer.restored.weights)
+            else:
+                _copy_stock(site, block)
+
+    @property
+    def fresh_roots(self):
+        """Names of the blocks whose restored batch norm is new."""
+        return {
+            name
+            for name, block in self.blocks.items()
+            if block.restored is not None
+            and not _has_trained_root(self.placement.sites[name].layer)
+        }
+
+    @property
+    def true_moments(self):
+        """Names of the blocks that were trained with exact moments."""
+        sources = {name: self.placement.sites[name].layer for name in self.blocks}
+        return {
+            name
+            for name, layer in sources.items()
+            if not (getattr(layer, "merged", False) and layer.bn_statistics == "estimate")
+        }
+
+
+_DENSE = (keras.layers.Dense, DenseBlock)
+
+
+def _has_trained_root(layer):
+    """Whether a source block computes with a restored batch norm already."""
+    return isinstance(layer, ReparamConv) and layer.merged and layer.restored is not None
+
+
+def _stock_block(site):
+    """The block class and configuration of a stock convolution or dense layer."""
+    layer = site.layer
+    config = {"name": layer.name, "dtype": layer.dtype_policy, "use_bias": layer.use_bias}
+    if isinstance(layer, keras.layers.Dense):
+        if site.batch_norm is not None:
+            raise ValueError(
+                f"layer {site.batch_norm.name!r} (BatchNormalization): after a Dense layer it "
+                "cannot be quantized; fold it into the Dense layer first"
+            )
+        return DenseBlock, {**config, "filters": layer.units}
+    config.update(
+        kernel_size=tuple(layer.kernel_size),
+        strides=tuple(layer.strides),
+        padding=layer.padding,
+    )
+    if isinstance(layer, keras.layers.DepthwiseConv2D):
+        channels, multiplier = layer.kernel.shape[2:]
+        config.update(filters=channels * multiplier, groups=channels)
+    else:
+        config.update(filters=layer.filters, groups=layer.groups)
+    if site.batch_norm is None:
+        return ConvBlock, config
+    config.update(epsilon=site.batch_norm.epsilon, momentum=site.batch_norm.momentum)
+    return ConvBNBlock, config
+
+
+def _copy_stock(site, block):
+    convolution, norm = block.inner, site.batch_norm
+    kernel = ops.convert_to_numpy(site.layer.kernel)
+    convolution.kernel.assign(np.reshape(kernel, convolution.kernel.shape))
+    if site.layer.use_bias:
+        convolution.bias.assign(site.layer.bias)
+    if norm is not None:
+        root = block.expression
+        root.gamma.assign(norm.gamma if norm.scale else np.ones(root.gamma.shape))
+        root.beta.assign(norm.beta if norm.center else np.zeros(root.beta.shape))
+        root.statistics.moving_mean.assign(norm.moving_mean)
+        root.statistics.moving_variance.assign(norm.moving_variance)
+
+
+def _assign(targets, sources):
+    for target, source in zip(targets, sources, strict=True):
+        target.assign(source)
+
+
+def _shared_values(graph, placement, batches):
+    """Values, in the float model, of the tensors that share one quantizer."""
+    sources, values = {}, {}
+    for group in {site.group for site in placement.sites.values()}:
+        origins = placement.origins(group)
+        if len(origins) > 1:
+            for site in origins:
+                name = f"{origins[0].name}_quantize"
+                sources[site.fused[-1] if site.fused else site.name] = name
+
+    def observe(node, results):
+        if node.name in sources:
+            values.setdefault(sources[node.name], []).extend(results)
+
+    if sources:
+        run_batches(graph, batches, observe=observe)
+    return values

@@ -1,0 +1,144 @@
+"""What of a model is quantized, with how many bits, and what endangers it."""
+
+import dataclasses
+
+import numpy as np
+
+from repq_tf.branches import NumpyReading
+from repq_tf.keras_api import keras
+from repq_tf.layers import Quantize, ReparamConv
+from repq_tf.quantization.graph import read_graph
+
+_LARGE_GAIN = 100.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One layer of the table.
+
+    Attributes:
+        name: the layer.
+        kind: its class.
+        weight: such as "8 bits, per channel".
+        output: such as "8 bits, unsigned"; or why there is no quantizer.
+        gain: the largest `|gamma| / sqrt(variance + epsilon)` of its batch norms, or None.
+        peak: the merged kernel's max/rms (the worst channel's, where steps are per
+            channel), or None.
+        warning: what endangers the bits asked for, or "".
+    """
+
+    name: str
+    kind: str
+    weight: str
+    output: str
+    gain: float | None = None
+    peak: float | None = None
+    warning: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizationTable:
+    """The rows; `str(table)` is the text."""
+
+    rows: tuple
+
+    @property
+    def warnings(self):
+        """The warnings, with the layers' names."""
+        return [f"{row.name}: {row.warning}" for row in self.rows if row.warning]
+
+    def __str__(self):
+        header = ("layer", "class", "weights", "output", "BN gain", "max/rms")
+        body = [
+            (row.name, row.kind, row.weight, row.output, _number(row.gain), _number(row.peak))
+            for row in self.rows
+        ]
+        widths = [max(len(line[k]) for line in [header, *body]) for k in range(len(header))]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+            for line in [header, *body]
+        ]
+        lines += [f"warning: {warning}" for warning in self.warnings]
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def _number(value):
+    return "" if value is None else f"{value:.3g}"
+
+
+def quantization_table(model):
+    """Describes a quantized model, layer by layer.
+
+    Args:
+        model: what `repq_tf.quantize` returned.
+
+    Returns:
+        A `QuantizationTable`; print it.
+    """
+    graph = read_graph(model)
+    rows = []
+    for node in graph.nodes.values():
+        if isinstance(node.layer, Quantize):
+            continue
+        rows.append(_row(graph, node))
+    return QuantizationTable(tuple(rows))
+
+
+def _row(graph, node):
+    layer, kind = node.layer, type(node.layer).__name__
+    output = _output(graph, node)
+    if not isinstance(layer, ReparamConv):
+        return Row(node.name, kind, "", output)
+    if layer.weight_quantizer is None:
+        return Row(node.name, kind, "floating point", output)
+    weight = f"{layer.weight_bits} bits, per {'channel' if layer.per_channel else 'tensor'}"
+    gain, peak = largest_gain(layer), peak_to_rms(layer)
+    return Row(node.name, kind, weight, output, gain, peak, _warning(layer, gain, peak))
+
+
+def _output(graph, node):
+    consumers = graph.consumers(node.name)
+    quantizers = [c.layer for c in consumers if isinstance(c.layer, Quantize)]
+    if quantizers:
+        layer = quantizers[0]
+        return f"{layer.bits} bits, {'signed' if layer.signed else 'unsigned'}"
+    fused = [c for c in consumers if isinstance(c.layer, keras.layers.Activation)]
+    if fused and len(consumers) == 1:
+        return f"fused with {fused[0].name}"
+    if isinstance(node.layer, ReparamConv) or node.is_input:
+        return "floating point"
+    return "none: shares its input's scale"
+
+
+def largest_gain(block):
+    """The largest `|gamma| / sqrt(variance + epsilon)` among merged batch norms, or None."""
+    reading = NumpyReading()
+    gains = [
+        np.abs(node.gain_and_shift(reading=reading)[0]).max()
+        for node in block.merged_batch_norms
+    ]
+    return float(max(gains)) if gains else None
+
+
+def peak_to_rms(block):
+    """The merged kernel's max/rms; the worst channel's where steps are per channel."""
+    kernel = block.inner.merge(NumpyReading()).kernel
+    rows = kernel.reshape(-1, kernel.shape[-1]) if block.per_channel else kernel.reshape(-1, 1)
+    peak, rms = np.abs(rows).max(axis=0), np.sqrt(np.mean(rows**2, axis=0))
+    return float(np.max(peak / np.where(rms > 0, rms, np.inf)))
+
+
+def _warning(block, gain, peak):
+    found = []
+    if gain is not None and gain > _LARGE_GAIN:
+        found.append(
+            f"a batch norm's gain is {gain:.3g}: a channel is nearly constant, and its tap "
+            "may dwarf the others in the merged kernel"
+        )
+    bound = max(16.0, 2.5 * block.weight_quantizer.high)
+    if peak > bound:
+        found.append(
+            f"max/rms of the merged kernel is {peak:.3g}, much for {block.weight_bits} bits: "
+            "most weights round to few levels; expect a low starting accuracy"
+        )
+    return "; ".join(found)

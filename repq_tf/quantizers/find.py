@@ -1,0 +1,19 @@
+"""Finding the quantizers of a model."""
+
+
+def find(model):
+    """Returns the quantizers of a model by name.
+
+    Args:
+        model: a quantized Keras model.
+
+    Returns:
+        `{"LAYER/weight": LSQ, "LAYER/activation": LSQ}` in the order of the layers.
+    """
+    found = {}
+    for layer in model.layers:
+        for kind in ("weight", "activation"):
+            quantizer = getattr(layer, f"{kind}_quantizer", None)
+            if quantizer is not None:
+                found[f"{layer.name}/{kind}"] = quantizer
+    return found
