@@ -1,0 +1,1 @@
+"""What a network is trained for; the pipeline knows only `base.Task`."""

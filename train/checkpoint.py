@@ -1,0 +1,168 @@
+"""Files that are whole or absent: the state of a training stage, and any product."""
+
+import contextlib
+import json
+import os
+import zipfile
+
+import keras
+import numpy as np
+
+from repq_tf.train.errors import UserError
+
+_TEMPORARY = ".writing-"
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Yields a temporary name with the suffix of `path`, and renames it to `path` at the end.
+
+    If the block fails or the process is killed, whatever was at `path` stays as it was.
+    """
+    folder, name = os.path.split(os.path.abspath(path))
+    temporary = os.path.join(folder, _TEMPORARY + name)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)
+
+
+def is_temporary(name):
+    """Says whether a file of this name was being written when its process was killed."""
+    return name.startswith(_TEMPORARY)
+
+
+def write_text(path, text):
+    """Writes a text file, whole or not at all."""
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def write_json(path, value):
+    """Writes a JSON file, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path):
+    """Reads a JSON file.
+
+    Raises:
+        UserError: If the file is damaged.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); delete it or the run folder.") from error
+
+
+def save_model(model, path):
+    """Saves a model as `.keras`, whole or not at all."""
+    with replacing(path) as temporary:
+        model.save(temporary)
+
+
+def load_model(path):
+    """Loads a `.keras` file without compiling it.
+
+    Raises:
+        UserError: If it is no `.keras` file, damaged, or of layers that are not known here.
+    """
+    try:
+        return keras.models.load_model(path, compile=False)
+    except Exception as error:  # zip, HDF5, JSON and layer errors all end here
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"{path} cannot be loaded as a .keras model: {reason[0]}") from error
+
+
+def save_state(path, model, optimizer, progress):
+    """Writes all that training needs to continue.
+
+    Args:
+        path: The `.npz` file to write.
+        model: The model, with its seed generators.
+        optimizer: Its optimizer, built.
+        progress: Anything JSON can hold: epoch, history.
+    """
+    variables = [*model.variables, *optimizer.variables]
+    arrays = {f"v{k}": keras.ops.convert_to_numpy(v) for k, v in enumerate(variables)}
+    record = {"variables": _names(model, optimizer), "progress": progress}
+    with replacing(path) as temporary:
+        np.savez(temporary, record=np.array(json.dumps(record)), **arrays)
+
+
+def load_state(path, model, optimizer):
+    """Puts a saved state into a model and its optimizer.
+
+    Args:
+        path: A file written by `save_state` for the same model and optimizer.
+        model: The model.
+        optimizer: Its optimizer, built.
+
+    Returns:
+        The `progress` that was saved.
+
+    Raises:
+        UserError: If the file is damaged or was written for something else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            record = json.loads(str(file["record"]))
+            arrays = [file[f"v{k}"] for k in range(len(record["variables"]))]
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"The checkpoint {path} is damaged ({error}); delete it to repeat its stage."
+        ) from error
+    variables = [*model.variables, *optimizer.variables]
+    there = [(n, a.shape) for n, a in zip(record["variables"], arrays, strict=True)]
+    here = [
+        (n, tuple(v.shape)) for n, v in zip(_names(model, optimizer), variables, strict=True)
+    ]
+    if here != there:
+        raise UserError(
+            f"The checkpoint {path} was written for another model or optimizer:"
+            f" {_first_difference(there, here)}. Delete it to repeat its stage."
+        )
+    for variable, array in zip(variables, arrays, strict=True):
+        variable.assign(array)
+    return record["progress"]
+
+
+def copy_weights(source, target, origin):
+    """Copies the weights of a model into another one of the same shapes.
+
+    Args:
+        source: The model to copy from.
+        target: The model to copy to.
+        origin: Where `source` comes from, for messages.
+
+    Raises:
+        UserError: If the weights differ in number, names or shapes, naming the first.
+    """
+    there, here = (
+        [(_name(v), tuple(v.shape)) for v in model.weights] for model in (source, target)
+    )
+    if there != here:
+        raise UserError(
+            f"The weights of {origin} are not those of this model:"
+            f" {_first_difference(there, here)}."
+        )
+    target.set_weights(source.get_weights())
+
+
+def _names(model, optimizer):
+    """Names that do not depend on what else this process has made before."""
+    return [*map(_name, model.variables), *("optimizer" for _ in optimizer.variables)]
+
+
+def _name(variable):
+    return variable.path.split("/")[-1]
+
+
+def _first_difference(there, here):
+    for k, (a, b) in enumerate(zip(there, here, strict=False)):
+        if a != b:
+            return f"variable {k} is {a[0]} {a[1]} there and {b[0]} {b[1]} here"
+    return f"{len(there)} variables there and {len(here)} here"

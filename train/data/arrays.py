@@ -1,0 +1,150 @@
+"""Batches of images held by this process: `ArrayDataset` and `ArrayImages`."""
+
+import os
+
+import keras
+import numpy as np
+
+from repq_tf.train.data.augment import augment, central_crop
+from repq_tf.train.data.images import Images, scale_pixels
+
+
+class ArrayDataset(keras.utils.PyDataset):
+    """One epoch of training batches, on any Keras backend.
+
+    Which images a batch holds, their order and their random changes are functions of `seed`
+    and the epoch alone, so training can continue at any epoch. Each end of an epoch moves
+    on to the next one. An incomplete last batch is left out.
+
+    Args:
+        images: uint8 array `(n, h, w, c)`, or an object that, indexed by an array of
+            integers, reads such an array (`folder.ImageFiles`).
+        labels: Integer array `(n,)`.
+        batch_size: Images per batch.
+        size: `(height, width)` of the batches.
+        kind: Augmentation, one of `augment.KINDS`.
+        seed: Seed of order and augmentation.
+        epoch: The epoch to begin with.
+        steps: Batches per epoch; by default all.
+        workers: Threads that prepare batches.
+    """
+
+    def __init__(
+        self,
+        images,
+        labels,
+        batch_size,
+        size,
+        kind="none",
+        seed=0,
+        epoch=0,
+        steps=None,
+        workers=1,
+    ):
+        super().__init__(workers=workers)
+        self.images = images
+        self.labels = labels
+        self.batch_size = batch_size
+        self.size = size
+        self.kind = kind
+        self.seed = seed
+        self.steps = len(labels) // batch_size if steps is None else steps
+        self._begin(epoch)
+
+    def _begin(self, epoch):
+        self.epoch = epoch
+        self.order = np.random.default_rng([self.seed, epoch]).permutation(len(self.labels))
+
+    def __len__(self):
+        return self.steps
+
+    def __getitem__(self, index):
+        first = index * self.batch_size
+        chosen = self.order[first : first + self.batch_size]
+        rng = np.random.default_rng([self.seed, self.epoch, index])
+        batch = augment(self.images[chosen], self.kind, self.size, rng)
+        return scale_pixels(batch), self.labels[chosen]
+
+    def on_epoch_end(self):
+        """Moves on to the next epoch; Keras calls it."""
+        self._begin(self.epoch + 1)
+
+
+class EvaluationDataset(keras.utils.PyDataset):
+    """All images once, in their order, in batches whose sizes differ by at most one.
+
+    So no batch is so small that one of several devices would go without an image.
+
+    Args:
+        images: As in `ArrayDataset`.
+        labels: Integer array `(n,)`.
+        batch_size: Largest number of images per batch.
+        size: `(height, width)` of the batches.
+        workers: Threads that prepare batches.
+    """
+
+    def __init__(self, images, labels, batch_size, size, workers=1):
+        super().__init__(workers=workers)
+        self.images = images
+        self.labels = labels
+        self.size = size
+        self.parts = np.array_split(np.arange(len(labels)), -(-len(labels) // batch_size))
+
+    def __len__(self):
+        return len(self.parts)
+
+    def __getitem__(self, index):
+        part = self.parts[index]
+        return scale_pixels(central_crop(self.images[part], self.size)), self.labels[part]
+
+
+class ArrayImages(Images):
+    """Training and test images in memory, or read from files batch by batch.
+
+    Args:
+        name: Name for messages and the report.
+        class_names: Names of the classes, in the order of the labels.
+        train: `(images, labels)`, as in `ArrayDataset`.
+        test: The same of the test images.
+        size: `(height, width)` of the network's input; by default that of the images. The
+            images may be larger, to be cropped.
+    """
+
+    def __init__(self, name, class_names, train, test, size=None):
+        shape = train[0].shape
+        super().__init__(
+            name=name,
+            class_names=tuple(class_names),
+            image_shape=(*(size or shape[1:3]), shape[3]),
+            train_size=len(train[1]),
+            test_size=len(test[1]),
+        )
+        self._train = train[0], np.asarray(train[1], "int32")
+        self._test = test[0], np.asarray(test[1], "int32")
+        self._size = self.image_shape[:2]
+        in_memory = isinstance(train[0], np.ndarray)
+        self._workers = 1 if in_memory else min(8, os.cpu_count() or 1)
+
+    def train_batches(self, epoch, batch_size, seed, kind, steps):  # noqa: D102
+        return ArrayDataset(
+            *self._train,
+            batch_size=batch_size,
+            size=self._size,
+            kind=kind,
+            seed=seed,
+            epoch=epoch,
+            steps=steps,
+            workers=self._workers,
+        )
+
+    def test_batches(self, batch_size):  # noqa: D102
+        return EvaluationDataset(*self._test, batch_size, self._size, self._workers)
+
+    def train_sample(self, count, seed):  # noqa: D102
+        chosen = np.random.default_rng(seed).permutation(self.train_size)[:count]
+        return scale_pixels(central_crop(self._train[0][chosen], self._size))
+
+    def test_sample(self, count):  # noqa: D102
+        chosen = np.unique(np.linspace(0, self.test_size - 1, count).astype(int))
+        images = scale_pixels(central_crop(self._test[0][chosen], self._size))
+        return images, self._test[1][chosen]

@@ -1,0 +1,36 @@
+"""Which source of images a `--dataset` names."""
+
+from repq_tf.train.errors import UserError
+
+
+def load_images(dataset, data_dir=None, image_size=None):
+    """Returns the images that `--dataset` names.
+
+    Args:
+        dataset: `"digits"`, `"folder:PATH"`, or the name of a TFDS set.
+        data_dir: Folder of prepared TFDS sets.
+        image_size: Height and width to resize to; by default the images' own.
+
+    Returns:
+        An `images.Images`.
+
+    Raises:
+        UserError: If there are no such images, or `data_dir` is given without a TFDS name.
+    """
+    from_tfds = dataset != "digits" and not dataset.startswith("folder:")
+    if data_dir and not from_tfds:
+        raise UserError(
+            "--data_dir is where TFDS sets lie and has no meaning with this data set."
+            f" Received: --data_dir={data_dir} --dataset={dataset}"
+        )
+    if dataset == "digits":
+        from repq_tf.train.data.digits import load_digits
+
+        return load_digits(image_size)
+    if dataset.startswith("folder:"):
+        from repq_tf.train.data.folder import load_folder
+
+        return load_folder(dataset.removeprefix("folder:"), image_size)
+    from repq_tf.train.data.tfds_images import load_tfds
+
+    return load_tfds(dataset, data_dir, image_size)

@@ -1,0 +1,138 @@
+"""Image classification sets of TensorFlow Datasets."""
+
+import difflib
+import os
+
+import numpy as np
+
+from repq_tf.train.data.arrays import ArrayImages
+from repq_tf.train.data.pictures import resize_all, stored_size
+from repq_tf.train.errors import UserError
+
+TEST_SPLITS = ("test", "validation")
+
+# Sets of equally large images below this many bytes are read into memory.
+MEMORY_LIMIT = 4 * 2**30
+_DEFAULT_SIZE = 224
+
+
+def load_tfds(name, data_dir=None, image_size=None):
+    """Returns the images of a TFDS set, which is downloaded and prepared if need be.
+
+    Small sets of equally large images become arrays in memory; others are streamed.
+
+    Args:
+        name: As in `tfds.load`, with a configuration or version if wanted.
+        data_dir: Folder of the prepared sets; by default TFDS's own.
+        image_size: Height and width to resize to; by default the images' own, or 224 where
+            they differ in size.
+
+    Raises:
+        UserError: If there is no such set, it cannot be prepared, or is not a set of images
+            with one label each.
+    """
+    builder = _builder(name, data_dir)
+    image, label = _features(builder.info)
+    _prepare(builder, name)
+    train, test = _splits(builder.info)
+    height, width, channels = image.shape
+    if height and width and channels:
+        count = sum(builder.info.splits[split].num_examples for split in (train, test))
+        if count * max(height * width, (image_size or 0) ** 2) * channels <= MEMORY_LIMIT:
+            parts = [_read(builder, split, image_size) for split in (train, test)]
+            wanted = (image_size, image_size) if image_size else None
+            return ArrayImages(name, label.names, *parts, size=wanted)
+    from repq_tf.train.data.tfds_stream import StreamedImages  # imports TensorFlow
+
+    return StreamedImages(builder, train, test, image_size or _DEFAULT_SIZE)
+
+
+def _builder(name, data_dir):
+    """Returns TFDS's builder of a set."""
+    if data_dir and not os.path.isdir(data_dir):
+        raise UserError(
+            "--data_dir must be an existing folder: TFDS reads prepared data sets from it,"
+            f" or downloads into it. Received: {data_dir}"
+        )
+    try:
+        import tensorflow  # noqa: F401  (TFDS needs it to read)
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise UserError(
+            f"--dataset={name} is read with TFDS, which needs tensorflow and"
+            f" tensorflow-datasets. Without them use digits or folder:PATH. ({error})"
+        ) from error
+    try:
+        return tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError as error:
+        known = tfds.list_builders()
+        near = difflib.get_close_matches(name.split("/")[0].split(":")[0], known, n=5)
+        raise UserError(
+            "--dataset must be digits, folder:PATH, or a TFDS name such as cifar10, mnist,"
+            f" imagenet2012. Received: {name!r}. Similar TFDS names:"
+            f" {', '.join(near) or 'none'}. TFDS"
+            f" {tfds.__version__} knows {len(known)}; tfds.list_builders() lists them."
+        ) from error
+    except (ValueError, AssertionError) as error:  # unknown configuration or version
+        raise UserError(f"--dataset={name} is not accepted by TFDS: {error}") from error
+
+
+def _prepare(builder, name):
+    """Makes sure that the set is on disk."""
+    try:
+        builder.download_and_prepare()
+    except Exception as error:  # anything from a missing network to a full disk
+        raise UserError(
+            f"--dataset={name} is not prepared in {builder.data_dir} and TFDS could not"
+            f" prepare it: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _features(info):
+    """Returns the image and the label feature."""
+    import tensorflow_datasets as tfds
+
+    features = dict(info.features.items()) if hasattr(info.features, "items") else {}
+    image, label = features.get("image"), features.get("label")
+    if not isinstance(image, tfds.features.Image):
+        problem = "it has no feature 'image'"
+    elif not isinstance(label, tfds.features.ClassLabel):
+        problem = "it has no class feature 'label'"
+    elif np.dtype(image.np_dtype) != np.uint8 or image.shape[-1] not in (1, 3):
+        problem = f"its images are {image}, not 8-bit grey or colour"
+    else:
+        return image, label
+    raise UserError(
+        f"--dataset={info.full_name} is not a set of images with one label each: {problem}."
+        f" Its features: {', '.join(features)}"
+    )
+
+
+def _splits(info):
+    """Returns the names of the training and the test split."""
+    filled = [name for name, split in info.splits.items() if split.num_examples]
+    if "train" not in filled:
+        raise UserError(
+            f"--dataset={info.full_name} has no training images."
+            f" Its splits: {', '.join(info.splits) or 'none'}"
+        )
+    for name in TEST_SPLITS:
+        if name in filled:
+            return "train", name
+    return "train[:80%]", "train[80%:]"
+
+
+def _read(builder, split, image_size):
+    """Returns a whole split as `(images, labels)`."""
+    import tensorflow_datasets as tfds
+
+    config = tfds.ReadConfig(try_autocache=False)
+    data = builder.as_dataset(split=split, shuffle_files=False, read_config=config)
+    images, labels = [], []
+    for batch in tfds.as_numpy(data.batch(1024)):
+        images.append(batch["image"])
+        labels.append(batch["label"])
+    images = np.concatenate(images)
+    if image_size:
+        images = resize_all(images, stored_size(image_size))
+    return images, np.concatenate(labels)

@@ -1,0 +1,80 @@
+"""`.tflite` files, run by the LiteRT interpreter."""
+
+import time
+
+import numpy as np
+
+
+class Network:
+    """A `.tflite` file as a function from float inputs to float outputs.
+
+    Args:
+        path: The file, with one input and one output.
+        threads: Threads of the interpreter.
+    """
+
+    def __init__(self, path, threads=1):
+        from ai_edge_litert.interpreter import Interpreter
+
+        self._interpreter = Interpreter(model_path=path, num_threads=threads)
+        self._interpreter.allocate_tensors()
+        (self._input,) = self._interpreter.get_input_details()
+        (self._output,) = self._interpreter.get_output_details()
+
+    def __call__(self, inputs):
+        """Returns the outputs for a batch of inputs, computed one by one."""
+        outputs = []
+        for image in _to_stored(np.asarray(inputs), self._input):
+            self._interpreter.set_tensor(self._input["index"], image[None])
+            self._interpreter.invoke()
+            outputs.append(self._interpreter.get_tensor(self._output["index"])[0])
+        return _from_stored(np.stack(outputs), self._output)
+
+    def seconds(self):
+        """Returns the time of one run on the input that was set last."""
+        begin = time.perf_counter()
+        self._interpreter.invoke()
+        return time.perf_counter() - begin
+
+
+def measure_latency(paths, image, budget=4.0, most=300):
+    """Measures files against each other: batch 1, one thread, runs interleaved.
+
+    Args:
+        paths: The files.
+        image: An input without the batch axis.
+        budget: Seconds to spend, warm-up aside.
+        most: Largest number of runs per file.
+
+    Returns:
+        Median milliseconds of each file, in order.
+    """
+    networks = [Network(path) for path in paths]
+    for network in networks:
+        network(image[None])
+        for _ in range(5):
+            network.seconds()
+    times = []
+    end = time.perf_counter() + budget
+    while len(times) < most and (len(times) < 10 or time.perf_counter() < end):
+        times.append([network.seconds() for network in networks])
+    return [float(ms) for ms in 1000 * np.median(times, axis=0)]
+
+
+def _to_stored(values, details):
+    """Converts floats to the type and scale of a tensor."""
+    dtype = details["dtype"]
+    scale, zero_point = details["quantization"]
+    if not scale:
+        return values.astype(dtype)
+    info = np.iinfo(dtype)
+    levels = np.round(values / np.float32(scale)) + zero_point
+    return np.clip(levels, info.min, info.max).astype(dtype)
+
+
+def _from_stored(values, details):
+    """Converts a tensor's values to floats."""
+    scale, zero_point = details["quantization"]
+    if not scale:
+        return values.astype("float32")
+    return (values.astype("float32") - zero_point) * np.float32(scale)

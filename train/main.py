@@ -1,0 +1,120 @@
+"""Trains a network, quantizes it, and writes an integer `.tflite` file with a report.
+
+    python train/main.py --model=ac_resnet18 --bits=8
+
+Every stage leaves its product in the run folder. The same command started again continues
+where the last one was stopped, or prints the report if the run is complete.
+"""
+
+import inspect
+import os
+import sys
+
+from absl import app, flags
+
+from repq_tf.train import settings
+from repq_tf.train.data import augment
+from repq_tf.train.errors import UserError
+
+_AUTO = "Default: the recipe of the model and the data set."
+
+flags.DEFINE_string("model", "ac_resnet18", "Name of the network (repq_tf.models).")
+flags.DEFINE_enum(
+    "method",
+    "repq",
+    settings.METHODS,
+    "repq: re-parameterized in both stages, quantized on the merged kernel. merged: the"
+    " branches are merged after the float stage. plain: the network without branches.",
+)
+flags.DEFINE_enum(
+    "bn_statistics",
+    None,
+    settings.BN_STATISTICS,
+    "Where RepQ takes the moments from with which batch norms are merged in quantized"
+    " training. Default: restored.",
+)
+flags.DEFINE_bool(
+    "merged_bn",
+    None,
+    "With --method=merged: restore a batch norm after each merged convolution. Default: true.",
+)
+flags.DEFINE_integer("bits", None, "Bits of weights and activations, 2 to 8. Default: 8.")
+flags.DEFINE_integer("weight_bits", None, "Bits of the weights, 2 to 8. Default: 8.")
+flags.DEFINE_integer("activation_bits", None, "Bits of the activations, 2 to 8. Default: 8.")
+flags.DEFINE_string(
+    "dataset",
+    "digits",
+    "digits (scikit-learn's handwritten digits, no download), the name of an image"
+    " classification data set of TFDS, or folder:PATH, a folder with one folder of images per"
+    " class, optionally below train/ and test/.",
+)
+flags.DEFINE_string("data_dir", None, "Folder of the prepared TFDS data sets.")
+flags.DEFINE_integer(
+    "image_size", None, "Resize images to this height and width. Default: their own size."
+)
+flags.DEFINE_enum(
+    "augment",
+    None,
+    ("auto", *augment.KINDS),
+    "crop: random shift; crop_flip: and mirror; resized_crop: random area and aspect, and"
+    f" mirror; auto: by image size. {_AUTO}",
+)
+flags.DEFINE_float("width", 1.0, "Multiplier of the network's channels.")
+flags.DEFINE_float("epochs", None, f"Epochs of the float stage. {_AUTO}")
+flags.DEFINE_float("qat_epochs", None, f"Epochs of quantization-aware training. {_AUTO}")
+flags.DEFINE_float("learning_rate", None, f"Peak learning rate of the float stage. {_AUTO}")
+flags.DEFINE_float("qat_learning_rate", None, f"The same of quantized training. {_AUTO}")
+flags.DEFINE_float("weight_decay", None, f"L2 coefficient. {_AUTO}")
+flags.DEFINE_integer("batch_size", None, f"Images per step, over all devices. {_AUTO}")
+flags.DEFINE_integer(
+    "calibration_images", 256, "Training images from which step sizes are initialised."
+)
+flags.DEFINE_integer("seed", 0, "Seed of weights, data order and augmentation.")
+flags.DEFINE_string(
+    "workdir", None, "Run folder. Default: runs/<model>-<method>-<bits>bit-<dataset>."
+)
+flags.DEFINE_string(
+    "init_from",
+    None,
+    "A float .keras file or the folder of an earlier run: its float weights are used and the"
+    " float stage is not repeated.",
+)
+flags.DEFINE_enum(
+    "strategy",
+    "auto",
+    settings.STRATEGIES,
+    "mirrored: train on all devices of this machine (TensorFlow only). auto: mirrored when"
+    " there is more than one GPU.",
+)
+flags.DEFINE_bool(
+    "sync_bn", None, "Synchronise batch norm over devices. Default: with several devices."
+)
+flags.DEFINE_enum(
+    "mixed_precision",
+    "none",
+    settings.PRECISIONS,
+    "Type of the float stage's and QAT's computations; weights and statistics stay float32.",
+)
+flags.DEFINE_bool("jit_compile", None, "Compile with XLA. Default: except TensorFlow on CPU.")
+flags.DEFINE_integer("verbose", 1, "0: only the report, 1: progress bars, 2: a line per epoch.")
+
+
+def main(argv):
+    """Runs all stages; user errors end with a message on stderr and exit status 1."""
+    try:
+        if len(argv) > 1:
+            raise UserError(f"All arguments are --flags (see --help). Received: {argv[1]!r}")
+        names = inspect.signature(settings.resolve).parameters
+        given = {name: flags.FLAGS[name].value for name in names}
+        chosen = settings.resolve(**given)
+        from repq_tf.train import pipeline  # imports Keras: not for --help
+
+        pipeline.run(chosen)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    app.run(main)

@@ -1,0 +1,100 @@
+"""Pictures of a run: training curves, weights, predictions."""
+
+import keras
+import numpy as np
+
+_WIDTH = 4.0
+_COLUMNS = 4
+
+
+def draw_curves(histories, path):
+    """Draws every metric over the epochs, one row per stage.
+
+    Args:
+        histories: Stage name -> column name -> values, as `records.read_history` returns.
+        path: The PNG file to write.
+    """
+    names = ["learning_rate"]
+    for history in histories.values():
+        names += [n for n in history if n != "epoch" and not n.startswith("val_")]
+    names = sorted(set(names), key=lambda n: (n == "learning_rate", n != "loss", n))
+    figure, axes = _grid(len(histories), len(names))
+    for row, (stage, history) in zip(axes, histories.items(), strict=True):
+        for axis, name in zip(row, names, strict=True):
+            for column, style in ((name, "-"), (f"val_{name}", "--")):
+                if column in history:
+                    label = "test" if column.startswith("val_") else "training"
+                    axis.plot(history["epoch"], history[column], style, label=label)
+            axis.set_title(f"{stage}: {name}", fontsize=9)
+            axis.set_xlabel("epoch", fontsize=8)
+            if f"val_{name}" in history:
+                axis.legend(fontsize=8)
+    _save(figure, path)
+
+
+def draw_weights(before, after, path):
+    """Draws the distribution of every layer's merged kernel, before and after QAT.
+
+    Args:
+        before: Layer name -> kernel, as `merged_kernels` returns.
+        after: The same after quantization-aware training.
+        path: The PNG file to write.
+    """
+    rows = -(-len(before) // _COLUMNS)
+    figure, axes = _grid(rows, _COLUMNS)
+    for axis in axes.flat[len(before) :]:
+        axis.axis("off")
+    for axis, name in zip(axes.flat, before, strict=False):
+        limit = max(float(np.abs(kernels[name]).max()) for kernels in (before, after))
+        bins = np.linspace(-limit, limit, 64) if limit else 64
+        for kernels, label in ((before, "before QAT"), (after, "after QAT")):
+            axis.hist(kernels[name].ravel(), bins, histtype="step", label=label, log=True)
+        axis.set_title(name, fontsize=8)
+    axes.flat[0].legend(fontsize=7)
+    _save(figure, path)
+
+
+def draw_predictions(images, labels, guesses, names, path):
+    """Draws pictures with their classes and the network's answers.
+
+    Args:
+        images: Inputs in [-1, 1], `(n, h, w, c)`.
+        labels: Their classes.
+        guesses: The network's answers.
+        names: Names of the classes.
+        path: The PNG file to write.
+    """
+    columns = 5
+    figure, axes = _grid(-(-len(images) // columns), columns, width=1.8)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image, label, guess in zip(axes.flat, images, labels, guesses, strict=False):
+        picture = np.clip((image + 1) / 2, 0, 1)
+        axis.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=1)
+        title = names[label] if label == guess else f"{names[label]}, read as {names[guess]}"
+        axis.set_title(title, fontsize=8, color="black" if label == guess else "red")
+    _save(figure, path)
+
+
+def merged_kernels(model):
+    """Returns layer name -> kernel of a merged model's convolutions and dense layers."""
+    kinds = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
+    return {
+        layer.name: keras.ops.convert_to_numpy(layer.kernel)
+        for layer in model.layers
+        if isinstance(layer, kinds)
+    }
+
+
+def _grid(rows, columns, width=_WIDTH):
+    from matplotlib.figure import Figure  # without pyplot: no window, no global state
+
+    figure = Figure(figsize=(width * columns, 0.75 * width * rows), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _save(figure, path):
+    from repq_tf.train.checkpoint import replacing
+
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=80)

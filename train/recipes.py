@@ -1,0 +1,108 @@
+"""Training recipes: the defaults of a run, by model family and data set.
+
+The ImageNet recipes are the published ones: RepVGG (arXiv 2101.03697) trains 120 epochs and
+decays kernels only; ACNet (arXiv 1908.03930) trains 100 epochs and decays everything. RepQ
+(arXiv 2311.05317) keeps a block's own recipe for the quantized stage, except for the learning
+rate. The others are short recipes for small images.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a network is trained when the user does not say.
+
+    Attributes:
+        epochs: Epochs of the float stage.
+        qat_epochs: Epochs of quantization-aware training.
+        learning_rate: Peak learning rate of the float stage; cosine decay to zero.
+        qat_learning_rate: The same for quantization-aware training.
+        weight_decay: L2 coefficient, in the papers' sense (see `optimizer.make_optimizer`).
+        decay: `"kernels"`, or `"all"` for biases and batch norms too.
+        warmup_epochs: Epochs over which the learning rate rises linearly.
+        batch_size: Images per step, over all replicas together.
+        augment: One of `data.augment.KINDS`, or `"auto"`: by image size.
+    """
+
+    epochs: float
+    qat_epochs: float
+    learning_rate: float
+    qat_learning_rate: float
+    weight_decay: float = 1e-4
+    decay: str = "kernels"
+    warmup_epochs: float = 0.0
+    batch_size: int = 128
+    augment: str = "auto"
+
+
+_DIGITS = Recipe(
+    epochs=12,
+    qat_epochs=4,
+    learning_rate=0.05,
+    qat_learning_rate=0.005,
+    warmup_epochs=1,
+    batch_size=64,
+    augment="crop",
+)
+_SMALL_IMAGES = Recipe(
+    epochs=60,
+    qat_epochs=15,
+    learning_rate=0.1,
+    qat_learning_rate=0.01,
+    weight_decay=5e-4,
+    warmup_epochs=1,
+)
+_IMAGENET = Recipe(
+    epochs=120,
+    qat_epochs=120,
+    learning_rate=0.1,
+    qat_learning_rate=0.01,
+    batch_size=256,
+    augment="resized_crop",
+)
+_FINE_TUNE_SIZE = Recipe(
+    epochs=60,
+    qat_epochs=15,
+    learning_rate=0.05,
+    qat_learning_rate=0.005,
+    warmup_epochs=2,
+    batch_size=32,
+)
+_NO_FLIP = dataclasses.replace(_SMALL_IMAGES, augment="crop")
+
+# Data set name -> recipe; every other data set gets the last one.
+_BY_DATASET = {
+    "digits": _DIGITS,
+    "cifar10": _SMALL_IMAGES,
+    "cifar100": _SMALL_IMAGES,
+    "mnist": _NO_FLIP,
+    "fashion_mnist": _SMALL_IMAGES,
+    "kmnist": _NO_FLIP,
+    "emnist": _NO_FLIP,
+    "svhn_cropped": _NO_FLIP,
+    "imagenet2012": _IMAGENET,
+}
+
+# (Start of the model's name, data set) -> what the family's own paper does differently.
+_BY_FAMILY = {
+    ("ac_", "imagenet2012"): {"epochs": 100, "qat_epochs": 100, "decay": "all"},
+}
+
+
+def find_recipe(model, dataset):
+    """Returns the recipe of a model on a data set.
+
+    Args:
+        model: Name of a model, such as `"ac_resnet18"`.
+        dataset: What `--dataset` says; a TFDS configuration or version is ignored.
+
+    Returns:
+        The `Recipe`.
+    """
+    name = dataset.split(":")[0].split("/")[0]
+    recipe = _BY_DATASET.get(name, _FINE_TUNE_SIZE)
+    for (prefix, data), changes in _BY_FAMILY.items():
+        if model.startswith(prefix) and name == data:
+            recipe = dataclasses.replace(recipe, **changes)
+    return recipe

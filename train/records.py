@@ -1,0 +1,89 @@
+"""What a training stage leaves to read: a CSV file and TensorBoard scalars."""
+
+import csv
+import io
+import os
+import shutil
+import time
+
+from repq_tf.train import checkpoint
+
+
+class Records:
+    """The epochs of a stage so far, as CSV and TensorBoard files.
+
+    Both are written anew from the given rows when a stage continues, so an interruption
+    neither loses nor doubles a row.
+
+    Args:
+        run: The `run_folder.RunFolder`.
+        stage: Name of the stage.
+        history: List of rows, name -> number, one per epoch; `"epoch"` is one of the names.
+        scalars: For each of these epochs, further name -> number for TensorBoard.
+    """
+
+    def __init__(self, run, stage, history, scalars):
+        self._path = run.history(stage)
+        self._rows = list(history)
+        folder = os.path.join(run.logs, stage)
+        shutil.rmtree(folder, ignore_errors=True)
+        self._events = _Events(folder)
+        self._write()
+        for row, extra in zip(history, scalars, strict=True):
+            self._events.add({**row, **extra})
+
+    def add(self, row, extra):
+        """Adds an epoch."""
+        self._rows.append(row)
+        self._write()
+        self._events.add({**row, **extra})
+
+    def close(self):
+        """Closes the event file."""
+        self._events.close()
+
+    def _write(self):
+        if self._rows:
+            text = io.StringIO()
+            writer = csv.DictWriter(text, list(self._rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self._rows)
+            checkpoint.write_text(self._path, text.getvalue())
+
+
+def read_history(path):
+    """Returns the columns of a history file, name -> list of numbers; empty without one."""
+    if not os.path.exists(path):
+        return {}
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [float(row[name]) for row in rows] for name in rows[0]} if rows else {}
+
+
+class _Events:
+    """A TensorBoard event file; TensorBoard's own writer does not need TensorFlow."""
+
+    def __init__(self, folder):
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._writer = EventFileWriter(folder)
+
+    def add(self, values):
+        """Writes the values of one epoch."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        summary = Summary(
+            value=[
+                Summary.Value(tag=name, simple_value=value)
+                for name, value in values.items()
+                if name != "epoch"
+            ]
+        )
+        event = Event(wall_time=time.time(), step=int(values["epoch"]), summary=summary)
+        self._writer.add_event(event)
+        self._writer.flush()
+
+    def close(self):
+        """Closes the file."""
+        self._writer.close()

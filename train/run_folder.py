@@ -1,0 +1,98 @@
+"""The folder of a run: where its products lie, and whose run it is."""
+
+import os
+import tempfile
+
+from repq_tf.train import checkpoint
+from repq_tf.train.errors import UserError
+
+FLOAT = "float.keras"
+QUANTIZED_START = "quantized_start.keras"
+QUANTIZED = "quantized.keras"
+MERGED = "merged.keras"
+FILE = "model.tflite"
+FLOAT_FILE = "model_float.tflite"
+_SETTINGS = "settings.json"
+_SECONDS = "seconds.json"
+
+
+class RunFolder:
+    """Names and small records of a run.
+
+    Args:
+        path: The folder, `--workdir`.
+    """
+
+    def __init__(self, path):
+        self.path = os.path.abspath(os.path.expanduser(path))
+        self.logs = self.file("logs")
+        self.plots = self.file("plots")
+
+    def file(self, name):
+        """Returns the path of a file in the folder."""
+        return os.path.join(self.path, name)
+
+    def has(self, name):
+        """Says whether a product is there; products are written whole or not at all."""
+        return os.path.exists(self.file(name))
+
+    def state(self, stage):
+        """Returns the path of a training stage's checkpoint."""
+        return self.file(f"state_{stage}.npz")
+
+    def history(self, stage):
+        """Returns the path of a training stage's CSV file."""
+        return self.file(f"history_{stage}.csv")
+
+    def check(self, settings):
+        """Makes sure that a run with these settings may use the folder; changes nothing.
+
+        Raises:
+            UserError: If the folder cannot be written, belongs to a run with other settings,
+                or holds something else.
+        """
+        if os.path.isdir(self.path):
+            if os.path.exists(self.file(_SETTINGS)):
+                self._check_same(settings)
+            elif any(not checkpoint.is_temporary(name) for name in os.listdir(self.path)):
+                raise UserError(
+                    "--workdir must be a new or empty folder, or that of an earlier run."
+                    f" Received: {self.path}, which holds other files"
+                )
+        existing = self.path
+        while not os.path.lexists(existing):
+            existing = os.path.dirname(existing)
+        try:
+            with tempfile.TemporaryFile(dir=existing):
+                pass
+        except OSError as error:
+            raise UserError(
+                f"--workdir must be a folder that can be written. Received: {self.path}"
+                f" ({error.strerror}: {existing})"
+            ) from error
+
+    def _check_same(self, settings):
+        found = settings.differences(checkpoint.read_json(self.file(_SETTINGS)))
+        if found:
+            lines = "".join(
+                f"\n  {name}: {there!r} there, {here!r} now" for name, here, there in found
+            )
+            raise UserError(
+                f"--workdir={self.path} holds a run with other settings, and nothing is"
+                f" overwritten. Give another --workdir, or the same settings:{lines}"
+            )
+
+    def claim(self, settings):
+        """Makes the folder and writes the settings into it, if that has not been done."""
+        os.makedirs(self.path, exist_ok=True)
+        if not os.path.exists(self.file(_SETTINGS)):
+            checkpoint.write_json(self.file(_SETTINGS), settings.as_dict())
+
+    def seconds(self):
+        """Returns stage -> seconds it took."""
+        path = self.file(_SECONDS)
+        return checkpoint.read_json(path) if os.path.exists(path) else {}
+
+    def add_seconds(self, stage, seconds):
+        """Records how long a stage took."""
+        checkpoint.write_json(self.file(_SECONDS), {**self.seconds(), stage: round(seconds, 3)})

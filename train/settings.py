@@ -1,0 +1,268 @@
+"""The settings of a run: everything that decides its result, checked and complete."""
+
+import dataclasses
+import difflib
+import math
+import os
+
+from repq_tf.train.data.augment import KINDS
+from repq_tf.train.errors import UserError
+from repq_tf.train.recipes import find_recipe
+
+METHODS = ("plain", "merged", "repq")
+BN_STATISTICS = ("restored", "batch", "estimate", "sample", "running")
+STRATEGIES = ("auto", "none", "mirrored")
+PRECISIONS = ("none", "bfloat16", "float16")
+BITS = range(2, 9)
+
+# What may differ when a run is continued: where things lie and how much is printed.
+_NOT_COMPARED = ("workdir", "data_dir", "verbose")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """One run. Made by `resolve`, which fills in defaults and checks every value.
+
+    Attributes mirror the flags of `main.py`; `decay` and `warmup_epochs` come from the recipe.
+    `sync_bn` and `jit_compile` stay `None` where the machine decides.
+    """
+
+    model: str
+    method: str
+    bn_statistics: str
+    merged_bn: bool
+    weight_bits: int
+    activation_bits: int
+    dataset: str
+    data_dir: str | None
+    image_size: int | None
+    width: float
+    epochs: float
+    qat_epochs: float
+    learning_rate: float
+    qat_learning_rate: float
+    weight_decay: float
+    decay: str
+    warmup_epochs: float
+    augment: str
+    batch_size: int
+    calibration_images: int
+    seed: int
+    workdir: str
+    init_from: str | None
+    strategy: str
+    sync_bn: bool | None
+    mixed_precision: str
+    jit_compile: bool | None
+    verbose: int
+
+    def as_dict(self):
+        """Returns the settings as a dictionary of plain values."""
+        return dataclasses.asdict(self)
+
+    def differences(self, other):
+        """Compares with the settings another run left behind.
+
+        Args:
+            other: What `as_dict` returned for that run.
+
+        Returns:
+            List of `(name, here, there)`, of settings that decide the result.
+        """
+        mine = self.as_dict()
+        names = [name for name in mine if name not in _NOT_COMPARED]
+        missing = object()
+        return [
+            (name, mine[name], other.get(name))
+            for name in names
+            if other.get(name, missing) != mine[name]
+        ]
+
+
+def resolve(
+    model="ac_resnet18",
+    method="repq",
+    bn_statistics=None,
+    merged_bn=None,
+    bits=None,
+    weight_bits=None,
+    activation_bits=None,
+    dataset="digits",
+    data_dir=None,
+    image_size=None,
+    width=1.0,
+    epochs=None,
+    qat_epochs=None,
+    learning_rate=None,
+    qat_learning_rate=None,
+    weight_decay=None,
+    augment=None,
+    batch_size=None,
+    calibration_images=256,
+    seed=0,
+    workdir=None,
+    init_from=None,
+    strategy="auto",
+    sync_bn=None,
+    mixed_precision="none",
+    jit_compile=None,
+    verbose=1,
+):
+    """Checks the arguments, fills in what was left `None`, and returns `Settings`.
+
+    The arguments are the flags of `main.py`, which documents them; `None` means "not given".
+
+    Raises:
+        UserError: Naming the flag, what was received and what is allowed.
+    """
+    _one_of("method", method, METHODS)
+    _one_of("strategy", strategy, STRATEGIES)
+    _one_of("mixed_precision", mixed_precision, PRECISIONS)
+    _check_model(model)
+    _check_conflicts(locals())
+    weight_bits, activation_bits = _bits(bits, weight_bits, activation_bits)
+    recipe = find_recipe(model, dataset)
+    chosen = Settings(
+        model=model,
+        method=method,
+        bn_statistics=_default(bn_statistics, "restored"),
+        merged_bn=_default(merged_bn, True),
+        weight_bits=weight_bits,
+        activation_bits=activation_bits,
+        dataset=dataset,
+        data_dir=data_dir and os.path.abspath(os.path.expanduser(data_dir)),
+        image_size=image_size,
+        width=width,
+        epochs=_default(epochs, recipe.epochs),
+        qat_epochs=_default(qat_epochs, recipe.qat_epochs),
+        learning_rate=_default(learning_rate, recipe.learning_rate),
+        qat_learning_rate=_default(qat_learning_rate, recipe.qat_learning_rate),
+        weight_decay=_default(weight_decay, recipe.weight_decay),
+        decay=recipe.decay,
+        warmup_epochs=recipe.warmup_epochs,
+        augment=_default(augment, recipe.augment),
+        batch_size=_default(batch_size, recipe.batch_size),
+        calibration_images=calibration_images,
+        seed=seed,
+        workdir=workdir
+        or _default_workdir(model, method, weight_bits, activation_bits, dataset),
+        init_from=init_from and os.path.abspath(os.path.expanduser(init_from)),
+        strategy=strategy,
+        sync_bn=sync_bn,
+        mixed_precision=mixed_precision,
+        jit_compile=jit_compile,
+        verbose=verbose,
+    )
+    _check_values(chosen)
+    return chosen
+
+
+def _check_model(model):
+    from repq_tf.models import list_models  # imports Keras: only when a run is wanted
+
+    _one_of("model", model, list_models())
+
+
+def _check_conflicts(given):
+    """Refuses pairs of flags of which one would be ignored."""
+    method = given["method"]
+    if given["bn_statistics"] is not None:
+        _one_of("bn_statistics", given["bn_statistics"], BN_STATISTICS)
+        if method != "repq":
+            raise UserError(
+                "--bn_statistics says how RepQ merges batch norms and goes with"
+                f" --method=repq only. Received: --bn_statistics={given['bn_statistics']}"
+                f" --method={method}"
+            )
+    if given["merged_bn"] is not None and method != "merged":
+        raise UserError(
+            "--merged_bn goes with --method=merged only."
+            f" Received: --merged_bn={given['merged_bn']} --method={method}"
+        )
+    if given["bits"] is not None:
+        for name in ("weight_bits", "activation_bits"):
+            if given[name] is not None:
+                raise UserError(
+                    "--bits sets the bits of weights and activations; give either --bits, or"
+                    " --weight_bits and --activation_bits."
+                    f" Received: --bits={given['bits']} --{name}={given[name]}"
+                )
+    if given["init_from"] is not None:
+        for name in ("epochs", "learning_rate"):
+            if given[name] is not None:
+                raise UserError(
+                    "--init_from takes the float weights from an earlier run, so the float"
+                    f" stage does not run and --{name} has no meaning."
+                    f" Received: --init_from={given['init_from']} --{name}={given[name]}"
+                )
+
+
+def _bits(bits, weight_bits, activation_bits):
+    for name, value in (
+        ("bits", bits),
+        ("weight_bits", weight_bits),
+        ("activation_bits", activation_bits),
+    ):
+        if value is not None and value not in BITS:
+            raise UserError(
+                f"--{name} must be an integer from {BITS[0]} to {BITS[-1]}. Received: {value}"
+            )
+    default = _default(bits, 8)
+    return _default(weight_bits, default), _default(activation_bits, default)
+
+
+def _check_values(s):
+    _number("width", s.width, 0, open_end=True)
+    _number("epochs", s.epochs, 0, open_end=True)
+    _number("qat_epochs", s.qat_epochs, 0)
+    _number("learning_rate", s.learning_rate, 0, open_end=True)
+    _number("qat_learning_rate", s.qat_learning_rate, 0, open_end=True)
+    _number("weight_decay", s.weight_decay, 0)
+    _number("batch_size", s.batch_size, 1)
+    _number("calibration_images", s.calibration_images, 1)
+    _number("seed", s.seed, 0)
+    if s.seed >= 2**32:
+        raise UserError(f"--seed must be less than 2**32. Received: {s.seed}")
+    if s.image_size is not None:
+        _number("image_size", s.image_size, 1)
+    _one_of("augment", s.augment, ("auto", *KINDS))
+    if not s.dataset:
+        raise UserError("--dataset must name a data set. Received an empty string")
+    if s.init_from and not os.path.exists(s.init_from):
+        raise UserError(
+            "--init_from must be a .keras file or the folder of an earlier run."
+            f" Received: {s.init_from}, which does not exist"
+        )
+
+
+def _number(name, value, low, open_end=False):
+    """Refuses what is not a finite number above `low`."""
+    good = isinstance(value, (int, float)) and math.isfinite(value)
+    if not (good and (value > low if open_end else value >= low)):
+        bound = f"greater than {low}" if open_end else f"at least {low}"
+        raise UserError(f"--{name} must be {bound}. Received: {value}")
+
+
+def _one_of(name, value, allowed):
+    if value not in allowed:
+        near = difflib.get_close_matches(str(value), list(allowed), n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise UserError(
+            f"--{name} must be one of: {', '.join(allowed)}. Received: {value!r}.{hint}"
+        )
+
+
+def _default_workdir(model, method, weight_bits, activation_bits, dataset):
+    if weight_bits == activation_bits:
+        bits = f"{weight_bits}bit"
+    else:
+        bits = f"w{weight_bits}a{activation_bits}bit"
+    name = dataset
+    if dataset.startswith("folder:"):
+        name = os.path.basename(os.path.abspath(dataset.removeprefix("folder:")))
+    name = "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
+    return os.path.join("runs", f"{model}-{method}-{bits}-{name}")
+
+
+def _default(value, default):
+    return default if value is None else value

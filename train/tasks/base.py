@@ -1,0 +1,63 @@
+"""The interface between the training pipeline and what a network is trained for."""
+
+import abc
+
+
+class Task(abc.ABC):
+    """Data, model, loss, metrics and judgement of one kind of problem.
+
+    Attributes:
+        headline: Name of the metric by which models are compared.
+        steps_per_epoch: Training steps in one epoch.
+    """
+
+    headline = "loss"
+    steps_per_epoch = 0
+
+    @abc.abstractmethod
+    def build(self, name, **options):
+        """Returns an untrained model for this data.
+
+        Args:
+            name: Name of a model in `repq_tf.models`.
+            **options: Further arguments of the model.
+        """
+
+    @abc.abstractmethod
+    def compile(self, model, optimizer=None, jit_compile="auto"):
+        """Compiles a model with the loss and metrics; without an optimizer, to evaluate it."""
+
+    @abc.abstractmethod
+    def train_batches(self, epoch, steps):
+        """Returns the first `steps` training batches of an epoch, for `fit`."""
+
+    @abc.abstractmethod
+    def validation_batches(self):
+        """Returns the test batches, for `fit` and `evaluate`."""
+
+    @abc.abstractmethod
+    def calibration_data(self, count):
+        """Returns `count` training inputs in one array."""
+
+    @abc.abstractmethod
+    def test_inputs(self, count):
+        """Returns at most `count` test inputs in one array."""
+
+    @abc.abstractmethod
+    def evaluate_file(self, network):
+        """Returns metric name -> value of an `interpreter.Network` on all test data."""
+
+    @abc.abstractmethod
+    def describe(self):
+        """Returns name -> value about the data, for the report."""
+
+    def evaluate(self, model):
+        """Returns metric name -> value of a Keras model on all test data."""
+        self.compile(model)
+        metrics = model.evaluate(self.validation_batches(), verbose=0, return_dict=True)
+        return {name: float(value) for name, value in metrics.items()}
+
+    def draw(self, network, folder):
+        """Writes pictures of what a network in a file does; returns their names."""
+        del network, folder
+        return []

@@ -1,0 +1,121 @@
+"""Image classification."""
+
+import os
+
+import keras
+import numpy as np
+
+from repq_tf import models
+from repq_tf.train.data.augment import resolve_kind
+from repq_tf.train.data.load import load_images
+from repq_tf.train.errors import UserError
+from repq_tf.train.plots import draw_predictions
+from repq_tf.train.tasks.base import Task
+
+# From this many classes on, the five best guesses count too.
+_MANY_CLASSES = 100
+
+
+class Classification(Task):
+    """Trains on labelled images; judges by the share of right answers.
+
+    Args:
+        settings: `settings.Settings` of the run.
+
+    Raises:
+        UserError: If there is no such data, or fewer images than a batch holds.
+    """
+
+    headline = "accuracy"
+
+    def __init__(self, settings):
+        images = load_images(settings.dataset, settings.data_dir, settings.image_size)
+        for name, count in (("training", images.train_size), ("test", images.test_size)):
+            if not count:
+                raise UserError(f"--dataset={settings.dataset} has no {name} images.")
+        if settings.batch_size > images.train_size:
+            raise UserError(
+                f"--batch_size must be at most the number of training images,"
+                f" {images.train_size}. Received: {settings.batch_size}"
+            )
+        self.images = images
+        self.steps_per_epoch = images.train_size // settings.batch_size
+        self._batch_size = settings.batch_size
+        self._seed = settings.seed
+        self._width = settings.width
+        self._augment = resolve_kind(settings.augment, images.image_shape[0])
+
+    def build(self, name, **options):  # noqa: D102
+        classes, shape = len(self.images.class_names), self.images.image_shape
+        try:
+            return models.build(
+                name, classes=classes, input_shape=shape, width=self._width, **options
+            )
+        except ValueError as error:
+            raise UserError(
+                f"--model={name} cannot be built with --width={self._width} for images of"
+                f" {'x'.join(map(str, shape))}: {error}"
+            ) from error
+
+    def compile(self, model, optimizer=None, jit_compile="auto"):  # noqa: D102
+        metrics = [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
+        if len(self.images.class_names) >= _MANY_CLASSES:
+            metrics.append(
+                keras.metrics.SparseTopKCategoricalAccuracy(5, name="top_5_accuracy")
+            )
+        model.compile(
+            optimizer=optimizer or "sgd",
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=metrics,
+            jit_compile=jit_compile,
+        )
+
+    def train_batches(self, epoch, steps):  # noqa: D102
+        return self.images.train_batches(
+            epoch, self._batch_size, self._seed, self._augment, steps
+        )
+
+    def validation_batches(self):  # noqa: D102
+        return self.images.test_batches(self._batch_size)
+
+    def calibration_data(self, count):  # noqa: D102
+        return self.images.train_sample(count, self._seed)
+
+    def test_inputs(self, count):  # noqa: D102
+        return self.images.test_sample(count)[0]
+
+    def evaluate_file(self, network):  # noqa: D102
+        right = right_of_five = count = 0
+        for images, labels in self._test_pairs():
+            logits = network(images)
+            right += int((logits.argmax(-1) == labels).sum())
+            best = np.argsort(-logits, axis=-1, kind="stable")[:, :5]
+            right_of_five += int((best == labels[:, None]).any(-1).sum())
+            count += len(labels)
+        metrics = {"accuracy": right / count}
+        if len(self.images.class_names) >= _MANY_CLASSES:
+            metrics["top_5_accuracy"] = right_of_five / count
+        return metrics
+
+    def _test_pairs(self):
+        batches = self.validation_batches()
+        if isinstance(batches, keras.utils.PyDataset):
+            return (batches[k] for k in range(len(batches)))
+        return batches.as_numpy_iterator()
+
+    def describe(self):  # noqa: D102
+        return {
+            "data": self.images.name,
+            "classes": len(self.images.class_names),
+            "input": f"{'x'.join(map(str, self.images.image_shape))}, pixels / 127.5 - 1",
+            "training images": self.images.train_size,
+            "test images": self.images.test_size,
+            "augmentation": self._augment,
+        }
+
+    def draw(self, network, folder):  # noqa: D102
+        images, labels = self.images.test_sample(25)
+        guesses = network(images).argmax(-1)
+        path = os.path.join(folder, "predictions.png")
+        draw_predictions(images, labels, guesses, self.images.class_names, path)
+        return [path]
