@@ -1,13 +1,17 @@
 """repq_tf: quantization-aware training of re-parameterized networks, on merged kernels."""
 
-from repq_tf import branches, layers, quantizers
-from repq_tf.deployment import merge
+from repq_tf import branches, layers, models, quantizers
+from repq_tf.deployment import check_parity, export_tflite, export_tflite_float, merge
 from repq_tf.quantization import quantization_table, quantize, reestimate_batch_norm
 
 __all__ = [
     "branches",
+    "check_parity",
+    "export_tflite",
+    "export_tflite_float",
     "layers",
     "merge",
+    "models",
     "quantization_table",
     "quantize",
     "quantizers",

@@ -1,5 +1,7 @@
 """Deployment: the merged model, the integer file, and the proof that they agree."""
 
 from repq_tf.deployment.merge import merge
+from repq_tf.deployment.parity import ParityReport, check_parity
+from repq_tf.deployment.tflite import export_tflite, export_tflite_float
 
-__all__ = ["merge"]
+__all__ = ["ParityReport", "check_parity", "export_tflite", "export_tflite_float", "merge"]

@@ -175,12 +175,24 @@ def _add_site(placement, graph, node):
             fused_into(before, activation=activation)
         else:
             add("new_scale" if activation == "relu6" else "same_scale", activation=activation)
+    elif isinstance(layer, _layers.Add) and len(inputs) != 2:
+        _refuse(node, f"it must add two tensors; write a chain. Received: {len(inputs)}")
     elif isinstance(layer, _NEW_SCALE):
-        add("new_scale")
+        # The mean of a single pixel is that pixel, on its own grid.
+        add("same_scale" if _is_one_pixel(layer) else "new_scale")
     elif isinstance(layer, _SAME_SCALE):
         add("same_scale")
     else:
         _refuse(node, f"it cannot be quantized; layers that can: {', '.join(_SUPPORTED)}")
+
+
+def _is_one_pixel(layer):
+    if not isinstance(layer, _layers.GlobalAveragePooling2D):
+        return False
+    try:
+        return tuple(layer.input.shape[1:3]) == (1, 1)
+    except (AttributeError, ValueError):  # called more than once: several inputs
+        return False
 
 
 def _check_stock(node):

@@ -1,0 +1,359 @@
+"""Reading and editing `.tflite` files with the official schema.
+
+The converter decides the operators; the numbers that it derives from fake-quantization
+ranges can be off in the last bit, or be re-gridded below 8 bits, so `set_grids`
+writes the exact ones: scales, zero points, integer weights and integer biases.
+"""
+
+import collections
+import dataclasses
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+_OPERATORS = {v: k for k, v in vars(schema.BuiltinOperator).items() if not k.startswith("_")}
+_TYPES = {v: k for k, v in vars(schema.TensorType).items() if not k.startswith("_")}
+_FLOATS = ("FLOAT16", "FLOAT32", "FLOAT64", "BFLOAT16")
+_WIDTHS = {"INT8": np.int8, "UINT8": np.uint8, "INT32": np.int32, "INT64": np.int64}
+_WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+_SAME_SCALE = (
+    "AVERAGE_POOL_2D",
+    "CONCATENATION",
+    "DEPTH_TO_SPACE",
+    "MAXIMUM",
+    "MAX_POOL_2D",
+    "MINIMUM",
+    "PAD",
+    "RESHAPE",
+    "TRANSPOSE",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """What a stored tensor of the file must be.
+
+    Attributes:
+        scale: the step, float32.
+        zero_point: the integer that stands for 0.
+        weights: integer weights of the operator that makes it, `(kh, kw, in, out)` or
+            None; likewise `weight_scale` `(out,)` and integer `bias` `(out,)`.
+        name: the tensor's name in the file.
+    """
+
+    scale: float
+    zero_point: int
+    name: str = ""
+    weights: np.ndarray | None = None
+    weight_scale: np.ndarray | None = None
+    bias: np.ndarray | None = None
+
+
+def load(content):
+    """Parses the bytes of a `.tflite` file.
+
+    Raises:
+        ValueError: they are not a TFLite flatbuffer.
+    """
+    if bytes(content[4:8]) != b"TFL3":
+        raise ValueError("not a TFLite file: the identifier TFL3 is missing")
+    return schema.ModelT.InitFromPackedBuf(bytearray(content), 0)
+
+
+def dump(model):
+    """The bytes of a parsed model."""
+    builder = flatbuffers.Builder(1 << 20)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def operator_name(model, operator):
+    """The name of an operator, such as "CONV_2D"."""
+    code = model.operatorCodes[operator.opcodeIndex]
+    return _OPERATORS[max(code.builtinCode, code.deprecatedBuiltinCode)]
+
+
+def tensor_data(model, tensor):
+    """The constant that a tensor holds, or None."""
+    data = model.buffers[tensor.buffer].data
+    if data is None or len(data) == 0:
+        return None
+    kind = _WIDTHS.get(_TYPES[tensor.type], np.float32)
+    return np.frombuffer(bytes(bytearray(data)), kind).reshape(
+        tensor.shape if tensor.shape is not None else ()
+    )
+
+
+def integer_operators(content):
+    """The operators of an all-integer file, with their counts.
+
+    Float tensors are allowed only as inputs and outputs of the model, behind a
+    QUANTIZE or before a DEQUANTIZE.
+
+    Raises:
+        ValueError: something computes in floating point; it is named.
+    """
+    model, found, bad = load(content), collections.Counter(), []
+    for graph in model.subgraphs:
+        ends = {int(i) for i in [*graph.inputs, *graph.outputs]}
+        for index, tensor in enumerate(graph.tensors):
+            if _TYPES[tensor.type] in _FLOATS and index not in ends:
+                bad.append(f"tensor {tensor.name.decode()!r} is {_TYPES[tensor.type]}")
+        for operator in graph.operators:
+            name = operator_name(model, operator)
+            found[name] += 1
+            inside = name == "DEQUANTIZE" and int(operator.outputs[0]) not in ends
+            if name == "CUSTOM" or inside:
+                bad.append(f"operator {name}")
+    if bad:
+        raise ValueError(f"the file is not all integer: {'; '.join(bad[:8])}")
+    return dict(found)
+
+
+def set_grids(content, input_grid, grids, outputs):
+    """Writes exact grids, weights and biases, and drops all other outputs.
+
+    Args:
+        content: bytes from the converter; each gridded tensor is an output in the
+            signature.
+        input_grid: the `Grid` of the model's input.
+        grids: `{signature key: Grid}`.
+        outputs: signature keys of the outputs to keep.
+
+    Returns:
+        The new bytes.
+
+    Raises:
+        ValueError: a tensor of the file has no grid, so it would not be exact.
+    """
+    editor = _Editor(load(content))
+    editor.set_grid(editor.graph.inputs[0], input_grid)
+    for key, grid in grids.items():
+        editor.set_grid(editor.outputs[key], grid)
+    editor.propagate()
+    for key, grid in grids.items():
+        if grid.weights is not None:
+            editor.set_weights(editor.outputs[key], grid)
+    editor.keep_outputs(outputs)
+    editor.drop_unused_buffers()
+    return dump(editor.model)
+
+
+class _Editor:
+    """One file being edited."""
+
+    def __init__(self, model):
+        self.model = model
+        self.graph = model.subgraphs[0]
+        self.signature = model.signatureDefs[0]
+        self.outputs = {o.name.decode(): int(o.tensorIndex) for o in self.signature.outputs}
+        self.producer = {int(o): op for op in self.graph.operators for o in op.outputs}
+        self.done = set()
+
+    def tensor(self, index):
+        return self.graph.tensors[int(index)]
+
+    def is_constant(self, index):
+        return tensor_data(self.model, self.tensor(index)) is not None
+
+    def is_activation(self, index):
+        if int(index) < 0 or self.is_constant(index):
+            return False
+        return _TYPES[self.tensor(index).type] in ("INT8", "UINT8")
+
+    def set_grid(self, index, grid):
+        tensor, index = self.tensor(index), int(index)
+        if index in self.done:
+            have = tensor.quantization
+            same = have.scale[0] == np.float32(grid.scale)
+            if not same or have.zeroPoint[0] != grid.zero_point:
+                raise ValueError(f"tensor {tensor.name.decode()!r} would need two scales")
+        _set_quantization(tensor, grid.scale, grid.zero_point)
+        if grid.name:
+            tensor.name = grid.name.encode()
+        self.done.add(index)
+
+    def propagate(self):
+        """Carries grids through operators that keep the scale, both ways."""
+        operators = self.graph.operators
+        keep = [op for op in operators if operator_name(self.model, op) in _SAME_SCALE]
+        for operator in reversed(keep):
+            self._carry(operator.outputs[0], operator.inputs)
+        for operator in keep:
+            source = next(i for i in operator.inputs if self.is_activation(i))
+            self._carry(source, operator.outputs)
+            for index in operator.inputs:  # the constant of a MAXIMUM
+                if self.is_constant(index) and _TYPES[self.tensor(index).type] == "INT8":
+                    have = self.tensor(source).quantization
+                    _set_quantization(self.tensor(index), have.scale, have.zeroPoint[0])
+        left = [
+            tensor.name.decode()
+            for index, tensor in enumerate(self.graph.tensors)
+            if self.is_activation(index) and index not in self.done
+        ]
+        if left:
+            raise ValueError(f"tensors of the file without a known scale: {left}")
+
+    def _carry(self, source, targets):
+        if int(source) not in self.done:
+            return
+        have = self.tensor(source).quantization
+        for index in targets:
+            if self.is_activation(index) and int(index) not in self.done:
+                _set_quantization(self.tensor(index), have.scale, have.zeroPoint[0])
+                self.done.add(int(index))
+
+    def set_weights(self, index, grid):
+        """Writes the weights of the convolution behind a tensor."""
+        operator = self.producer[int(index)]
+        while operator_name(self.model, operator) not in _WEIGHTED:
+            operator = self.producer[int(operator.inputs[0])]
+        kind = operator_name(self.model, operator)
+        source, kernel, bias = (self.tensor(i) for i in operator.inputs[:3])
+        integers, axis = np.asarray(grid.weights), 0
+        if kind == "CONV_2D":
+            integers = integers.transpose(3, 0, 1, 2)
+        elif kind == "DEPTHWISE_CONV_2D":
+            integers, axis = integers.reshape(1, *integers.shape[:2], -1), 3
+        else:
+            integers = integers.reshape(-1, integers.shape[-1]).T
+        if list(integers.shape) != list(kernel.shape):
+            raise ValueError(
+                f"tensor {grid.name!r}: the file's kernel is {list(kernel.shape)}, but the "
+                f"model's {list(integers.shape)}"
+            )
+        self._set_data(kernel, integers.astype(np.int8))
+        _set_quantization(kernel, grid.weight_scale, 0, axis)
+        self._set_data(bias, np.asarray(grid.bias).astype(np.int32))
+        _set_quantization(bias, source.quantization.scale[0] * grid.weight_scale, 0)
+
+    def _set_data(self, tensor, array):
+        buffer = schema.BufferT()
+        buffer.data = np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)
+        self.model.buffers.append(buffer)
+        tensor.buffer = len(self.model.buffers) - 1
+
+    def keep_outputs(self, keys):
+        kept = {key: self.outputs[key] for key in keys}
+        by_name = {o.name.decode(): o for o in self.signature.outputs}
+        self.signature.outputs = [by_name[key] for key in keys]
+        self.graph.outputs = np.asarray(list(kept.values()), np.int32)
+
+    def drop_unused_buffers(self):
+        model = self.model
+        tensors = [tensor for graph in model.subgraphs for tensor in graph.tensors]
+        holders = [*tensors, *(model.metadata or [])]
+        used = [0, *sorted({holder.buffer for holder in holders if holder.buffer})]
+        renumbered = {old: new for new, old in enumerate(used)}
+        model.buffers = [model.buffers[index] for index in used]
+        for holder in holders:
+            holder.buffer = renumbered[holder.buffer]
+
+
+def _set_quantization(tensor, scale, zero_point, axis=0):
+    parameters = tensor.quantization or schema.QuantizationParametersT()
+    parameters.scale = np.atleast_1d(np.asarray(scale, np.float32))
+    parameters.zeroPoint = np.full(parameters.scale.shape, zero_point, np.int64)
+    parameters.quantizedDimension = axis
+    parameters.min = parameters.max = None
+    tensor.quantization = parameters
+
+
+def clamp_in_rescale(content):
+    """Turns `MAXIMUM(x, bound)` into a QUANTIZE whose saturation is the bound.
+
+    A signed grid of fewer than 8 bits clamps at both ends. The container's saturation
+    is the upper clamp; the lower one is a MAXIMUM, which the runtime's fast kernels
+    do not have. Shifting the zero point of x so that the bound falls on -128 makes the
+    convolution itself saturate there, and an equal-scale QUANTIZE shifts back.
+    """
+    model = load(content)
+    graph = model.subgraphs[0]
+    outputs = {int(i) for i in graph.outputs}
+    for operator in graph.operators:
+        if operator_name(model, operator) != "MAXIMUM":
+            continue
+        constants = [
+            i for i in operator.inputs if tensor_data(model, graph.tensors[i]) is not None
+        ]
+        source = next(int(i) for i in operator.inputs if i not in constants)
+        readers = sum(source in [int(i) for i in op.inputs] for op in graph.operators)
+        if source in outputs or readers != 1:
+            continue
+        target = graph.tensors[int(operator.outputs[0])].quantization
+        bound = int(tensor_data(model, graph.tensors[constants[0]]).reshape(-1)[0])
+        lowest = bound - int(target.zeroPoint[0])
+        _set_quantization(graph.tensors[source], target.scale, -128 - lowest)
+        operator.opcodeIndex = _opcode(model, schema.BuiltinOperator.QUANTIZE)
+        operator.inputs = np.asarray([source], np.int32)
+        operator.builtinOptionsType = schema.BuiltinOptions.QuantizeOptions
+        operator.builtinOptions = schema.QuantizeOptionsT()
+    return dump(model)
+
+
+def set_end_types(content, input_type, output_type):
+    """Gives an int8 file inputs and outputs of other types.
+
+    Args:
+        content: the bytes of a file with int8 ends.
+        input_type: "int8", "uint8" or "float32".
+        output_type: likewise.
+    """
+    model = load(content)
+    graph = model.subgraphs[0]
+    if input_type != "int8":
+        for position, index in enumerate(list(graph.inputs)):
+            twin = _twin(graph, index, input_type)
+            graph.operators.insert(0, _convert(model, "QUANTIZE", twin, index))
+            graph.inputs[position] = twin
+            _replace(model.signatureDefs[0].inputs, index, twin)
+    if output_type != "int8":
+        kind = "QUANTIZE" if output_type == "uint8" else "DEQUANTIZE"
+        for position, index in enumerate(list(graph.outputs)):
+            twin = _twin(graph, index, output_type)
+            graph.operators.append(_convert(model, kind, index, twin))
+            graph.outputs[position] = twin
+            _replace(model.signatureDefs[0].outputs, index, twin)
+    return dump(model)
+
+
+def _twin(graph, index, kind):
+    source, twin = graph.tensors[int(index)], schema.TensorT()
+    twin.shape, twin.shapeSignature = source.shape, source.shapeSignature
+    twin.hasRank, twin.buffer = source.hasRank, 0
+    twin.type = getattr(schema.TensorType, kind.upper())
+    twin.name = source.name + f"_{kind}".encode()
+    if kind == "uint8":
+        parameters = source.quantization
+        _set_quantization(twin, parameters.scale, int(parameters.zeroPoint[0]) + 128)
+    graph.tensors.append(twin)
+    return len(graph.tensors) - 1
+
+
+def _convert(model, kind, source, target):
+    operator = schema.OperatorT()
+    operator.opcodeIndex = _opcode(model, getattr(schema.BuiltinOperator, kind))
+    operator.inputs = np.asarray([source], np.int32)
+    operator.outputs = np.asarray([target], np.int32)
+    name = f"{kind.capitalize()}Options"
+    operator.builtinOptionsType = getattr(schema.BuiltinOptions, name)
+    operator.builtinOptions = getattr(schema, f"{name}T")()
+    return operator
+
+
+def _replace(entries, old, new):
+    for entry in entries:
+        if entry.tensorIndex == old:
+            entry.tensorIndex = new
+
+
+def _opcode(model, builtin):
+    for index, code in enumerate(model.operatorCodes):
+        if max(code.builtinCode, code.deprecatedBuiltinCode) == builtin:
+            return index
+    code = schema.OperatorCodeT()
+    code.builtinCode, code.deprecatedBuiltinCode = builtin, min(builtin, 127)
+    code.version = 2
+    model.operatorCodes.append(code)
+    return len(model.operatorCodes) - 1

@@ -1,0 +1,291 @@
+"""`export_tflite`: the integer file; the only module that calls a converter."""
+
+import numpy as np
+from absl import logging
+
+from repq_tf.deployment import flatbuffer
+from repq_tf.deployment.merge import input_quantizer, merge, stock_padding
+from repq_tf.files import write_atomically
+from repq_tf.keras_api import backend, keras, ops
+from repq_tf.layers import DenseBlock, Quantize, ReparamConv
+from repq_tf.quantization.graph import Tensor, evaluate, read_graph
+from repq_tf.quantization.placement import activation_name
+from repq_tf.quantizers import levels
+
+END_TYPES = ("int8", "uint8", "float32")
+
+
+def export_tflite(model, path, input_type="int8", output_type="int8"):
+    """Writes a quantized model as an all-integer `.tflite` file.
+
+    The file holds one convolution for each block, with the weights, the biases and the
+    scales that the model computes with in inference: grids of 2 to 8 bits lie
+    inside int8 tensors. Tensors are called after the Keras layers that make them.
+
+    Args:
+        model: what `repq_tf.quantize` returned, trained or not.
+        path: the file to write.
+        input_type: "int8", "uint8" or "float32"; what the caller of the file passes.
+            int8 input must lie on the model's input grid.
+        output_type: likewise, what it gets.
+
+    Returns:
+        The operators of the file with their counts.
+
+    Raises:
+        ValueError: the model has layers in floating point (they are named), or
+            an argument is bad.
+        RuntimeError: Keras does not run on TensorFlow.
+
+    Example:
+        >>> repq_tf.export_tflite(qat, "model.tflite")
+        {'CONV_2D': 20, 'ADD': 8, ...}
+    """
+    for name, value in (("input_type", input_type), ("output_type", output_type)):
+        if value not in END_TYPES:
+            raise ValueError(f"{name} must be one of {END_TYPES}. Received: {value!r}")
+    _need_tensorflow("export_tflite")
+    trace = _Trace(read_graph(model))
+    content = _convert(trace, trace.input_shape, integer=True)
+    content = flatbuffer.set_grids(content, trace.input_grid, trace.grids, trace.outputs)
+    content = flatbuffer.clamp_in_rescale(content)
+    content = flatbuffer.set_end_types(content, input_type, output_type)
+    operators = flatbuffer.integer_operators(content)
+    write_atomically(path, content)
+    return operators
+
+
+def export_tflite_float(model, path):
+    """Writes a float model, merged, as a float32 `.tflite` file, for comparison.
+
+    Args:
+        model: a float model.
+        path: the file to write.
+    """
+    _need_tensorflow("export_tflite_float")
+    merged = merge(model)
+
+    def run(x):
+        return {"output": merged(x, training=False)}
+
+    write_atomically(path, _convert(run, merged.input_shape[1:], integer=False))
+
+
+def _need_tensorflow(caller):
+    if backend() != "tensorflow":
+        raise RuntimeError(
+            f"{caller} needs TensorFlow's converter; load the saved model in a process with "
+            f"KERAS_BACKEND=tensorflow. Received: KERAS_BACKEND={backend()}"
+        )
+
+
+def _convert(function, shape, integer):
+    """Runs the converter on `function(x) -> {key: tensor}`."""
+    import tensorflow as tf
+
+    module = tf.Module()
+    signature = [tf.TensorSpec([None, *shape], tf.float32, name="input")]
+    module.run = tf.function(function, input_signature=signature, autograph=False)
+    concrete = module.run.get_concrete_function()
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], module)
+    if integer:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.inference_input_type = tf.int8
+        converter.inference_output_type = tf.int8
+    # It warns of float outputs whenever there are several; the result is checked instead.
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        return converter.convert()
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def zero_point(bits, signed):
+    """The integer that stands for 0 in the int8 container of a b-bit grid.
+
+    The top level falls on 127, so that saturation is the upper clamp at any
+    number of bits; for unsigned grids the fused ReLU is the lower clamp.
+    """
+    return 127 - levels(bits, signed, narrow=False)[1]
+
+
+class _Trace:
+    """A quantized model as a TensorFlow function with fake quantization.
+
+    Called, it returns each gridded tensor under a key, so that the file's tensors can be
+    found; `grids` then says what each of them must be.
+    """
+
+    def __init__(self, graph):
+        self.graph = graph
+        self.grids = {}
+        self.input_grid = None
+        (source,) = (node for node in graph.nodes.values() if node.is_input)
+        self.input_shape = tuple(source.layer.batch_shape[1:])
+        if any(size is None for size in self.input_shape):
+            raise ValueError(
+                f"model {graph.name!r}: the input must have a known size to be exported. "
+                f"Received: {self.input_shape}"
+            )
+        outputs = graph.outputs if isinstance(graph.outputs, list) else [graph.outputs]
+        self.outputs = [f"output{index}" for index in range(len(outputs))]
+        # Numbers are taken now: inside the trace, variables have none.
+        self.weights, self.steps = {}, {}
+        for node in graph.nodes.values():
+            self._check(node)
+            if isinstance(node.layer, ReparamConv):
+                step = input_quantizer(graph, node).step
+                weights = node.layer.integer_weights(step)
+                self.weights[node.name] = (
+                    *(ops.convert_to_numpy(value) for value in weights),
+                    np.float32(step),
+                    node.layer.inner.merge().groups,
+                )
+            elif isinstance(node.layer, Quantize):
+                self.steps[node.layer.name] = np.float32(node.layer.step)
+
+    def _check(self, node):
+        if not isinstance(node.layer, ReparamConv):
+            return
+        quantized = node.layer.weight_quantizer is not None
+        readers = self.graph.consumers(node.name)
+        if quantized and input_quantizer(self.graph, node) and readers:
+            if all(isinstance(reader.layer, Quantize) for reader in readers):
+                return
+        raise ValueError(
+            f"layer {node.name!r} computes in floating point (its kernel, its input or its "
+            "output has no quantizer), so the file would not be all integer"
+        )
+
+    def __call__(self, x):
+        self.taps, self.grids = {}, {}
+        results = evaluate(self.graph, lambda node: x, self._apply)
+        results = results if isinstance(results, list) else [results]
+        for key, tensor, source in zip(self.outputs, results, self._sources(), strict=True):
+            self.taps[key] = tensor
+            layer = self._quantizer(source)
+            self.grids[key] = self._grid(layer)
+        return self.taps
+
+    def _grid(self, layer, name="", weights=None, weight_scale=None, bias=None):
+        zero = zero_point(layer.bits, layer.signed)
+        scale = self.steps[layer.name]
+        return flatbuffer.Grid(scale, zero, name, weights, weight_scale, bias)
+
+    def _fake_quantize(self, x, layer):
+        """8-bit fake quantization whose range holds the layer's grid."""
+        import tensorflow as tf
+
+        step, zero = float(self.steps[layer.name]), zero_point(layer.bits, layer.signed)
+        return tf.quantization.fake_quant_with_min_max_vars(
+            x, (-128 - zero) * step, (127 - zero) * step, num_bits=8
+        )
+
+    def _sources(self):
+        outputs = self.graph.outputs
+        return outputs if isinstance(outputs, list) else [outputs]
+
+    def _quantizer(self, tensor):
+        """The `Quantize` layer on whose grid a tensor lies."""
+        node = self.graph.nodes[tensor.node]
+        while not isinstance(node.layer, Quantize):
+            if not node.inputs:
+                raise ValueError(
+                    f"layer {tensor.node!r}: its output has no quantizer, so the file would "
+                    "not be all integer"
+                )
+            node = self.graph.nodes[node.inputs[0].node]
+        return node.layer
+
+    def _apply(self, node, args, kwargs):
+        import tensorflow as tf
+
+        layer, x = node.layer, args[0]
+        if isinstance(layer, Quantize):
+            return self._quantize(node, x), self.steps[layer.name]
+        if isinstance(layer, DenseBlock):
+            return self._dense(node, x)
+        if isinstance(layer, ReparamConv):
+            return self._convolution(node, x)
+        if isinstance(layer, keras.layers.Dropout):
+            return x
+        if isinstance(layer, keras.layers.Flatten | keras.layers.Reshape) or (
+            isinstance(layer, keras.layers.GlobalAveragePooling2D) and x.shape[1:3] == (1, 1)
+        ):
+            # With a static shape; Keras's own computes the shape at run time.
+            return tf.reshape(x, (-1, *layer.compute_output_shape(x.shape)[1:]))
+        y = layer(*args, **kwargs)
+        relu = isinstance(layer, keras.layers.ReLU | keras.layers.Activation)
+        if relu and not isinstance(self.graph.consumers(node.name)[0].layer, Quantize):
+            # A ReLU that stands alone keeps the scale of its input.
+            y = self._fake_quantize(y, self._quantizer(Tensor(node.name)))
+        return y
+
+    def _quantize(self, node, x):
+        """Fake-quantizes a tensor and notes the grid of the file's tensor."""
+        import tensorflow as tf
+
+        layer = node.layer
+        source = self.graph.nodes[node.inputs[0].node]
+        if source.is_input:
+            self.input_grid = self._grid(layer, source.name)
+            return self._fake_quantize(x, layer)
+        weights = self.weights.get(source.name, (None,) * 5)[:3]
+        y = self._fake_quantize(x, layer)
+        if layer.signed and layer.bits < 8:
+            low = levels(layer.bits, True, narrow=False)[0] * self.steps[layer.name]
+            y = tf.maximum(y, self._fake_quantize(tf.constant(float(low)), layer))
+            y = self._fake_quantize(y, layer)
+        key = f"tap{len(self.taps)}"
+        self.taps[key], self.grids[key] = y, self._grid(layer, source.name, *weights)
+        return y
+
+    def _convolution(self, node, x):
+        import tensorflow as tf
+
+        block = node.layer
+        integers, scale, bias, step, groups = self.weights[node.name]
+        spatial, channels = tuple(x.shape[1:3]), x.shape[-1]
+        window = block.window(spatial)
+        padding = stock_padding(window, block, spatial)
+        if padding is None:
+            x, padding = tf.pad(x, ((0, 0), *window, (0, 0))), "valid"
+        if groups == channels > 1:
+            shape = (*block.kernel_size, channels, -1)
+            kernel = _skeleton((integers * scale).reshape(shape))
+            strides = (1, *block.strides, 1)
+            y = tf.nn.depthwise_conv2d(x, kernel, strides, padding.upper())
+        else:
+            kernel = tf.quantization.fake_quant_with_min_max_vars_per_channel(
+                integers * scale, -127.0 * scale, 127.0 * scale, 8, narrow_range=True
+            )
+            y = tf.nn.conv2d(x, kernel, block.strides, padding.upper())
+        return _activate(block, tf.nn.bias_add(y, bias * (scale * step)))
+
+    def _dense(self, node, x):
+        import tensorflow as tf
+
+        integers, scale, bias, step, _ = self.weights[node.name]
+        y = tf.matmul(x, _skeleton(integers[0, 0] * scale))
+        return _activate(node.layer, tf.nn.bias_add(y, bias * (scale * step)))
+
+
+def _skeleton(kernel):
+    """A per-tensor quantized kernel, whose numbers `set_grids` replaces.
+
+    The converter refuses per-channel grids of depthwise and dense kernels.
+    """
+    import tensorflow as tf
+
+    peak = float(np.abs(kernel).max()) or 1.0
+    return tf.quantization.fake_quant_with_min_max_vars(
+        tf.constant(kernel), -peak, peak, 8, narrow_range=True
+    )
+
+
+def _activate(block, y):
+    import tensorflow as tf
+
+    name = activation_name(block)
+    return {"linear": lambda x: x, "relu": tf.nn.relu, "relu6": tf.nn.relu6}[name](y)
