@@ -1,0 +1,51 @@
+"""Settings of every test: quiet TensorFlow, two virtual CPU devices, cheap hypothesis."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "repq_tf",
+    max_examples=50,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("repq_tf")
+
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+
+    CPU = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(
+        CPU, [tf.config.LogicalDeviceConfiguration()] * 2
+    )
+    # Two test processes share two cores.
+    tf.config.threading.set_inter_op_parallelism_threads(2)
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _same_start():
+    """Every test draws the same weights, alone or in the suite."""
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def float64():
+    """Everything built in the test is float64."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float64")
+    yield
+    keras.config.set_dtype_policy(before)
