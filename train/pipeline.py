@@ -122,9 +122,12 @@ class _Pipeline:
         name = settings.model
         if settings.method == "plain":
             name = models.plain_twin(name)
+        options = {"synchronized": sync_bn}
+        if settings.branch_gamma:
+            options["gamma_initializer"] = keras.initializers.Constant(settings.branch_gamma)
         keras.utils.set_random_seed(settings.seed)
         with distribution.scope(self.strategy):
-            model = self.task.build(name, synchronized=sync_bn)
+            model = self.task.build(name, **options)
         if settings.init_from:
             path = settings.init_from
             if os.path.isdir(path):

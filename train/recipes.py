@@ -23,6 +23,8 @@ class Recipe:
         warmup_epochs: Epochs over which the learning rate rises linearly.
         batch_size: Images per step, over all replicas together.
         augment: One of `data.augment.KINDS`, or `"auto"`: by image size.
+        branch_gamma: Initial gain of the branches' batch norms; `None` leaves it to the
+            block.
     """
 
     epochs: float
@@ -34,6 +36,7 @@ class Recipe:
     warmup_epochs: float = 0.0
     batch_size: int = 128
     augment: str = "auto"
+    branch_gamma: float | None = None
 
 
 _DIGITS = Recipe(
@@ -84,9 +87,9 @@ _BY_DATASET = {
     "imagenet2012": _IMAGENET,
 }
 
-# (Start of the model's name, data set) -> what the family's own paper does differently.
+# Start of the model's name -> what the family's authors do differently: on ImageNet, elsewhere.
 _BY_FAMILY = {
-    ("ac_", "imagenet2012"): {"epochs": 100, "qat_epochs": 100, "decay": "all"},
+    "ac_": ({"epochs": 100, "qat_epochs": 100, "decay": "all"}, {"branch_gamma": 1 / 3}),
 }
 
 
@@ -102,7 +105,8 @@ def find_recipe(model, dataset):
     """
     name = dataset.split(":")[0].split("/")[0]
     recipe = _BY_DATASET.get(name, _FINE_TUNE_SIZE)
-    for (prefix, data), changes in _BY_FAMILY.items():
-        if model.startswith(prefix) and name == data:
-            recipe = dataclasses.replace(recipe, **changes)
+    for prefix, (on_imagenet, elsewhere) in _BY_FAMILY.items():
+        if model.startswith(prefix):
+            changes = on_imagenet if recipe is _IMAGENET else elsewhere
+            return dataclasses.replace(recipe, **changes)
     return recipe

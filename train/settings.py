@@ -23,7 +23,8 @@ _NOT_COMPARED = ("workdir", "data_dir", "verbose")
 class Settings:
     """One run. Made by `resolve`, which fills in defaults and checks every value.
 
-    Attributes mirror the flags of `main.py`; `decay` and `warmup_epochs` come from the recipe.
+    Attributes mirror the flags of `main.py`; `decay`, `warmup_epochs` and `branch_gamma` come
+    from the recipe.
     `sync_bn` and `jit_compile` stay `None` where the machine decides.
     """
 
@@ -45,6 +46,7 @@ class Settings:
     decay: str
     warmup_epochs: float
     augment: str
+    branch_gamma: float | None
     batch_size: int
     calibration_images: int
     seed: int
@@ -141,6 +143,7 @@ def resolve(
         decay=recipe.decay,
         warmup_epochs=recipe.warmup_epochs,
         augment=_default(augment, recipe.augment),
+        branch_gamma=None if method == "plain" else recipe.branch_gamma,
         batch_size=_default(batch_size, recipe.batch_size),
         calibration_images=calibration_images,
         seed=seed,

@@ -1,0 +1,111 @@
+import dataclasses
+
+import pytest
+
+from repq_tf.models import list_models
+from repq_tf.train.errors import UserError
+from repq_tf.train.recipes import find_recipe
+from repq_tf.train.settings import resolve
+
+
+def test_defaults_come_from_the_recipe():
+    settings = resolve()
+    recipe = find_recipe("ac_resnet18", "digits")
+    assert (settings.model, settings.method, settings.bn_statistics) == (
+        "ac_resnet18",
+        "repq",
+        "restored",
+    )
+    assert settings.weight_bits == settings.activation_bits == 8
+    assert settings.epochs == recipe.epochs
+    assert settings.batch_size == recipe.batch_size
+    assert settings.workdir == "runs/ac_resnet18-repq-8bit-digits"
+    assert None not in (settings.learning_rate, settings.qat_learning_rate, settings.augment)
+
+
+def test_given_values_win_over_the_recipe():
+    settings = resolve(epochs=0.5, qat_epochs=0, batch_size=7, augment="none", weight_decay=0.0)
+    assert (settings.epochs, settings.qat_epochs, settings.batch_size) == (0.5, 0, 7)
+    assert (settings.augment, settings.weight_decay) == ("none", 0.0)
+
+
+def test_imagenet_recipes_are_the_papers():
+    repvgg = resolve(model="repvgg_a0", dataset="imagenet2012")
+    assert (repvgg.epochs, repvgg.batch_size, repvgg.learning_rate) == (120, 256, 0.1)
+    assert (repvgg.weight_decay, repvgg.decay, repvgg.warmup_epochs) == (1e-4, "kernels", 0)
+    acnet = resolve(model="ac_resnet18", dataset="imagenet2012:5.1.0")
+    assert (acnet.epochs, acnet.decay, acnet.augment) == (100, "all", "resized_crop")
+
+
+def test_run_folder_names_tell_the_runs_apart():
+    names = {
+        resolve(**given).workdir
+        for given in (
+            {},
+            {"bits": 4},
+            {"weight_bits": 4},
+            {"activation_bits": 4},
+            {"method": "plain"},
+            {"dataset": "folder:/some/where/cats"},
+            {"dataset": "cifar10"},
+        )
+    }
+    assert len(names) == 7
+    assert "runs/ac_resnet18-repq-w4a8bit-digits" in names
+    assert "runs/ac_resnet18-repq-8bit-cats" in names
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ({"model": "resnet19"}, ["--model", "resnet19", "ac_resnet18", "repvgg_a0"]),
+        ({"method": "rep"}, ["--method", "'rep'", "plain, merged, repq"]),
+        ({"bn_statistics": "exact"}, ["--bn_statistics", "exact", "restored", "running"]),
+        ({"bits": 1}, ["--bits", "from 2 to 8", "Received: 1"]),
+        ({"bits": 9}, ["--bits", "from 2 to 8", "Received: 9"]),
+        ({"weight_bits": 0}, ["--weight_bits", "from 2 to 8"]),
+        ({"activation_bits": 16}, ["--activation_bits", "from 2 to 8"]),
+        ({"bits": 4, "weight_bits": 4}, ["--bits", "--weight_bits=4"]),
+        ({"method": "plain", "bn_statistics": "batch"}, ["--bn_statistics", "--method=repq"]),
+        ({"merged_bn": False}, ["--merged_bn", "--method=merged"]),
+        ({"epochs": 0}, ["--epochs", "greater than 0"]),
+        ({"epochs": float("nan")}, ["--epochs", "nan"]),
+        ({"qat_epochs": -1}, ["--qat_epochs", "at least 0"]),
+        ({"learning_rate": -0.1}, ["--learning_rate", "-0.1"]),
+        ({"qat_learning_rate": float("inf")}, ["--qat_learning_rate", "inf"]),
+        ({"weight_decay": -1.0}, ["--weight_decay"]),
+        ({"batch_size": 0}, ["--batch_size", "at least 1"]),
+        ({"calibration_images": 0}, ["--calibration_images"]),
+        ({"width": 0.0}, ["--width"]),
+        ({"image_size": 0}, ["--image_size"]),
+        ({"seed": -1}, ["--seed"]),
+        ({"seed": 2**32}, ["--seed"]),
+        ({"augment": "flip"}, ["--augment", "crop_flip"]),
+        ({"dataset": ""}, ["--dataset"]),
+        ({"strategy": "tpu"}, ["--strategy", "mirrored"]),
+        ({"mixed_precision": "float64"}, ["--mixed_precision", "bfloat16"]),
+        ({"init_from": "/no/such/run"}, ["--init_from", "/no/such/run"]),
+        ({"init_from": "/", "epochs": 3}, ["--init_from", "--epochs"]),
+    ],
+)
+def test_bad_values_are_refused_by_name(given, words):
+    with pytest.raises(UserError) as error:
+        resolve(**given)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_an_unknown_model_gets_the_whole_list():
+    with pytest.raises(UserError) as error:
+        resolve(model="resnet19")
+    for name in list_models():
+        assert name in str(error.value)
+
+
+def test_differences_name_what_decides_the_result():
+    settings = resolve()
+    assert not settings.differences(settings.as_dict())
+    moved = dataclasses.replace(settings, workdir="/else", data_dir="/there", verbose=0)
+    assert not settings.differences(moved.as_dict())
+    other = dataclasses.replace(settings, seed=5, weight_bits=4)
+    assert settings.differences(other.as_dict()) == [("weight_bits", 8, 4), ("seed", 0, 5)]
