@@ -246,7 +246,10 @@ def test_branches_share_the_moments_of_the_input():
     reading = FeatureReading(ops.convert_to_tensor(features(0, 2, 3)), ((1, 1), (1, 1)), (1, 1))
     block.merge(reading)
     first = reading.input_moments()
-    assert all(a is b for a, b in zip(first, reading.inside((3, 3), (1, 1)).input_moments()))
+    assert all(
+        a is b
+        for a, b in zip(first, reading.inside((3, 3), (1, 1)).input_moments(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -1,0 +1,116 @@
+"""MinError and LSQ's rule against brute force in NumPy."""
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from repq_tf.quantizers import LSQ, levels, lsq_step, min_error_step
+
+array = keras.ops.convert_to_numpy
+
+
+def error(values, step, low, high):
+    residual = np.rint(np.clip(values / step, low, high)) * step - values
+    return float(np.sum(residual**2))
+
+
+def brute_force(values, low, high):
+    """The least squared error over a dense logarithmic grid, beyond both ends."""
+    peak = np.abs(values).max()
+    steps = np.geomspace(peak / high / 400, peak * 2, 2000)
+    return min(error(values, step, low, high) for step in steps)
+
+
+DISTRIBUTIONS = {
+    "normal": lambda rng: rng.normal(size=2000),
+    "uniform": lambda rng: rng.uniform(-1, 1, 2000),
+    "laplace": lambda rng: rng.laplace(size=2000),
+    # A merged RepVGG kernel: an identity tap far outside of everything else.
+    "one outlier": lambda rng: np.append(rng.normal(size=2000) * 0.02, 1.6),
+    "few outliers": lambda rng: np.append(rng.normal(size=2000) * 0.02, [1.6, -1.2, 0.8]),
+    "positive": lambda rng: np.maximum(rng.normal(size=2000), 0),
+    "shifted": lambda rng: rng.normal(2, 0.5, size=2000),
+    "negative": lambda rng: -np.abs(rng.normal(size=2000)),
+    "two values": lambda rng: rng.choice((0.0, 0.7), 2000),
+}
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@settings(max_examples=8)
+@given(bits=st.integers(2, 8), signed=st.booleans(), seed=st.integers(0, 99))
+def test_min_error_finds_the_least_error(distribution, bits, signed, seed):
+    low, high = levels(bits, signed, narrow=bits == 8)
+    values = DISTRIBUTIONS[distribution](np.random.default_rng(seed)).astype("float32")
+    step = float(min_error_step(values, low, high))
+    least = brute_force(values.astype("float64"), low, high)
+    negligible = 1e-9 * np.sum(values.astype("float64") ** 2)
+    assert step > 0
+    assert error(values.astype("float64"), step, low, high) <= 1.1 * least + negligible
+
+
+def test_a_long_tail_is_searched_far_below_the_maximum(rng):
+    """At max/rms 80 the best 4-bit step clips the outlier twenty times over."""
+    values = np.append(rng.normal(size=6400) * 0.01, 0.8 * np.ones(2)).astype("float32")
+    small = values[:-2]
+    best = float(min_error_step(small, -8, 7))
+    with_outlier = float(min_error_step(np.append(small, 0.08).astype("float32"), -8, 7))
+    assert with_outlier < 2 * best
+
+
+def test_channels_are_searched_apart(rng):
+    values = rng.normal(size=(3, 3, 8, 5)).astype("float32") * np.float32([1e-3, 0.1, 1, 5, 40])
+    steps = array(min_error_step(values, -8, 7, per_channel=True))
+    single = [float(min_error_step(values[..., c], -8, 7)) for c in range(5)]
+    np.testing.assert_allclose(steps, single, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rule", [min_error_step, lsq_step])
+def test_a_channel_of_zeros_takes_the_mean_of_the_others(rule, rng):
+    values = rng.normal(size=(3, 3, 4, 4)).astype("float32")
+    values[..., 2] = 0
+    steps = array(rule(values, -8, 7, True))
+    assert steps[2] == pytest.approx(steps[[0, 1, 3]].mean(), rel=1e-6)
+    for zeros in (np.zeros((2, 3), "float32"), np.zeros((2, 1), "float32")):
+        np.testing.assert_array_equal(array(rule(zeros, -8, 7, True)), 1)
+        assert float(rule(zeros, -8, 7)) == 1
+
+
+def test_an_unsigned_grid_ignores_what_it_cannot_hold(rng):
+    """Values below zero are zero to an unsigned grid, however large."""
+    values = np.append(rng.uniform(0, 1, 500), [-50.0]).astype("float32")
+    assert 0.5 / 15 < float(min_error_step(values, 0, 15)) < 1.2 / 15
+    assert float(min_error_step(-np.ones(4, "float32"), 0, 15)) == 1
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-12, 1e12])
+def test_extreme_magnitudes_give_a_usable_step(size, rng):
+    values = (rng.normal(size=(50, 2)) * size).astype("float32")
+    for rule in (min_error_step, lsq_step):
+        steps = array(rule(values, -127, 127, True))
+        assert np.isfinite(steps).all() and (steps > 0).all()
+
+
+@given(bits=st.integers(2, 8), seed=st.integers(0, 99))
+def test_lsq_rule(bits, seed):
+    values = np.random.default_rng(seed).normal(size=(20, 3)).astype("float32")
+    low, high = levels(bits, True, False)
+    expected = 2 * np.abs(values).mean() / np.sqrt(high)
+    assert float(lsq_step(values, low, high)) == pytest.approx(expected, rel=1e-5)
+    expected = 2 * np.abs(values).mean(0) / np.sqrt(high)
+    np.testing.assert_allclose(array(lsq_step(values, low, high, True)), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["min_error", "lsq"])
+@pytest.mark.parametrize("channels", [None, 4])
+def test_initialize_sets_the_step(method, channels, rng):
+    values = rng.normal(size=(3, 3, 2, 4)).astype("float32")
+    layer = LSQ(bits=4, channels=channels)
+    layer.build(None)
+    layer.log_ratio.assign(layer.log_ratio + 3.0)
+    layer.initialize(values, method)
+    rule = {"min_error": min_error_step, "lsq": lsq_step}[method]
+    expected = array(rule(values, -8, 7, channels is not None))
+    np.testing.assert_allclose(array(layer.step), expected, rtol=1e-6)
+    np.testing.assert_array_equal(array(layer.log_ratio), 0)
