@@ -4,10 +4,9 @@ import inspect
 import math
 from numbers import Integral, Real
 
-from repq_tf.models.registry import register
-
 from repq_tf.keras_api import keras
 from repq_tf.layers import ReparamConv
+from repq_tf.models.registry import register
 
 # What a network decides for its blocks; every other option of a block is the user's.
 _DECIDED = {

@@ -11,9 +11,8 @@ Padding is explicit, one pixel a side, as in PyTorch, so that public weights fit
 
 from functools import partial
 
-from repq_tf.models.classifier import classifier, scale_channels, torch_uniform
-
 from repq_tf.layers import ConvBNBlock, RepVGGBlock
+from repq_tf.models.classifier import classifier, scale_channels, torch_uniform
 
 # The largest image, by its shorter side, that the stem and each stage do not halve.
 _NOT_HALVED = (64, 32, 16, 0, 0)

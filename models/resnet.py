@@ -8,10 +8,9 @@ the kernel on every side, so that public weights fit.
 
 from functools import partial
 
-from repq_tf.models.classifier import classifier, common_options, scale_channels
-
 from repq_tf.keras_api import keras
 from repq_tf.layers import ACBlock, ConvBNBlock
+from repq_tf.models.classifier import classifier, common_options, scale_channels
 
 _SMALL_IMAGE = 64
 

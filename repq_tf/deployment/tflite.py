@@ -144,6 +144,16 @@ class _Trace:
                 )
             elif isinstance(node.layer, Quantize):
                 self.steps[node.layer.name] = np.float32(node.layer.step)
+        finite = {name: np.isfinite(step) for name, step in self.steps.items()}
+        finite.update(
+            {n: all(np.isfinite(w).all() for w in ws[:3]) for n, ws in self.weights.items()}
+        )
+        broken = [name for name, good in finite.items() if not good]
+        if broken:
+            raise ValueError(
+                f"model {graph.name!r} holds NaN or infinity, first in layer {broken[0]!r}; "
+                "its training has diverged"
+            )
 
     def _check(self, node):
         if not isinstance(node.layer, ReparamConv):
@@ -164,8 +174,7 @@ class _Trace:
         results = results if isinstance(results, list) else [results]
         for key, tensor, source in zip(self.outputs, results, self._sources(), strict=True):
             self.taps[key] = tensor
-            layer = self._quantizer(source)
-            self.grids[key] = self._grid(layer)
+            self.grids[key] = self._grid(self._quantizer(source))
         return self.taps
 
     def _grid(self, layer, name="", weights=None, weight_scale=None, bias=None):

@@ -32,7 +32,7 @@ def quantize_levels(x, step, low, high):
     return ops.round(ops.clip(x / step, low, high))
 
 
-def lsq(x, initial_step, log_ratio, low, high, gradient_scale):
+def lsq(x, initial_step, log_ratio, low, high, gradient_scale, bounded=False):
     """Fake-quantizes `x` with LSQ's gradients, keeping only `x` and the step for them.
 
     With `s = initial_step * exp(log_ratio)` and `v = x / s`:
@@ -45,7 +45,13 @@ def lsq(x, initial_step, log_ratio, low, high, gradient_scale):
     The trained variable is the logarithm, so that the step is positive under any
     optimizer, and it receives the gradient of s divided by s. A gradient step on
     it then moves s by as much as LSQ's own to first order,
-    `s * (learning_rate * ds / s)`; natural chain rule would slow small steps by s^2.
+    `s * (learning_rate * ds / s)`; the natural chain rule would slow small steps by s^2.
+
+    LSQ chose its gradient scale so that a step changes, relative to itself, about as fast
+    as the weights do (its section 2.2). That holds for its own large initial steps; with
+    the least-error step of 8 bits per channel, whose largest weight lies on the bound,
+    the step's rate is a hundred times the weights' and training can diverge. `bounded`
+    limits the step's rate to the weights': `|ds / s| <= ||dv|| / ||v||`.
 
     Args:
         x: a float32 or float64 tensor.
@@ -54,6 +60,7 @@ def lsq(x, initial_step, log_ratio, low, high, gradient_scale):
         low: the lowest level.
         high: the highest level.
         gradient_scale: a number or scalar tensor.
+        bounded: whether the step's relative gradient is limited to that of x.
 
     Returns:
         A tensor of x's shape and dtype.
@@ -74,8 +81,12 @@ def lsq(x, initial_step, log_ratio, low, high, gradient_scale):
             error = ops.round(clipped) - ops.where(inside, v, ops.zeros_like(v))
             product = upstream * error
             axes = tuple(range(product.ndim - len(step.shape)))
-            to_step = ops.sum(product, axis=axes) * gradient_scale
-            return to_x, ops.zeros_like(initial_step), to_step / step
+            to_ratio = ops.sum(product, axis=axes) * gradient_scale / step
+            if bounded:
+                norms = [ops.sum(ops.square(t), axis=axes) for t in (upstream, x)]
+                rate = ops.sqrt(norms[0] / ops.maximum(norms[1], 1e-30))
+                to_ratio = ops.clip(to_ratio, -rate, rate)
+            return to_x, ops.zeros_like(initial_step), to_ratio
 
         return quantize_levels(x, step, low, high) * step, gradient
 
@@ -94,6 +105,8 @@ class LSQ(Layer):
         gradient_scale: "auto" is LSQ's `1 / sqrt(N * Q_P)`, N the number of values that
             share a step (of one image, for activations); or a number.
         per_image: whether the first axis is a batch, which N leaves out.
+        bounded: whether the step changes at most as fast as the values; see `lsq`.
+            Default: for weights, that is, unless `per_image`.
 
     Example:
         >>> quantizer = LSQ(bits=4, signed=False, per_image=True)
@@ -110,6 +123,7 @@ class LSQ(Layer):
         channels=None,
         gradient_scale="auto",
         per_image=False,
+        bounded=None,
         name=None,
         dtype=None,
         **kwargs,
@@ -121,6 +135,7 @@ class LSQ(Layer):
         self.channels = channels
         self.gradient_scale = gradient_scale
         self.per_image = per_image
+        self.bounded = not per_image if bounded is None else bounded
         self.low, self.high = levels(self.bits, self.signed, self.narrow)
 
     def build(self, input_shape=None):
@@ -166,7 +181,8 @@ class LSQ(Layer):
         # Copies, because TensorFlow's custom gradients refuse variables.
         initial = ops.copy(ops.convert_to_tensor(self.initial_step))
         ratio = ops.copy(ops.convert_to_tensor(self.log_ratio))
-        y = lsq(wide, initial, ratio, self.low, self.high, self._gradient_scale(x))
+        scale = self._gradient_scale(x)
+        y = lsq(wide, initial, ratio, self.low, self.high, scale, self.bounded)
         return ops.cast(y, x.dtype)
 
     def clip_rate(self, x):
@@ -198,4 +214,5 @@ class LSQ(Layer):
             "channels": self.channels,
             "gradient_scale": self.gradient_scale,
             "per_image": self.per_image,
+            "bounded": self.bounded,
         }
