@@ -77,6 +77,7 @@ def _fit_epoch(model, task, epoch, total, verbose, guard):
         initial_epoch=epoch,
         epochs=math.ceil(total / per_epoch),
         validation_data=task.validation_batches(),
+        shuffle=False,  # the batches come in the epoch's own order
         callbacks=[guard],
         verbose=verbose,
     )
