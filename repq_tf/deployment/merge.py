@@ -33,7 +33,10 @@ def merge(model):
         layer = node.layer
         if isinstance(layer, ReparamConv):
             kernel, bias, groups = deployed_kernel(graph, node)
-            return _convolution(node, args[0], kernel, bias, groups, weights)
+            y = _convolution(node, args[0], kernel, bias, groups, weights)
+            return y, None
+        if type(layer) is Quantize:
+            args = args[:1]  # without the scale, which plain convolutions do not know
         if id(layer) not in copies:
             copies[id(layer)] = copy_layer(layer, node.name)
             if layer.weights:
@@ -52,6 +55,13 @@ def input_quantizer(graph, node):
         return None
     layer = graph.nodes[node.inputs[1].node].layer
     return layer if isinstance(layer, Quantize) else None
+
+
+def quantized_node(graph, node):
+    """The node whose tensor a `Quantize` node rounds: itself, if it is an operator."""
+    if type(node.layer) is not Quantize:
+        return node
+    return graph.nodes[node.inputs[0].node]
 
 
 def deployed_kernel(graph, node):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from repq_tf.deployment import flatbuffer
+from repq_tf.deployment.merge import quantized_node
 from repq_tf.keras_api import ops
 from repq_tf.layers import Quantize
 from repq_tf.quantization.calibration import as_batches, run_batches
@@ -157,7 +158,7 @@ def _keras_integers(model, batches):
         if not isinstance(node.layer, Quantize):
             return
         step = node.layer.step
-        before = graph.nodes[node.inputs[0].node]
+        before = quantized_node(graph, node)
         if before.is_input:
             quantizer = node.layer.activation_quantizer
             sources.append(_Source(np.float32(step), quantizer.low, quantizer.high))

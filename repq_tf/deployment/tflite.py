@@ -4,13 +4,13 @@ import numpy as np
 from absl import logging
 
 from repq_tf.deployment import flatbuffer
-from repq_tf.deployment.merge import input_quantizer, merge, stock_padding
+from repq_tf.deployment.merge import input_quantizer, merge, quantized_node, stock_padding
 from repq_tf.files import write_atomically
 from repq_tf.keras_api import backend, keras, ops
 from repq_tf.layers import DenseBlock, Quantize, ReparamConv
 from repq_tf.quantization.graph import Tensor, evaluate, read_graph
 from repq_tf.quantization.placement import activation_name
-from repq_tf.quantizers import levels
+from repq_tf.quantizers import levels, zero_point
 
 END_TYPES = ("int8", "uint8", "float32")
 
@@ -101,15 +101,6 @@ def _convert(function, shape, integer):
         logging.set_verbosity(verbosity)
 
 
-def zero_point(bits, signed):
-    """The integer that stands for 0 in the int8 container of a b-bit grid.
-
-    The top level falls on 127, so that saturation is the upper clamp at any
-    number of bits; for unsigned grids the fused ReLU is the lower clamp.
-    """
-    return 127 - levels(bits, signed, narrow=False)[1]
-
-
 class _Trace:
     """A quantized model as a TensorFlow function with fake quantization.
 
@@ -161,7 +152,7 @@ class _Trace:
         quantized = node.layer.weight_quantizer is not None
         readers = self.graph.consumers(node.name)
         if quantized and input_quantizer(self.graph, node) and readers:
-            if all(isinstance(reader.layer, Quantize) for reader in readers):
+            if all(type(reader.layer) is Quantize for reader in readers):
                 return
         raise ValueError(
             f"layer {node.name!r} computes in floating point (its kernel, its input or its "
@@ -212,11 +203,11 @@ class _Trace:
 
         layer, x = node.layer, args[0]
         if isinstance(layer, Quantize):
-            return self._quantize(node, x), self.steps[layer.name]
+            return self._quantize(node, layer.values(*args)), self.steps[layer.name]
         if isinstance(layer, DenseBlock):
-            return self._dense(node, x)
+            return self._dense(node, x), None
         if isinstance(layer, ReparamConv):
-            return self._convolution(node, x)
+            return self._convolution(node, x), None
         if isinstance(layer, keras.layers.Dropout):
             return x
         if isinstance(layer, keras.layers.Flatten | keras.layers.Reshape) or (
@@ -226,7 +217,8 @@ class _Trace:
             return tf.reshape(x, (-1, *layer.compute_output_shape(x.shape)[1:]))
         y = layer(*args, **kwargs)
         relu = isinstance(layer, keras.layers.ReLU | keras.layers.Activation)
-        if relu and not isinstance(self.graph.consumers(node.name)[0].layer, Quantize):
+        readers = self.graph.consumers(node.name)
+        if relu and not any(type(reader.layer) is Quantize for reader in readers):
             # A ReLU that stands alone keeps the scale of its input.
             y = self._fake_quantize(y, self._quantizer(Tensor(node.name)))
         return y
@@ -236,7 +228,7 @@ class _Trace:
         import tensorflow as tf
 
         layer = node.layer
-        source = self.graph.nodes[node.inputs[0].node]
+        source = quantized_node(self.graph, node)
         if source.is_input:
             self.input_grid = self._grid(layer, source.name)
             return self._fake_quantize(x, layer)

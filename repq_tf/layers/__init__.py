@@ -2,7 +2,7 @@
 
 from repq_tf.layers.acnet import ACBlock
 from repq_tf.layers.plain import ConvBlock, ConvBNBlock, DenseBlock
-from repq_tf.layers.quantize import Quantize
+from repq_tf.layers.quantize import Quantize, QuantizedAdd, QuantizedMean
 from repq_tf.layers.reparam_conv import ReparamConv
 from repq_tf.layers.repvgg import RepVGGBlock
 
@@ -12,6 +12,8 @@ __all__ = [
     "ConvBlock",
     "DenseBlock",
     "Quantize",
+    "QuantizedAdd",
+    "QuantizedMean",
     "RepVGGBlock",
     "ReparamConv",
 ]

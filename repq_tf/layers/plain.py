@@ -70,7 +70,10 @@ class DenseBlock(ConvBlock):
     def call(self, inputs, input_step=None, training=False):
         """Runs the dense layer."""
         pixel = ops.expand_dims(inputs, (1, 2))
-        return ops.squeeze(super().call(pixel, input_step, training), (1, 2))
+        y = super().call(pixel, input_step, training)
+        if isinstance(y, tuple):
+            return ops.squeeze(y[0], (1, 2)), y[1]
+        return ops.squeeze(y, (1, 2))
 
     def build_from_config(self, config):
         """Builds the layer for a saved input shape."""

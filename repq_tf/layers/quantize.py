@@ -1,14 +1,19 @@
-"""The quantizer of a stored activation tensor, as a layer of the model."""
+"""Quantizers of stored activation tensors, as layers of the model.
 
-from repq_tf.keras_api import Layer, ops, register
+A quantized tensor travels with its step: these layers return `(tensor, step)`, and
+so do quantized blocks. In training they fake-quantize; in inference they compute what the
+integer runtime (LiteRT with XNNPACK) computes, in its order and its rounding.
+"""
+
+from repq_tf.keras_api import Layer, keras, ops, register
 from repq_tf.quantizers import LSQ
 
 
 @register
 class Quantize(Layer):
-    """Fake-quantizes an activation tensor and hands its step on.
+    """Rounds an activation tensor to a learned grid and hands the grid's step on.
 
-    One stands after every tensor that the integer runtime stores. Tensors that must
+    One stands behind every tensor that the integer runtime stores. Tensors that must
     share one scale (the inputs of a concatenation) go through one shared layer.
 
     Args:
@@ -17,12 +22,14 @@ class Quantize(Layer):
         step: a fixed step, for operators whose output scale the runtime prescribes
             (softmax: 1/256); None to learn it.
 
-    Input: a tensor. Output: `(quantized tensor, step)`; the step, `()`, goes to
-    the blocks that read the tensor, which need it for their integer biases.
+    Input: a tensor and, if it lies on a finer grid (a convolution's output), that
+    grid's step; inference then rescales integers as the runtime does,
+    `round(acc * (scale / step))`. Output: `(quantized tensor, step)`, the step `()`.
 
     Example:
         >>> x, step = Quantize(bits=8)(keras.Input((32, 32, 3)))
-        >>> y = repq_tf.layers.ACBlock(64, weight_bits=8, activation="relu")(x, step)
+        >>> block = repq_tf.layers.ACBlock(64, weight_bits=8, activation="relu")
+        >>> y, step = Quantize(bits=8, signed=False)(*block(x, step))
     """
 
     def __init__(self, bits=8, signed=True, step=None, **kwargs):
@@ -48,14 +55,27 @@ class Quantize(Layer):
         """The step, `()`."""
         return self.activation_quantizer.step
 
-    def call(self, x, training=False):
+    def values(self, x, *steps):
+        """What is rounded, in floating point."""
+        return x
+
+    def integers(self, x, scale=None):
+        """The levels of the output, as the integer runtime computes them."""
+        quantizer = self.activation_quantizer
+        if scale is None:
+            return quantizer.integers(ops.cast(x, quantizer.step.dtype))
+        accumulators = ops.round(x / scale)
+        levels = ops.round(accumulators * (scale / quantizer.step))
+        return ops.clip(levels, quantizer.low, quantizer.high)
+
+    def call(self, x, scale=None, training=False):
         """Returns the quantized tensor and the step."""
-        x = ops.cast(x, self.compute_dtype)
         if training:
-            return self.activation_quantizer(x), self.activation_quantizer.step
-        step = self.activation_quantizer.step
-        wide = ops.cast(x, step.dtype)
-        return ops.cast(self.activation_quantizer.integers(wide) * step, x.dtype), step
+            return self._fake_quantize(self.values(x, scale)), self.step
+        return self.integers(x, scale) * self.step, self.step
+
+    def _fake_quantize(self, x):
+        return self.activation_quantizer(ops.cast(x, self.compute_dtype))
 
     def get_config(self):
         """The arguments of the constructor."""
@@ -66,4 +86,109 @@ class Quantize(Layer):
             "bits": self.bits,
             "signed": self.signed,
             "step": self.fixed_step,
+        }
+
+
+@register
+class QuantizedAdd(Quantize):
+    """`activation(a + b)` on a learned grid: a residual sum.
+
+    The runtime adds in fixed point: with `r_a = step_a / step` and
+    `shift = 20 - floor(log2(max(r_a, r_b)))`,
+    `n = (n_a round(r_a 2^shift) + n_b round(r_b 2^shift) + 2^(shift-1)) >> shift`.
+
+    Args:
+        activation: "linear" or "relu".
+        **options: those of `Quantize`.
+
+    Input: `a`, `b` and their steps. Output: `(sum, step)`.
+    """
+
+    def __init__(self, bits=8, signed=True, activation="linear", **options):
+        super().__init__(bits, signed, **options)
+        self.activation = keras.activations.get(activation)
+
+    def values(self, a, b, *steps):
+        """The sum in floating point."""
+        return self.activation(a + ops.cast(b, a.dtype))
+
+    def integers(self, a, b, step_a, step_b):
+        """The levels of the sum."""
+        quantizer = self.activation_quantizer
+        ratios = ops.stack([step_a, step_b]) / quantizer.step
+        shift = 20 - _floor_log2(ops.max(ratios))
+        power = ops.cast(ops.left_shift(ops.ones_like(shift), shift), ratios.dtype)
+        factors = ops.cast(ops.round(ratios * power), "int32")
+        left, right = (
+            ops.cast(ops.round(ops.cast(x, step.dtype) / step), "int32")
+            for x, step in ((a, step_a), (b, step_b))
+        )
+        half = ops.left_shift(ops.ones_like(shift), shift - 1)
+        total = left * factors[0] + right * factors[1] + half
+        levels = ops.cast(ops.right_shift(total, shift), ratios.dtype)
+        top = self.activation(ops.full((), 1e30, dtype=ratios.dtype)) / quantizer.step
+        levels = ops.minimum(levels, ops.round(ops.minimum(top, 1e6)))
+        return ops.clip(levels, quantizer.low, quantizer.high)
+
+    def call(self, a, b, step_a, step_b, training=False):
+        """Returns the quantized sum and the step."""
+        if training:
+            return self._fake_quantize(self.values(a, b)), self.step
+        return self.integers(a, b, step_a, step_b) * self.step, self.step
+
+    def get_config(self):
+        """The arguments of the constructor."""
+        activation = keras.activations.serialize(self.activation)
+        return {**super().get_config(), "activation": activation}
+
+
+def _floor_log2(x):
+    """`floor(log2(x))` of a positive scalar, exact at powers of two, within -10 to 7."""
+    steps = [ops.cast(x >= 2.0**power, "int32") for power in range(-9, 8)]
+    return sum(steps) - 10
+
+
+@register
+class QuantizedMean(Quantize):
+    """The mean over height and width on a learned grid: `(batch, channels)`.
+
+    The runtime sums integers with their zero points z and rescales once, in float32: with
+    `m = (step_in / step) / count`,
+    `n = round((sum + count z_in) m + (z_out - count z_in m)) - z_out`.
+
+    Args:
+        keepdims: whether the output is `(batch, 1, 1, channels)`.
+        input_zero_point: the integer of the input's container that stands for 0.
+        **options: those of `Quantize`.
+
+    Input: the features and their step. Output: `(mean, step)`.
+    """
+
+    def __init__(self, bits=8, signed=True, keepdims=False, input_zero_point=0, **options):
+        super().__init__(bits, signed, **options)
+        self.keepdims = keepdims
+        self.input_zero_point = input_zero_point
+
+    def values(self, x, *steps):
+        """The mean in floating point."""
+        return ops.mean(x, axis=(1, 2), keepdims=self.keepdims)
+
+    def integers(self, x, step_in):
+        """The levels of the mean."""
+        quantizer = self.activation_quantizer
+        count = ops.cast(ops.shape(x)[1] * ops.shape(x)[2], step_in.dtype)
+        wide = ops.round(ops.cast(x, step_in.dtype) / step_in)
+        total = ops.sum(wide, axis=(1, 2), keepdims=self.keepdims)
+        factor = (step_in / quantizer.step) * (1.0 / count)
+        zero = 127.0 - quantizer.high
+        offset = zero - (count * self.input_zero_point) * factor
+        levels = ops.round((total + count * self.input_zero_point) * factor + offset) - zero
+        return ops.clip(levels, quantizer.low, quantizer.high)
+
+    def get_config(self):
+        """The arguments of the constructor."""
+        return {
+            **super().get_config(),
+            "keepdims": self.keepdims,
+            "input_zero_point": self.input_zero_point,
         }

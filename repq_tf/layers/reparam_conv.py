@@ -55,7 +55,8 @@ class ReparamConv(Layer):
 
     In inference, a quantized block that is given the step of its input computes what
     the integer runtime computes: whole-number weights and inputs, and a bias on the
-    `input_step * weight_step` grid.
+    `input_step * weight_step` grid. It then returns that grid's steps with its output,
+    for the `Quantize` layer behind it.
 
     Args:
         filters: number of output channels.
@@ -83,7 +84,9 @@ class ReparamConv(Layer):
         kernel_initializer: of the branches' kernels.
         kernel_regularizer: of the branches' kernels.
 
-    Input: `(batch, height, width, channels)`. Output: `(batch, height', width', filters)`.
+    Input: `(batch, height, width, channels)`, and the step of the grid that it lies on for a
+    quantized block. Output: `(batch, height', width', filters)`; of a quantized block
+    that is given a step, `(output, scale)`, scale `(filters,)`.
 
     Example, a new re-parameterization in ten lines:
         >>> @keras.saving.register_keras_serializable()
@@ -257,13 +260,17 @@ class ReparamConv(Layer):
         """
         x = ops.cast(inputs, self.compute_dtype)
         window = self.window(x.shape[1:3])
-        if self.weight_quantizer is not None and not training and input_step is not None:
-            y = self._integer_convolution(inputs, input_step, window)
-        elif self.merged or self.weight_quantizer is not None:
+        integer = self.weight_quantizer is not None and input_step is not None
+        if integer and not training:
+            y, scale = self._integer_convolution(inputs, input_step, window)
+            return self.activation(y), scale
+        if self.merged or self.weight_quantizer is not None:
             y = self._merged_convolution(x, window, training)
         else:
             y = self.expression(x, window=window, strides=self.strides, training=training)
-        return self.activation(ops.cast(y, self.compute_dtype))
+        y = self.activation(ops.cast(y, self.compute_dtype))
+        # The scale matters to inference alone.
+        return (y, ops.broadcast_to(input_step, (self.filters,))) if integer else y
 
     def _merged_convolution(self, x, window, training):
         reading = FeatureReading(x, window, self.strides) if training else Reading()
@@ -282,7 +289,8 @@ class ReparamConv(Layer):
         groups = self.inner.merge().groups
         wide = ops.cast(x, scale.dtype)
         y = convolve(ops.round(wide / input_step), integers, groups, self.strides, window)
-        return (y + bias) * (scale * input_step)
+        scale = scale * input_step
+        return (y + bias) * scale, scale
 
     # Reading.
 

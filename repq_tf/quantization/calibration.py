@@ -324,7 +324,7 @@ def calibrate(model, batches, fresh_roots, true_moments, shared_values):
             if layer.name in calibrated:
                 return
             calibrated.add(layer.name)
-            values = shared_values.get(layer.name) or [args[0] for args, _ in calls]
+            values = shared_values.get(layer.name) or [layer.values(*args) for args, _ in calls]
             layer.activation_quantizer.initialize(_sample(values, layer.name))
 
     run_batches(read_graph(model), batches, visit)
@@ -357,7 +357,8 @@ def clip_rates(model, data):
             kernel = layer.inner.merge().kernel
             rates[f"{layer.name}/weight"] = float(layer.weight_quantizer.clip_rate(kernel))
         elif isinstance(layer, Quantize):
-            found = [layer.activation_quantizer.clip_rate(args[0]) for args, _ in calls]
+            values = [layer.values(*args) for args, _ in calls]
+            found = [layer.activation_quantizer.clip_rate(value) for value in values]
             rates[f"{layer.name}/activation"] = float(np.mean([float(f) for f in found]))
 
     run_batches(read_graph(model), as_batches(data, model), visit)

@@ -4,13 +4,21 @@ import numpy as np
 
 from repq_tf.branches import check_mode
 from repq_tf.keras_api import keras, ops
-from repq_tf.layers import ConvBlock, ConvBNBlock, DenseBlock, Quantize, ReparamConv
+from repq_tf.layers import (
+    ConvBlock,
+    ConvBNBlock,
+    DenseBlock,
+    Quantize,
+    QuantizedAdd,
+    QuantizedMean,
+    ReparamConv,
+)
 from repq_tf.quantization.calibration import as_batches, calibrate, run_batches
 from repq_tf.quantization.config import LayerBits, check_rules
 from repq_tf.quantization.graph import copy_layer, read_graph, rebuild
 from repq_tf.quantization.placement import place
 from repq_tf.quantization.table import quantization_table
-from repq_tf.quantizers import check_bits
+from repq_tf.quantizers import check_bits, zero_point
 
 SOFTMAX_STEP = 1 / 256  # what the integer runtime prescribes
 
@@ -115,25 +123,64 @@ class _Builder:
         if site is None:  # fused into the site before
             return args[0]
         if site.kind == "convolution":
-            step = self.steps.get(sites[site.inputs[0]].group)
-            block = self.blocks[site.name] = self._block(site)
-            y = block(args[0]) if step is None else block(args[0], step)
+            return self._convolution(site, args[0])
+        shared = len(self.placement.origins(site.group)) > 1
+        if type(node.layer) in _QUANTIZED and site.bits.activation_bits and not shared:
+            return self._quantized_operator(site, args)
+        y = copy_layer(node.layer, node.name)(*args, **kwargs)
+        if site.fused:
+            y = keras.layers.Activation(site.activation, name=site.fused[-1])(y)
+        return self.quantize_output(site, y)
+
+    def _convolution(self, site, x):
+        step = self.steps.get(self._input_group(site))
+        block = self.blocks[site.name] = self._block(site)
+        if step is None or block.weight_quantizer is None:
+            y = self.quantize_output(site, block(x))
         else:
-            y = copy_layer(node.layer, node.name)(*args, **kwargs)
-            if site.fused:
-                y = keras.layers.Activation(site.activation, name=site.fused[-1])(y)
-        y = self.quantize_output(site, y)
-        softmax = sites.get(f"{node.name}_softmax")
+            y = self.quantize_output(site, *block(x, step))
+        softmax = self.placement.sites.get(f"{site.name}_softmax")
         if softmax is not None and softmax.layer is None:
             y = keras.layers.Softmax(name=softmax.name)(y)
             y = self.quantize_output(softmax, y)
+        return y
+
+    def _input_group(self, site, index=0):
+        return self.placement.sites[site.inputs[index]].group
+
+    def _quantized_operator(self, site, args):
+        """A sum or a mean with a quantizer of its own."""
+        options = {
+            "bits": site.bits.activation_bits,
+            "signed": site.signed,
+            "name": site.name,
+            "dtype": site.layer.dtype_policy,
+        }
+        groups = [self._input_group(site, index) for index in range(len(site.inputs))]
+        if any(group not in self.steps for group in groups):
+            raise ValueError(
+                f"layer {site.name!r}: its inputs have no quantizer, but its output has; "
+                "check the rules"
+            )
+        if isinstance(site.layer, keras.layers.Add):
+            layer = QuantizedAdd(activation=site.activation, **options)
+            args = (*args[0], *(self.steps[group] for group in groups))
+        else:
+            source = self.placement.sites[site.inputs[0]]
+            layer = QuantizedMean(
+                keepdims=site.layer.keepdims,
+                input_zero_point=zero_point(source.bits.activation_bits, source.signed),
+                **options,
+            )
+            args = (args[0], self.steps[groups[0]])
+        y, self.steps[site.group] = layer(*args)
         return y
 
     def apply_input(self, node, x):
         """Quantizes an input of the model."""
         return self.quantize_output(self.placement.sites[node.name], x)
 
-    def quantize_output(self, site, y):
+    def quantize_output(self, site, y, scale=None):
         """Puts the group's quantizer behind a site whose output needs rounding."""
         # An average is off the grid of its input even though it shares its scale.
         average = isinstance(site.layer, keras.layers.AveragePooling2D)
@@ -146,7 +193,8 @@ class _Builder:
             else:
                 layer = Quantize(site.bits.activation_bits, site.signed, name=name)
             self.quantizers[site.group] = layer
-        y, self.steps[site.group] = self.quantizers[site.group](y)
+        quantizer = self.quantizers[site.group]
+        y, self.steps[site.group] = quantizer(y) if scale is None else quantizer(y, scale)
         return y
 
     def _block(self, site):
@@ -198,6 +246,7 @@ class _Builder:
         }
 
 
+_QUANTIZED = (keras.layers.Add, keras.layers.GlobalAveragePooling2D)
 _DENSE = (keras.layers.Dense, DenseBlock)
 
 

@@ -78,7 +78,7 @@ def quantization_table(model):
     graph = read_graph(model)
     rows = []
     for node in graph.nodes.values():
-        if isinstance(node.layer, Quantize):
+        if type(node.layer) is Quantize:
             continue
         rows.append(_row(graph, node))
     return QuantizationTable(tuple(rows))
@@ -98,7 +98,9 @@ def _row(graph, node):
 
 def _output(graph, node):
     consumers = graph.consumers(node.name)
-    quantizers = [c.layer for c in consumers if isinstance(c.layer, Quantize)]
+    quantizers = [c.layer for c in consumers if type(c.layer) is Quantize]
+    if isinstance(node.layer, Quantize):  # an operator with a quantizer of its own
+        quantizers = [node.layer]
     if quantizers:
         layer = quantizers[0]
         return f"{layer.bits} bits, {'signed' if layer.signed else 'unsigned'}"

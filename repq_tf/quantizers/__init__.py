@@ -1,7 +1,15 @@
 """Quantizers: LSQ, and how its step is initialised."""
 
 from repq_tf.quantizers.find import find
-from repq_tf.quantizers.lsq import BITS, LSQ, check_bits, levels, lsq, quantize_levels
+from repq_tf.quantizers.lsq import (
+    BITS,
+    LSQ,
+    check_bits,
+    levels,
+    lsq,
+    quantize_levels,
+    zero_point,
+)
 from repq_tf.quantizers.step_init import lsq_step, min_error_step
 
 __all__ = [
@@ -14,4 +22,5 @@ __all__ = [
     "lsq_step",
     "min_error_step",
     "quantize_levels",
+    "zero_point",
 ]

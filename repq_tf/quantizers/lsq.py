@@ -27,6 +27,15 @@ def levels(bits, signed, narrow):
     return (-top if narrow else -top - 1), top
 
 
+def zero_point(bits, signed):
+    """The integer that stands for 0 in the int8 container of a b-bit grid.
+
+    The top level falls on 127, so that saturation is the upper clamp at any
+    number of bits; for unsigned grids the fused ReLU is the lower clamp.
+    """
+    return 127 - levels(bits, signed, narrow=False)[1]
+
+
 def quantize_levels(x, step, low, high):
     """The integers `round-half-to-even(clip(x / step, low, high))`, as floats."""
     return ops.round(ops.clip(x / step, low, high))
