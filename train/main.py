@@ -12,26 +12,20 @@ import sys
 
 from absl import app, flags
 
-from repq_tf.train import settings
-from repq_tf.train.data import augment
-from repq_tf.train.errors import UserError
-
 _AUTO = "Default: the recipe of the model and the data set."
 
 flags.DEFINE_string("model", "ac_resnet18", "Name of the network (repq_tf.models).")
-flags.DEFINE_enum(
+flags.DEFINE_string(
     "method",
     "repq",
-    settings.METHODS,
     "repq: re-parameterized in both stages, quantized on the merged kernel. merged: the"
     " branches are merged after the float stage. plain: the network without branches.",
 )
-flags.DEFINE_enum(
+flags.DEFINE_string(
     "bn_statistics",
     None,
-    settings.BN_STATISTICS,
     "Where RepQ takes the moments from with which batch norms are merged in quantized"
-    " training. Default: restored.",
+    " training: restored, batch, estimate, sample or running. Default: restored.",
 )
 flags.DEFINE_bool(
     "merged_bn",
@@ -52,11 +46,10 @@ flags.DEFINE_string("data_dir", None, "Folder of the prepared TFDS data sets.")
 flags.DEFINE_integer(
     "image_size", None, "Resize images to this height and width. Default: their own size."
 )
-flags.DEFINE_enum(
+flags.DEFINE_string(
     "augment",
     None,
-    ("auto", *augment.KINDS),
-    "crop: random shift; crop_flip: and mirror; resized_crop: random area and aspect, and"
+    "none; crop: random shift; crop_flip: and mirror; resized_crop: random area and aspect, and"
     f" mirror; auto: by image size. {_AUTO}",
 )
 flags.DEFINE_float("width", 1.0, "Multiplier of the network's channels.")
@@ -79,21 +72,20 @@ flags.DEFINE_string(
     "A float .keras file or the folder of an earlier run: its float weights are used and the"
     " float stage is not repeated.",
 )
-flags.DEFINE_enum(
+flags.DEFINE_string(
     "strategy",
     "auto",
-    settings.STRATEGIES,
-    "mirrored: train on all devices of this machine (TensorFlow only). auto: mirrored when"
-    " there is more than one GPU.",
+    "mirrored: train on all devices of this machine (TensorFlow only). none: on one. auto:"
+    " mirrored when there is more than one GPU.",
 )
 flags.DEFINE_bool(
     "sync_bn", None, "Synchronise batch norm over devices. Default: with several devices."
 )
-flags.DEFINE_enum(
+flags.DEFINE_string(
     "mixed_precision",
     "none",
-    settings.PRECISIONS,
-    "Type of the float stage's and QAT's computations; weights and statistics stay float32.",
+    "none, bfloat16 or float16: type of the computations of both training stages; weights and"
+    " statistics stay float32.",
 )
 flags.DEFINE_bool("jit_compile", None, "Compile with XLA. Default: except TensorFlow on CPU.")
 flags.DEFINE_integer("verbose", 1, "0: only the report, 1: progress bars, 2: a line per epoch.")
@@ -101,20 +93,25 @@ flags.DEFINE_integer("verbose", 1, "0: only the report, 1: progress bars, 2: a l
 
 def main(argv):
     """Runs all stages; user errors end with a message on stderr and exit status 1."""
+    # TensorFlow's C++ notes; what matters comes as a Python error. Read when it is imported,
+    # so the imports are here, which also makes --help quick.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from repq_tf.train import pipeline
+    from repq_tf.train.errors import UserError
+    from repq_tf.train.settings import resolve
+
     try:
         if len(argv) > 1:
             raise UserError(f"All arguments are --flags (see --help). Received: {argv[1]!r}")
-        names = inspect.signature(settings.resolve).parameters
-        given = {name: flags.FLAGS[name].value for name in names}
-        chosen = settings.resolve(**given)
-        from repq_tf.train import pipeline  # imports Keras: not for --help
-
-        pipeline.run(chosen)
+        names = inspect.signature(resolve).parameters
+        pipeline.run(resolve(**{name: flags.FLAGS[name].value for name in names}))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("Interrupted; the same command goes on from here.", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     app.run(main)

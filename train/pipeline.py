@@ -223,8 +223,7 @@ class _Pipeline:
             (run_folder.FLOAT_FILE, run_folder.FLOAT, repq_tf.export_tflite_float),
             (run_folder.FILE, run_folder.QUANTIZED, repq_tf.export_tflite),
         ):
-            with checkpoint.replacing(self.folder.file(name)) as temporary:
-                export(self._load(source), temporary)
+            export(self._load(source), self.folder.file(name))
 
     def _measure(self):
         """Judges and times the files, and compares the integer one with its Keras model."""

@@ -25,6 +25,8 @@ def draw_curves(histories, path):
                 if column in history:
                     label = "test" if column.startswith("val_") else "training"
                     axis.plot(history["epoch"], history[column], style, label=label)
+            if name == "loss":
+                axis.set_yscale("log")
             axis.set_title(f"{stage}: {name}", fontsize=9)
             axis.set_xlabel("epoch", fontsize=8)
             if f"val_{name}" in history:

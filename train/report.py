@@ -48,7 +48,7 @@ def make_report(settings, task, run, results):
     checkpoint.write_json(run.file("report.json"), record)
     table = _table(record)
     checkpoint.write_text(run.file("report.md"), _markdown(settings, record, table, run))
-    return f"{_title(settings)}\n\n{table}\n{_remarks(record)}"
+    return "\n".join([_title(settings), "", table, *_remarks(record)])
 
 
 def _title(settings):
@@ -89,25 +89,26 @@ def _remarks(record):
             f" {record['merge_error']:.2g}"
         )
     if "parity" in record:
-        lines += ["Quantized Keras model against the .tflite file:", record["parity"]["text"]]
-    lines += record.get("notes", [])
-    lines.append(f"Time: {record['seconds']['total']:.0f} s")
-    return "\n".join(lines)
+        summary = record["parity"]["text"].splitlines()[-1]
+        lines.append(f"Quantized Keras model against the .tflite file: {summary}")
+    return lines + record.get("notes", []) + [f"Time: {record['seconds']['total']:.0f} s"]
 
 
 def _markdown(settings, record, table, run):
-    sections = [f"# {_title(settings)}", table, _remarks(record).replace("\n", "\n\n")]
+    sections = [f"# {_title(settings)}", table, *_remarks(record)]
     if "latency_ms" in record:
         sections.append(
             "Latency: LiteRT interpreter, one thread, batch 1, median of interleaved runs on"
             f" {record['versions']['cpu']}."
         )
+    if "parity" in record:
+        sections.append(f"## Parity, layer by layer\n\n```\n{record['parity']['text']}\n```")
     for title in ("data", "seconds", "files", "settings", "versions"):
         rows = "".join(f"| {name} | {value} |\n" for name, value in record[title].items())
         sections.append(f"## {title.capitalize()}\n\n| | |\n|-|-|\n{rows}")
     if os.path.isdir(run.plots):
         pictures = sorted(name for name in os.listdir(run.plots) if name.endswith(".png"))
-        sections.append("\n\n".join(f"![{name[:-4]}](plots/{name})" for name in pictures))
+        sections += [f"![{name[:-4]}](plots/{name})" for name in pictures]
     return "\n\n".join(section.strip() for section in sections) + "\n"
 
 

@@ -5,6 +5,7 @@ import difflib
 import math
 import os
 
+from repq_tf.models import list_models
 from repq_tf.train.data.augment import KINDS
 from repq_tf.train.errors import UserError
 from repq_tf.train.recipes import find_recipe
@@ -117,10 +118,10 @@ def resolve(
     Raises:
         UserError: Naming the flag, what was received and what is allowed.
     """
+    _one_of("model", model, list_models())
     _one_of("method", method, METHODS)
     _one_of("strategy", strategy, STRATEGIES)
     _one_of("mixed_precision", mixed_precision, PRECISIONS)
-    _check_model(model)
     _check_conflicts(locals())
     weight_bits, activation_bits = _bits(bits, weight_bits, activation_bits)
     recipe = find_recipe(model, dataset)
@@ -158,12 +159,6 @@ def resolve(
     )
     _check_values(chosen)
     return chosen
-
-
-def _check_model(model):
-    from repq_tf.models import list_models  # imports Keras: only when a run is wanted
-
-    _one_of("model", model, list_models())
 
 
 def _check_conflicts(given):

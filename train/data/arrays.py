@@ -14,7 +14,8 @@ class ArrayDataset(keras.utils.PyDataset):
 
     Which images a batch holds, their order and their random changes are functions of `seed`
     and the epoch alone, so training can continue at any epoch. Each end of an epoch moves
-    on to the next one. An incomplete last batch is left out.
+    on to the next one. An incomplete last batch is left out. Give `fit` `shuffle=False`:
+    Keras would change the order of the batches.
 
     Args:
         images: uint8 array `(n, h, w, c)`, or an object that, indexed by an array of
