@@ -104,141 +104,142 @@ def check_parity(model, path, images, batch_size=100):
     Example:
         >>> print(repq_tf.check_parity(qat, "model.tflite", images[:500]))
     """
-    batches = as_batches(images, model, batch_size)
-    expected, source, final = _keras_integers(model, batches)
-    content = Path(path).read_bytes()
-    file = _File(content, batches[0].shape[1:], source)
-    missing = [name for name in expected if name not in file.names]
-    if missing:
-        raise ValueError(
-            f"{path} was not exported from model {model.name!r}: it has no tensor for "
-            f"{missing[:5]}"
-        )
-    inputs = [source.integers(batch) for batch in batches]
-    found = file.tensors(inputs, list(expected))
-    layers = tuple(_compare(name, expected[name], found[name]) for name in expected)
-    outputs = file.outputs(inputs)
-    want = expected[final].reshape(len(outputs), -1)
-    outputs = outputs.reshape(len(outputs), -1)
-    difference = np.abs(want - outputs)
+    graph, batches = read_graph(model), as_batches(images, model, batch_size)
+    file = _File(Path(path), batches[0].shape[1:])
+    counts, equal, agree, largest = {}, [], [], 0
+    for batch in batches:
+        expected, source = _keras_integers(graph, batch)
+        missing = [name for name in expected if name not in file.indices]
+        if missing:
+            raise ValueError(
+                f"{path} was not exported from model {model.name!r}: it has no tensor for "
+                f"{missing[:5]}"
+            )
+        found = file.tensors(source, list(expected))
+        for name, want in expected.items():
+            counts.setdefault(name, []).append(_difference(want, found[name]))
+        want = list(expected.values())[-1].reshape(len(batch), -1)
+        outputs = file.output(source).reshape(len(batch), -1)
+        difference = np.abs(want - outputs)
+        equal.append(difference.ravel() == 0)
+        agree.append(want.argmax(axis=1) == outputs.argmax(axis=1))
+        largest = max(largest, int(difference.max()))
+    agree = np.concatenate(agree)
+    layers = []
+    for name, rows in counts.items():
+        sizes, differing, tops = zip(*rows, strict=True)
+        layers.append(LayerParity(name, sum(sizes), sum(differing), max(tops)))
     return ParityReport(
-        images=len(outputs),
-        top1_agreement=float(np.mean(want.argmax(axis=1) == outputs.argmax(axis=1))),
-        equal_outputs=float(np.mean(difference == 0)),
-        largest_difference=int(difference.max()),
-        layers=layers,
+        images=len(agree),
+        top1_agreement=float(agree.mean()),
+        equal_outputs=float(np.concatenate(equal).mean()),
+        largest_difference=largest,
+        layers=tuple(layers),
     )
 
 
-def _compare(name, want, got):
+def _difference(want, got):
+    """Count, number of differences and largest difference."""
     difference = np.abs(want.reshape(-1) - got.reshape(-1))
-    return LayerParity(
-        name, difference.size, int(np.count_nonzero(difference)), int(difference.max())
-    )
+    return difference.size, int(np.count_nonzero(difference)), int(difference.max())
 
 
 @dataclasses.dataclass(frozen=True)
-class _Source:
-    """The grid of the model's input."""
+class _Input:
+    """A batch of input integers, and the step of their grid."""
 
+    integers: np.ndarray
     step: np.float32
-    low: int
-    high: int
-
-    def integers(self, x):
-        return np.rint(np.clip(x / self.step, self.low, self.high)).astype(np.int32)
 
 
-def _keras_integers(model, batches):
-    """The integers of every stored tensor, the input's grid, and the output's name."""
-    graph = read_graph(model)
+def _keras_integers(graph, batch):
+    """The integers of every stored tensor by layer name, and the input's."""
     expected, sources = {}, []
 
     def observe(node, results):
         if not isinstance(node.layer, Quantize):
             return
-        step = node.layer.step
+        (y,), step = results, node.layer.step
+        integers = np.rint(ops.convert_to_numpy(y / step)).astype(np.int32)
         before = quantized_node(graph, node)
         if before.is_input:
-            quantizer = node.layer.activation_quantizer
-            sources.append(_Source(np.float32(step), quantizer.low, quantizer.high))
-            return
-        integers = [np.rint(ops.convert_to_numpy(y / step)) for y in results]
-        expected[before.name] = np.concatenate(integers).astype(np.int32)
+            sources.append(_Input(integers, np.float32(step)))
+        else:
+            expected[before.name] = integers
 
-    run_batches(graph, batches, observe=observe)
+    run_batches(graph, [batch], observe=observe)
     if not sources or not expected:
-        raise ValueError(f"model {model.name!r} is not quantized")
-    return expected, sources[0], list(expected)[-1]
+        raise ValueError(f"model {graph.name!r} is not quantized")
+    return expected, sources[0]
 
 
 class _File:
-    """A `.tflite` file and its interpreter."""
+    """A `.tflite` file with two interpreters: the usual one, and one that keeps tensors."""
 
-    def __init__(self, content, shape, source):
-        model = flatbuffer.load(content)
-        graph = model.subgraphs[0]
-        self.content = content
-        self.source = source
-        self.names = {tensor.name.decode(): i for i, tensor in enumerate(graph.tensors)}
-        self.zero_points = [
-            int(t.quantization.zeroPoint[0])
-            if t.quantization and t.quantization.zeroPoint is not None
-            else 0
-            for t in graph.tensors
-        ]
-        have = tuple(int(n) for n in graph.tensors[graph.inputs[0]].shape[1:])
+    def __init__(self, path, shape):
+        content = path.read_bytes()
+        try:
+            model = flatbuffer.load(content)
+            tensors = model.subgraphs[0].tensors
+            self.indices = {tensor.name.decode(): k for k, tensor in enumerate(tensors)}
+            self.quantization = [_quantization(tensor) for tensor in tensors]
+            have = tuple(int(n) for n in tensors[model.subgraphs[0].inputs[0]].shape[1:])
+        except Exception as error:
+            raise ValueError(f"{path} is not a whole TFLite file: {error}") from error
         if have != tuple(shape):
-            raise ValueError(f"the file takes images of shape {have}. Received: {shape}")
+            raise ValueError(f"{path} takes images of shape {have}. Received: {shape}")
+        self.interpreters = {keep: _interpreter(content, keep) for keep in (True, False)}
 
-    def tensors(self, inputs, names):
+    def tensors(self, source, names):
         """Integers, zero points removed, of inner tensors."""
-        found = {name: [] for name in names}
-        for interpreter in self._run(inputs, preserve=True):
-            for name in names:
-                index = self.names[name]
-                values = interpreter.get_tensor(index).astype(np.int32)
-                found[name].append(values - self.zero_points[index])
-        return {name: np.concatenate(values) for name, values in found.items()}
+        interpreter = self._run(source, keep=True)
+        return {
+            name: interpreter.get_tensor(self.indices[name]).astype(np.int32)
+            - self.quantization[self.indices[name]][1]
+            for name in names
+        }
 
-    def outputs(self, inputs):
-        """Integers of the model's (first) output."""
-        found = []
-        for interpreter in self._run(inputs, preserve=False):
-            detail = interpreter.get_output_details()[0]
-            scale, zero = detail["quantization"]
-            values = interpreter.get_tensor(detail["index"])
-            if detail["dtype"] == np.float32:
-                index = self.names[detail["name"].removesuffix("_float32")]
-                model = flatbuffer.load(self.content)
-                scale = model.subgraphs[0].tensors[index].quantization.scale[0]
-                found.append(np.rint(values / scale).astype(np.int32))
-            else:
-                found.append(values.astype(np.int32) - zero)
-        return np.concatenate(found)
+    def output(self, source):
+        """Integers of the model's first output."""
+        interpreter = self._run(source, keep=False)
+        detail = interpreter.get_output_details()[0]
+        values = interpreter.get_tensor(detail["index"])
+        if detail["dtype"] == np.float32:
+            inner = self.indices[detail["name"].removesuffix("_float32")]
+            return np.rint(values / self.quantization[inner][0]).astype(np.int32)
+        return values.astype(np.int32) - self.quantization[detail["index"]][1]
 
-    def _run(self, inputs, preserve):
-        from ai_edge_litert.interpreter import Interpreter
-
-        with warnings.catch_warnings():
-            # It warns that preserving tensors takes memory.
-            warnings.simplefilter("ignore", UserWarning)
-            interpreter = Interpreter(
-                model_content=self.content,
-                num_threads=2,
-                experimental_preserve_all_tensors=preserve,
-            )
+    def _run(self, source, keep):
+        interpreter = self.interpreters[keep]
         detail = interpreter.get_input_details()[0]
-        shape = None
-        for integers in inputs:
-            if integers.shape != shape:
-                shape = integers.shape
-                interpreter.resize_tensor_input(detail["index"], shape)
-                interpreter.allocate_tensors()
-            if detail["dtype"] == np.float32:
-                values = (integers * self.source.step).astype(np.float32)
-            else:
-                values = (integers + detail["quantization"][1]).astype(detail["dtype"])
-            interpreter.set_tensor(detail["index"], values)
-            interpreter.invoke()
-            yield interpreter
+        if tuple(detail["shape"]) != source.integers.shape:
+            interpreter.resize_tensor_input(detail["index"], source.integers.shape)
+            interpreter.allocate_tensors()
+        if detail["dtype"] == np.float32:
+            values = (source.integers * source.step).astype(np.float32)
+        else:
+            values = (source.integers + detail["quantization"][1]).astype(detail["dtype"])
+        interpreter.set_tensor(detail["index"], values)
+        interpreter.invoke()
+        return interpreter
+
+
+def _quantization(tensor):
+    """Scale and zero point, (0, 0) for a tensor without."""
+    have = tensor.quantization
+    if have is None or have.scale is None or have.zeroPoint is None:
+        return 0.0, 0
+    return have.scale[0], int(have.zeroPoint[0])
+
+
+def _interpreter(content, keep):
+    from ai_edge_litert.interpreter import Interpreter
+
+    with warnings.catch_warnings():
+        # It warns that keeping tensors takes memory.
+        warnings.simplefilter("ignore", UserWarning)
+        interpreter = Interpreter(
+            model_content=content, num_threads=2, experimental_preserve_all_tensors=keep
+        )
+    interpreter.allocate_tensors()
+    return interpreter

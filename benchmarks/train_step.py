@@ -1,0 +1,143 @@
+"""Time and memory of a training step: float, plain QAT, and RepQ in each mode.
+
+    python benchmarks/train_step.py --image_size=32 --batch_size=32 --width=0.5
+    KERAS_BACKEND=jax python benchmarks/train_step.py --image_size=224 --batch_size=256
+
+Steps of all configurations alternate in one process, so that the ratios (to plain QAT of the
+plain network) are measured side by side. Peak memory is measured in a process of its own for
+each configuration: of the accelerator where there is one, else resident memory.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+from absl import app, flags
+
+import repq_tf
+from repq_tf.branches import MODES
+from repq_tf.files import write_atomically
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string(
+    "model", "ac_resnet18", "Re-parameterized model; its plain twin is the base."
+)
+flags.DEFINE_integer("image_size", 32, "Height and width of the images.")
+flags.DEFINE_integer("batch_size", 32, "Images in a step.")
+flags.DEFINE_float("width", 1.0, "Multiplies all channel numbers.")
+flags.DEFINE_integer("bits", 8, "Of weights and activations, 2 to 8.")
+flags.DEFINE_integer("steps", 10, "Timed steps of each configuration.")
+flags.DEFINE_enum(
+    "mixed_precision", "none", ["none", "bfloat16", "float16"], "Half-precision features."
+)
+flags.DEFINE_bool("jit_compile", None, "Compile with XLA; default: Keras decides.")
+flags.DEFINE_bool("memory", True, "Measure peak memory too.")
+flags.DEFINE_string("json", None, "Write the table to this file.")
+flags.DEFINE_string("only", None, "Run one configuration and print its peak memory.")
+
+BASE = "plain QAT"
+
+
+def configurations():
+    """`{name: (model name, bn_statistics or None for float)}`."""
+    plain = repq_tf.models.plain_twin(FLAGS.model)
+    table = {"plain float": (plain, None), BASE: (plain, "restored")}
+    table["branches float"] = (FLAGS.model, None)
+    table.update({f"RepQ {mode}": (FLAGS.model, mode) for mode in MODES})
+    return table
+
+
+def make_step(name, bn_statistics, images, labels):
+    """Builds and compiles one configuration; returns a function that runs a step."""
+    shape = images.shape[1:]
+    model = repq_tf.models.build(name, 10, shape, width=FLAGS.width)
+    if bn_statistics is not None:
+        calibration = images[: min(len(images), 32)]
+        model = repq_tf.quantize(
+            model,
+            bits=FLAGS.bits,
+            bn_statistics=bn_statistics,
+            calibration_data=calibration,
+            verbose=False,
+        )
+    model.compile(
+        keras.optimizers.SGD(1e-4, momentum=0.9),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        jit_compile="auto" if FLAGS.jit_compile is None else FLAGS.jit_compile,
+    )
+    return lambda: float(model.train_on_batch(images, labels))
+
+
+def peak_memory():
+    """Peak memory of this process in MB: the accelerator's, else resident."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        stats = jax.local_devices()[0].memory_stats()
+        if stats:
+            return stats["peak_bytes_in_use"] / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def measure_memory(name):
+    """Peak memory of one configuration in a process of its own, in MB."""
+    command = [sys.executable, *sys.argv, f"--only={name}"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(result.stdout.split()[-1])
+
+
+def main(_):
+    """Prints the table and writes it as JSON if asked to."""
+    if FLAGS.mixed_precision != "none":
+        keras.config.set_dtype_policy(f"mixed_{FLAGS.mixed_precision}")
+    rng = np.random.default_rng(0)
+    size = (FLAGS.batch_size, FLAGS.image_size, FLAGS.image_size, 3)
+    images = rng.normal(size=size).astype("float32")
+    labels = rng.integers(0, 10, FLAGS.batch_size)
+    table = configurations()
+    if FLAGS.only:
+        step = make_step(*table[FLAGS.only], images, labels)
+        for _ in range(3):
+            step()
+        print(peak_memory())
+        return
+    steps = {name: make_step(*spec, images, labels) for name, spec in table.items()}
+    for step in steps.values():
+        step()
+        step()
+    times = {name: [] for name in steps}
+    for _ in range(FLAGS.steps):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            times[name].append(time.perf_counter() - start)
+    medians = {name: float(np.median(values)) for name, values in times.items()}
+    memory = {name: measure_memory(name) if FLAGS.memory else None for name in steps}
+    print(f"{'':16}{'ms':>10}{'ratio':>8}{'peak MB':>10}")
+    for name, seconds in medians.items():
+        ratio = seconds / medians[BASE]
+        peak = f"{memory[name]:10.0f}" if FLAGS.memory else ""
+        print(f"{name:16}{1e3 * seconds:10.1f}{ratio:8.2f}{peak}")
+    if FLAGS.json:
+        settings = {
+            key: FLAGS[key].value
+            for key in "model image_size batch_size width bits mixed_precision".split()
+        }
+        result = {
+            "settings": {**settings, "backend": keras.backend.backend()},
+            "milliseconds": {name: 1e3 * seconds for name, seconds in medians.items()},
+            "ratio": {name: seconds / medians[BASE] for name, seconds in medians.items()},
+            "peak_megabytes": memory,
+        }
+        write_atomically(FLAGS.json, json.dumps(result, indent=2).encode())
+
+
+if __name__ == "__main__":
+    app.run(main)
