@@ -13,6 +13,11 @@ from repq_tf.keras_api import Layer, keras, ops, register
 from repq_tf.layers.integer import integer_weights
 from repq_tf.quantizers import LSQ
 
+_PADDING = (
+    'padding must be "same", "valid", zeros as a number, (height, width) or ((top, bottom), '
+    "(left, right))"
+)
+
 
 def _pair(value, argument):
     pair = (value, value) if isinstance(value, int) else tuple(value)
@@ -27,14 +32,13 @@ def _window(padding):
     """`padding` as "same", or as explicit `((top, bottom), (left, right))`."""
     if isinstance(padding, str):
         if padding.lower() not in ("same", "valid"):
-            raise ValueError(
-                'padding must be "same", "valid", a number, (height, width) or ((top, '
-                f"bottom), (left, right)). Received: {padding!r}"
-            )
+            raise ValueError(f"{_PADDING}. Received: {padding!r}")
         return VALID if padding.lower() == "valid" else "same"
-    if isinstance(padding, int):
-        padding = (padding, padding)
-    return tuple((n, n) if isinstance(n, int) else tuple(n) for n in padding)
+    pairs = (padding, padding) if isinstance(padding, int) else tuple(padding)
+    pairs = tuple((n, n) if isinstance(n, int) else tuple(n) for n in pairs)
+    if [len(pair) for pair in pairs] != [2, 2] or any(n < 0 for pair in pairs for n in pair):
+        raise ValueError(f"{_PADDING}. Received: {padding!r}")
+    return pairs
 
 
 @register

@@ -60,7 +60,10 @@ def lsq(x, initial_step, log_ratio, low, high, gradient_scale, bounded=False):
     as the weights do (its section 2.2). That holds for its own large initial steps; with
     the least-error step of 8 bits per channel, whose largest weight lies on the bound,
     the step's rate is a hundred times the weights' and training can diverge. `bounded`
-    limits the step's rate to the weights': `|ds / s| <= ||dv|| / ||v||`.
+    limits the gradient scale to `s / (rms(e) ||x||)`, where e is the gradient of the
+    quantized values by s: for an incoming gradient that is not aligned with e, step and
+    weights then change at equal rates. The limit depends on x and s alone, so the gradient
+    remains linear, and replicas add theirs up as one device would.
 
     Args:
         x: a float32 or float64 tensor.
@@ -69,7 +72,7 @@ def lsq(x, initial_step, log_ratio, low, high, gradient_scale, bounded=False):
         low: the lowest level.
         high: the highest level.
         gradient_scale: a number or scalar tensor.
-        bounded: whether the step's relative gradient is limited to that of x.
+        bounded: whether the gradient scale is limited, as above.
 
     Returns:
         A tensor of x's shape and dtype.
@@ -90,11 +93,12 @@ def lsq(x, initial_step, log_ratio, low, high, gradient_scale, bounded=False):
             error = ops.round(clipped) - ops.where(inside, v, ops.zeros_like(v))
             product = upstream * error
             axes = tuple(range(product.ndim - len(step.shape)))
-            to_ratio = ops.sum(product, axis=axes) * gradient_scale / step
+            scale = gradient_scale / step
             if bounded:
-                norms = [ops.sum(ops.square(t), axis=axes) for t in (upstream, x)]
-                rate = ops.sqrt(norms[0] / ops.maximum(norms[1], 1e-30))
-                to_ratio = ops.clip(to_ratio, -rate, rate)
+                square = ops.mean(ops.square(error), axis=axes)
+                square = square * ops.sum(ops.square(x), axis=axes)
+                scale = ops.minimum(scale, ops.rsqrt(ops.maximum(square, 1e-30)))
+            to_ratio = ops.sum(product, axis=axes) * scale
             return to_x, ops.zeros_like(initial_step), to_ratio
 
         return quantize_levels(x, step, low, high) * step, gradient
@@ -114,7 +118,8 @@ class LSQ(Layer):
         gradient_scale: "auto" is LSQ's `1 / sqrt(N * Q_P)`, N the number of values that
             share a step (of one image, for activations); or a number.
         per_image: whether the first axis is a batch, which N leaves out.
-        bounded: whether the step changes at most as fast as the values; see `lsq`.
+        bounded: whether the gradient scale is limited so that the step changes about as
+            fast as the values; see `lsq`.
             Default: for weights, that is, unless `per_image`.
 
     Example:
