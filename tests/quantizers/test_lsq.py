@@ -70,7 +70,7 @@ def test_forward_and_gradients_are_the_papers(
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize(("signed", "narrow"), [(False, False), (True, False), (True, True)])
 def test_values_on_the_bounds_and_between_levels(bits, signed, narrow):
-    """On a bound the straight-through gradient is 0 and the step's is the level; ties are even."""
+    """On a bound the gradient to x is 0 and the step's is the level; ties are even."""
     low, high = levels(bits, signed, narrow)
     step = 0.25  # exact in binary, so that v is exactly on the bounds
     v = np.array([low - 0.5, low, low + 0.5, 0.5, 1.5, high - 0.5, high, high + 0.5])
@@ -112,7 +112,7 @@ def quantizer(step, **options):
 )
 def test_the_gradient_scale_is_that_of_what_shares_a_step(options, shape, count, rng):
     """g = 1 / sqrt(N Q_P); N leaves the batch out, so it does not depend on its size."""
-    layer = quantizer(0.1, bits=4, **options)
+    layer = quantizer(0.1, bits=4, bounded=False, **options)
     x, upstream = rng.normal(size=(2, *shape)).astype("float32")
     with tf.GradientTape() as tape:
         y = layer(ops.convert_to_tensor(x))
@@ -121,6 +121,24 @@ def test_the_gradient_scale_is_that_of_what_shares_a_step(options, shape, count,
     scale = 1 / np.sqrt(count * layer.high)
     _, _, expected = paper(x, step, layer.low, layer.high, upstream, scale)
     np.testing.assert_allclose(actual, expected / step, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("step", [0.004, 0.4])
+def test_weights_limit_the_gradient_scale(step, rng):
+    """g is at most `s / (rms(e) ||x||)`: small steps are limited, LSQ's own are not."""
+    shape, channels = (3, 3, 8, 5), 5
+    layer = quantizer(step, bits=8, channels=channels)
+    x, upstream = rng.normal(size=(2, *shape)).astype("float32")
+    with tf.GradientTape() as tape:
+        y = layer(ops.convert_to_tensor(x))
+    actual = array(tape.gradient(y, layer.log_ratio.value, ops.convert_to_tensor(upstream)))
+    v = x.astype("float64") / step
+    error = np.where(np.abs(v) < 127, np.rint(v) - v, np.sign(v) * 127)
+    limit = step / (np.sqrt((error**2).mean((0, 1, 2))) * np.sqrt((x**2).sum((0, 1, 2))))
+    literal = 1 / np.sqrt(72 * 127)
+    assert np.all(limit < literal) if step < 0.01 else np.all(limit > literal)
+    expected = (upstream * error).sum((0, 1, 2)) * np.minimum(literal, limit) / step
+    np.testing.assert_allclose(actual, expected, rtol=1e-3)
 
 
 def test_an_unknown_batch_or_size_has_the_same_gradient_scale(rng):
