@@ -37,6 +37,17 @@ def _same_start():
     keras.utils.set_random_seed(0)
 
 
+@pytest.fixture(scope="session")
+def two_replicas():
+    """The one strategy of the process.
+
+    TensorFlow numbers the collectives of every strategy alike, so that on CPU devices
+    a second strategy in a process runs into the first one's ("Shape mismatch in the
+    collective instance").
+    """
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
@@ -45,7 +56,8 @@ def rng():
 @pytest.fixture
 def float64():
     """Everything built in the test is float64."""
-    before = keras.config.dtype_policy()
+    keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
     yield
-    keras.config.set_dtype_policy(before)
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
