@@ -1,6 +1,9 @@
 """Learned step size quantization (LSQ, arXiv 1902.08153), for weights and activations."""
 
 import math
+import numbers
+
+import numpy as np
 
 from repq_tf.keras_api import Layer, add_parameter, add_statistic, ops, register
 from repq_tf.quantizers.step_init import lsq_step, min_error_step
@@ -10,7 +13,7 @@ BITS = range(2, 9)
 
 def check_bits(bits, argument="bits"):
     """Returns `bits` as an int, or raises ValueError when it is not within 2 to 8."""
-    if isinstance(bits, bool) or int(bits) != bits or int(bits) not in BITS:
+    if isinstance(bits, bool) or not isinstance(bits, numbers.Integral) or bits not in BITS:
         raise ValueError(f"{argument} must be a whole number from 2 to 8. Received: {bits!r}")
     return int(bits)
 
@@ -39,6 +42,14 @@ def zero_point(bits, signed):
 def quantize_levels(x, step, low, high):
     """The integers `round-half-to-even(clip(x / step, low, high))`, as floats."""
     return ops.round(ops.clip(x / step, low, high))
+
+
+def learned_step(initial_step, log_ratio):
+    """`initial_step * exp(log_ratio)`; the ratio is kept within `exp(-20) ... exp(20)`.
+
+    So the step is positive and finite whatever an optimizer makes of the logarithm.
+    """
+    return initial_step * ops.exp(ops.clip(log_ratio, -20.0, 20.0))
 
 
 def lsq(x, initial_step, log_ratio, low, high, gradient_scale, bounded=False):
@@ -80,7 +91,7 @@ def lsq(x, initial_step, log_ratio, low, high, gradient_scale, bounded=False):
 
     @ops.custom_gradient
     def fake_quantize(x, initial_step, log_ratio):
-        step = initial_step * ops.exp(log_ratio)
+        step = learned_step(initial_step, log_ratio)
 
         def gradient(*args, upstream=None):
             upstream = args[0] if upstream is None else upstream
@@ -162,12 +173,19 @@ class LSQ(Layer):
     @property
     def step(self):
         """The step, `()` or `(channels,)`, a positive tensor."""
-        return ops.convert_to_tensor(self.initial_step) * ops.exp(
-            ops.convert_to_tensor(self.log_ratio)
+        return learned_step(
+            ops.convert_to_tensor(self.initial_step), ops.convert_to_tensor(self.log_ratio)
         )
 
     def set_step(self, step):
-        """Sets the step, and the point that weight decay would pull it to."""
+        """Sets the step, and the point that weight decay would pull it to.
+
+        Raises:
+            ValueError: a step is not a positive number.
+        """
+        values = ops.convert_to_numpy(step)
+        if not (np.isfinite(values) & (values > 0)).all():
+            raise ValueError(f"step must be positive and finite. Received: {values}")
         self.initial_step.assign(ops.broadcast_to(step, self.initial_step.shape))
         self.log_ratio.assign(ops.zeros(self.log_ratio.shape, self.log_ratio.dtype))
 
