@@ -131,7 +131,7 @@ class LSQ(Layer):
         per_image: whether the first axis is a batch, which N leaves out.
         bounded: whether the gradient scale is limited so that the step changes about as
             fast as the values; see `lsq`.
-            Default: for weights, that is, unless `per_image`.
+            Default: for weights (not `per_image`) with the automatic scale.
 
     Example:
         >>> quantizer = LSQ(bits=4, signed=False, per_image=True)
@@ -160,7 +160,8 @@ class LSQ(Layer):
         self.channels = channels
         self.gradient_scale = gradient_scale
         self.per_image = per_image
-        self.bounded = not per_image if bounded is None else bounded
+        auto = not per_image and gradient_scale == "auto"
+        self.bounded = auto if bounded is None else bounded
         self.low, self.high = levels(self.bits, self.signed, self.narrow)
 
     def build(self, input_shape=None):
@@ -234,6 +235,8 @@ class LSQ(Layer):
         count = ops.cast(ops.size(x), "float32")
         if self.per_image:
             count = count / ops.cast(ops.shape(x)[0], "float32")
+        if self.channels is not None:
+            count = count / self.channels
         return ops.rsqrt(count * self.high)
 
     def get_config(self):
