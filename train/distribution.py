@@ -43,3 +43,27 @@ def scope(strategy):
 def replicas(strategy):
     """Returns the number of devices that train."""
     return strategy.num_replicas_in_sync if strategy else 1
+
+
+def even_batch(count, batch_size, devices):
+    """Returns the batch size with which devices can evaluate a number of inputs together.
+
+    Keras needs the first batch to be the same for all devices, and no device may be
+    without an input in the last one, which has what is left.
+
+    Args:
+        count: Number of inputs.
+        batch_size: Largest batch size.
+        devices: Number of devices.
+
+    Raises:
+        UserError: If there is no such size.
+    """
+    largest = min(batch_size, count)
+    for size in range(largest - largest % devices, 0, -devices):
+        if count % size == 0 or count % size >= devices:
+            return size
+    raise UserError(
+        f"{count} test images cannot be shared by {devices} devices in batches of at most"
+        f" {batch_size}: change --batch_size, or use --strategy=none."
+    )

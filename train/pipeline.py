@@ -65,7 +65,7 @@ class _Pipeline:
         self.task = task
         self.strategy = distribution.make_strategy(settings.strategy)
         self.notes = []
-        self._check_replicas()
+        self._check_devices()
         self.float_model = None
         if not folder.has(run_folder.FLOAT):
             self.float_model = self._build()
@@ -105,13 +105,14 @@ class _Pipeline:
         if self.settings.verbose:
             print(f"[{text}]", flush=True)
 
-    def _check_replicas(self):
+    def _check_devices(self):
         count = distribution.replicas(self.strategy)
         if self.settings.batch_size % count:
             raise UserError(
                 f"--batch_size must be a multiple of the number of devices, {count}."
                 f" Received: {self.settings.batch_size}"
             )
+        self.task.validation_batches(count)  # refuses too few images
 
     def _build(self):
         """Returns the float model, with the weights of `--init_from` if given."""
@@ -197,7 +198,8 @@ class _Pipeline:
                 stage,
                 epochs,
                 learning_rate,
-                scalars,
+                devices=distribution.replicas(self.strategy),
+                scalars=scalars,
             )
 
     def _merge(self):

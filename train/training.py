@@ -13,7 +13,7 @@ from repq_tf.train.optimizer import make_optimizer
 from repq_tf.train.records import Records
 
 
-def train(model, task, settings, run, stage, epochs, learning_rate, scalars=None):
+def train(model, task, settings, run, stage, epochs, learning_rate, devices=1, scalars=None):
     """Trains a model; after each epoch all state is on disk.
 
     The batches of an epoch depend on the seed and the epoch, the learning rate on the
@@ -28,6 +28,7 @@ def train(model, task, settings, run, stage, epochs, learning_rate, scalars=None
         stage: Name of the stage, for files and messages.
         epochs: Number of epochs; the last one may be a fraction.
         learning_rate: Peak learning rate.
+        devices: Number of devices that train.
         scalars: Function of the model that returns name -> number, called after each epoch
             and logged beside the losses.
 
@@ -57,7 +58,7 @@ def train(model, task, settings, run, stage, epochs, learning_rate, scalars=None
     guard = _Guard(stage, per_epoch, state)
     for epoch in range(len(progress["history"]), math.ceil(total / per_epoch)):
         begin = time.monotonic()
-        row = _fit_epoch(model, task, epoch, total, settings.verbose, guard)
+        row = _fit_epoch(model, task, epoch, total, settings.verbose, devices, guard)
         guard.check_weights(model, epoch)
         extra = scalars(model) if scalars else {}
         progress["history"].append(row)
@@ -69,14 +70,14 @@ def train(model, task, settings, run, stage, epochs, learning_rate, scalars=None
     return progress["seconds"]
 
 
-def _fit_epoch(model, task, epoch, total, verbose, guard):
+def _fit_epoch(model, task, epoch, total, verbose, devices, guard):
     """Trains one epoch and returns its losses and metrics."""
     per_epoch = task.steps_per_epoch
     history = model.fit(
         task.train_batches(epoch, min(per_epoch, total - epoch * per_epoch)),
         initial_epoch=epoch,
         epochs=math.ceil(total / per_epoch),
-        validation_data=task.validation_batches(),
+        validation_data=task.validation_batches(devices),
         shuffle=False,  # the batches come in the epoch's own order
         callbacks=[guard],
         verbose=verbose,

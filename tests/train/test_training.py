@@ -46,7 +46,7 @@ class _Toy(Task):
         data = ArrayDataset(*self.data, 8, (8, 8), "crop", epoch=epoch, steps=steps)
         return _Poisoned(data, self.bad[1]) if self.bad and self.bad[0] == epoch else data
 
-    def validation_batches(self):
+    def validation_batches(self, devices=1):
         return EvaluationDataset(*self.data, 16, (8, 8))
 
     def calibration_data(self, count):
@@ -77,7 +77,7 @@ def _run(folder, epochs, task=None, scalars=None):
     model = task.build()
     run = RunFolder(folder)
     os.makedirs(run.path, exist_ok=True)
-    seconds = train(model, task, SETTINGS, run, "float", epochs, 0.05, scalars)
+    seconds = train(model, task, SETTINGS, run, "float", epochs, 0.05, scalars=scalars)
     return model, run, seconds
 
 

@@ -72,14 +72,12 @@ class ArrayDataset(keras.utils.PyDataset):
 
 
 class EvaluationDataset(keras.utils.PyDataset):
-    """All images once, in their order, in batches whose sizes differ by at most one.
-
-    So no batch is so small that one of several devices would go without an image.
+    """All images once, in their order.
 
     Args:
         images: As in `ArrayDataset`.
         labels: Integer array `(n,)`.
-        batch_size: Largest number of images per batch.
+        batch_size: Images per batch; the last one has what is left.
         size: `(height, width)` of the batches.
         workers: Threads that prepare batches.
     """
@@ -89,13 +87,14 @@ class EvaluationDataset(keras.utils.PyDataset):
         self.images = images
         self.labels = labels
         self.size = size
-        self.parts = np.array_split(np.arange(len(labels)), -(-len(labels) // batch_size))
+        self.batch_size = batch_size
 
     def __len__(self):
-        return len(self.parts)
+        return -(-len(self.labels) // self.batch_size)
 
     def __getitem__(self, index):
-        part = self.parts[index]
+        first = index * self.batch_size
+        part = np.arange(first, min(first + self.batch_size, len(self.labels)))
         return scale_pixels(central_crop(self.images[part], self.size)), self.labels[part]
 
 

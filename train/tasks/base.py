@@ -32,8 +32,8 @@ class Task(abc.ABC):
         """Returns the first `steps` training batches of an epoch, for `fit`."""
 
     @abc.abstractmethod
-    def validation_batches(self):
-        """Returns the test batches, for `fit` and `evaluate`."""
+    def validation_batches(self, devices=1):
+        """Returns the test batches, for `fit` and `evaluate` on a number of devices."""
 
     @abc.abstractmethod
     def calibration_data(self, count):

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from repq_tf import models
+from repq_tf.train import distribution
 from repq_tf.train.data.augment import resolve_kind
 from repq_tf.train.data.load import load_images
 from repq_tf.train.errors import UserError
@@ -75,8 +76,9 @@ class Classification(Task):
             epoch, self._batch_size, self._seed, self._augment, steps
         )
 
-    def validation_batches(self):  # noqa: D102
-        return self.images.test_batches(self._batch_size)
+    def validation_batches(self, devices=1):  # noqa: D102
+        size = distribution.even_batch(self.images.test_size, self._batch_size, devices)
+        return self.images.test_batches(size)
 
     def calibration_data(self, count):  # noqa: D102
         return self.images.train_sample(count, self._seed)

@@ -1,0 +1,164 @@
+import os
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from repq_tf import models
+from repq_tf.train import checkpoint, distribution
+from repq_tf.train.data.arrays import ArrayDataset, EvaluationDataset
+from repq_tf.train.errors import UserError
+from repq_tf.train.records import read_history
+from repq_tf.train.run_folder import RunFolder
+from repq_tf.train.settings import resolve
+from repq_tf.train.tasks.base import Task
+from repq_tf.train.training import train
+
+
+class _Blocks(Task):
+    """A few steps of a small network of blocks."""
+
+    headline = "loss"
+    steps_per_epoch = 4
+
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        self.data = rng.integers(0, 256, (45, 8, 8, 1)).astype("uint8"), rng.integers(0, 3, 45)
+
+    def build(self, name="repvgg_a0", **options):
+        keras.utils.set_random_seed(0)
+        from repq_tf.layers import ACBlock
+
+        inputs = keras.Input((8, 8, 1), name="image")
+        x = ACBlock(8, 3, activation="relu", name="first", **options)(inputs)
+        x = ACBlock(8, 3, strides=2, activation="relu", name="second", **options)(x)
+        x = keras.layers.GlobalAveragePooling2D(name="mean")(x)
+        return keras.Model(inputs, keras.layers.Dense(3, name="logits")(x), name=name)
+
+    def compile(self, model, optimizer=None, jit_compile="auto"):
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(optimizer or "sgd", loss, jit_compile=jit_compile)
+
+    def train_batches(self, epoch, steps):
+        return ArrayDataset(*self.data, 10, (8, 8), "crop", epoch=epoch, steps=steps)
+
+    def validation_batches(self, devices=1):
+        return EvaluationDataset(*self.data, distribution.even_batch(45, 11, devices), (8, 8))
+
+    def calibration_data(self, count):
+        raise NotImplementedError
+
+    test_inputs = evaluate_file = describe = calibration_data
+
+
+def _train(folder, strategy, epochs=2):
+    task, run = _Blocks(), RunFolder(folder)
+    os.makedirs(run.path, exist_ok=True)
+    with distribution.scope(strategy):
+        model = task.build(synchronized=True)
+        devices = distribution.replicas(strategy)
+        train(model, task, resolve(verbose=0), run, "float", epochs, 0.05, devices)
+    return model, run
+
+
+@pytest.fixture
+def strategy():
+    mirrored = distribution.make_strategy("mirrored")
+    assert distribution.replicas(mirrored) == 2
+    return mirrored
+
+
+def test_two_devices_train_what_one_trains(tmp_path, strategy):
+    one, run = _train(tmp_path / "one", None)
+    two, other = _train(tmp_path / "two", strategy)
+    history, again = (read_history(r.history("float")) for r in (run, other))
+    for name, values in history.items():
+        np.testing.assert_allclose(values, again[name], rtol=1e-3, err_msg=name)
+    moved = 0
+    fresh = _Blocks().build(synchronized=True).weights
+    for a, b, start in zip(one.weights, two.weights, fresh, strict=True):
+        a, b = (keras.ops.convert_to_numpy(v) for v in (a, b))
+        np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5, err_msg=start.path)
+        moved += not np.array_equal(a, keras.ops.convert_to_numpy(start))
+    assert moved == len(fresh)
+
+
+def test_replicas_hold_the_same_statistics(tmp_path, strategy):
+    model, _ = _train(tmp_path, strategy)
+    copies = {
+        variable.path: [v.numpy() for v in strategy.experimental_local_results(variable.value)]
+        for variable in model.weights
+    }
+    statistics = [path for path in copies if "moving" in path]
+    assert len(statistics) >= 12
+    for path, (first, second) in copies.items():
+        np.testing.assert_array_equal(first, second, err_msg=path)
+
+
+def test_what_is_saved_is_what_was_trained(tmp_path, strategy):
+    model, run = _train(tmp_path, strategy)
+    path = run.file("float.keras")
+    checkpoint.save_model(model, path)
+    loaded = checkpoint.load_model(path)
+    for a, b in zip(model.weights, loaded.weights, strict=True):
+        np.testing.assert_array_equal(
+            keras.ops.convert_to_numpy(a), keras.ops.convert_to_numpy(b), err_msg=a.path
+        )
+    images = np.random.default_rng(0).normal(size=(5, 8, 8, 1)).astype("float32")
+    np.testing.assert_allclose(
+        loaded.predict(images, verbose=0), model.predict(images, verbose=0), atol=1e-6
+    )
+
+
+def test_two_devices_continue_where_they_stopped(tmp_path, strategy):
+    whole, _ = _train(tmp_path / "whole", strategy, epochs=2)
+    task, run = _Blocks(), RunFolder(tmp_path / "stopped")
+    os.makedirs(run.path)
+
+    def stop(model):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return {}
+
+    calls = []
+    with pytest.raises(KeyboardInterrupt), strategy.scope():
+        model = task.build(synchronized=True)
+        train(model, task, resolve(verbose=0), run, "float", 2, 0.05, 2, stop)
+    again, _ = _train(tmp_path / "stopped", strategy, epochs=2)
+    for a, b in zip(whole.weights, again.weights, strict=True):
+        a, b = (keras.ops.convert_to_numpy(v) for v in (a, b))
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 4, 8])
+def test_every_device_gets_its_share_of_every_evaluation_batch(devices):
+    for count in range(6 * devices, 90):
+        size = distribution.even_batch(count, 16 * devices, devices)
+        assert 0 < size <= 16 * devices and size % devices == 0 and size <= count
+        assert count % size == 0 or count % size >= devices
+
+
+def test_too_few_images_for_the_devices():
+    with pytest.raises(UserError, match="3 test images cannot be shared by 2 devices"):
+        distribution.even_batch(3, 8, 2)
+
+
+def test_which_strategy_is_made():
+    assert distribution.make_strategy("none") is None
+    assert distribution.make_strategy("auto") is None  # there is no GPU in the tests
+    assert distribution.replicas(None) == 1
+    assert isinstance(distribution.make_strategy("mirrored"), tf.distribute.MirroredStrategy)
+
+
+def test_mirrored_needs_tensorflow(monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    assert distribution.make_strategy("auto") is None
+    with pytest.raises(UserError, match="--strategy=mirrored.*jax"):
+        distribution.make_strategy("mirrored")
+
+
+def test_models_take_the_option_that_synchronizes():
+    model = models.build("resnet18", 3, (8, 8, 1), width=0.125, synchronized=True)
+    assert all(b.synchronized for b in model.layers if hasattr(b, "synchronized"))
