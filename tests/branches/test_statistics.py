@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repq_tf.branches import (
-    MODES,
     BatchNorm,
     BatchNormStatistics,
     Convolution,
@@ -219,20 +218,33 @@ def test_gradients_flow_through_the_moments(mode, literal, rng):
         np.testing.assert_allclose(np.sum(array(gradient) * direction), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_no_gradient_reaches_the_moving_statistics(mode):
-    """A second step must not differentiate the first: the update is a stopped gradient."""
-    branch = BatchNorm(Convolution(3, 3))
-    branch.build((None, None, None, 2))
-    branch.statistics.mode = mode
-    x = ops.convert_to_tensor(features(0, 8, 2))
-    with tf.GradientTape() as tape:
-        tape.watch([v.value for v in branch.non_trainable_variables])
-        affine = branch.merge(FeatureReading(x, ((0, 0), (0, 0)), (1, 1)))
-        loss = ops.sum(branch.statistics.moving_mean * 1.0)
-        loss = loss + ops.sum(branch.statistics.moving_variance * 1.0)
-    assert affine.kernel.shape == (3, 3, 2, 3)
-    assert tape.gradient(loss, branch.child.kernel.value) is None
+@pytest.mark.parametrize("synchronized", [True, False])
+def test_replicas_share_one_moving_mean(synchronized, two_replicas):
+    """Also where each normalizes by itself: whichever replica is saved, it is the mean."""
+    x, affine = features(1, 8, 4), kernel(1, (3, 3), 4, 5, 1)
+    with two_replicas.scope():
+        layer = statistics("batch", 5, synchronized=synchronized)
+
+    def half(context):
+        first = 4 * context.replica_id_in_sync_group
+        return tf.constant(x[first : first + 4])
+
+    def run(x):
+        return layer.of_kernel(FeatureReading(x, ((0, 0), (0, 0)), (1, 1)), affine)
+
+    halves = two_replicas.experimental_distribute_values_from_function(half)
+    results = tf.function(two_replicas.run)(run, (halves,))
+    parts = [x] if synchronized else [x[:4], x[4:]]
+    parts = [moments(convolution(part, affine.kernel, affine.bias)) for part in parts]
+    start = (np.linspace(-1, 1, 5), np.linspace(0.5, 2, 5))
+    for n, moving in enumerate((layer.moving_mean, layer.moving_variance)):
+        own = two_replicas.experimental_local_results(results[n])
+        for replica, result in enumerate(own):
+            expected = parts[0 if synchronized else replica][n]
+            np.testing.assert_allclose(array(result), expected, atol=1e-12)
+        expected = 0.9 * start[n] + 0.1 * np.mean([part[n] for part in parts], axis=0)
+        for value in two_replicas.experimental_local_results(moving.value):
+            np.testing.assert_allclose(array(value), expected, atol=1e-12)
 
 
 def test_branches_share_the_moments_of_the_input():
