@@ -1,6 +1,6 @@
 """Branches: the nodes of a block's expression, Keras layers that own their weights."""
 
-from repq_tf.branches.base import Branch, NumpyReading, Reading
+from repq_tf.branches.base import Branch, NumpyReading, Reading, WideReading
 from repq_tf.branches.batch_norm import BatchNorm
 from repq_tf.branches.convolution import Convolution, Identity
 from repq_tf.branches.statistics import (
@@ -25,6 +25,7 @@ __all__ = [
     "NumpyReading",
     "Reading",
     "Sum",
+    "WideReading",
     "check_mode",
     "estimated_moments",
     "exact_moments",

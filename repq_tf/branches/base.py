@@ -3,15 +3,15 @@
 import numpy as np
 
 from repq_tf.convolution import VALID
-from repq_tf.keras_api import Layer, keras, ops
+from repq_tf.keras_api import Layer, backend, keras, ops
 
 
 class Reading:
     """How `Branch.merge` reads an expression: as tensors, with moving statistics.
 
-    This is the reading of inference. `NumpyReading` is the same in float64 NumPy,
-    for deployment; `repq_tf.branches.FeatureReading` takes the moments from the
-    features, for training.
+    This is the reading of inference. `WideReading` and `NumpyReading` are the same in
+    float64, for integer inference and for deployment; `repq_tf.branches.FeatureReading`
+    takes the moments from the features, for training.
     """
 
     xp = ops
@@ -47,6 +47,24 @@ class Reading:
         Only the last link has the strides.
         """
         return self
+
+
+class WideReading(Reading):
+    """The reading of integer inference: in float64 where the backend has it (TensorFlow).
+
+    Graph compilers reorder float arithmetic, which moves the last bit of a merged weight
+    and, where it lies between two levels, its integer. In float64 that does not happen.
+    """
+
+    dtype = "float64" if backend() == "tensorflow" else "float32"
+
+    def value(self, variable):
+        """A variable's value."""
+        return ops.cast(variable, self.dtype)
+
+    def constant(self, array):
+        """A NumPy constant."""
+        return ops.cast(array, self.dtype)
 
 
 class NumpyReading(Reading):

@@ -76,16 +76,12 @@ def deployed_kernel(graph, node):
                 "it with both outputs of the Quantize layer before it"
             )
         return kernel, affine.bias, affine.groups
-    step = source.step
-    integers, scale, bias = (
+    integers, scale, bias, groups = block.integer_weights(source.step)
+    integers, scale, bias, step = (
         np.asarray(ops.convert_to_numpy(value), np.float64)
-        for value in block.integer_weights(step)
+        for value in (integers, scale, bias, source.step)
     )
-    return (
-        integers * scale,
-        bias * scale * float(step),
-        block.inner.merge().groups,
-    )
+    return integers * scale, bias * scale * step, groups
 
 
 def _convolution(node, x, kernel, bias, groups, weights):

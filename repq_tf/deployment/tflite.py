@@ -127,12 +127,9 @@ class _Trace:
             self._check(node)
             if isinstance(node.layer, ReparamConv):
                 step = input_quantizer(graph, node).step
-                weights = node.layer.integer_weights(step)
-                self.weights[node.name] = (
-                    *(ops.convert_to_numpy(value) for value in weights),
-                    np.float32(step),
-                    node.layer.inner.merge().groups,
-                )
+                *weights, groups = node.layer.integer_weights(step)
+                weights = (ops.convert_to_numpy(value) for value in weights)
+                self.weights[node.name] = (*weights, np.float32(step), groups)
             elif isinstance(node.layer, Quantize):
                 self.steps[node.layer.name] = np.float32(node.layer.step)
         finite = {name: np.isfinite(step) for name, step in self.steps.items()}

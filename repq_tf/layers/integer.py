@@ -1,6 +1,7 @@
 """The weights of a deployed integer convolution, in the arithmetic of inference."""
 
 from repq_tf.keras_api import ops
+from repq_tf.quantizers import quantize_levels
 
 # A channel whose gain has vanished still has a bias; its scale is kept large
 # enough for the bias to fit 32 bits and for the runtime's multiplier to exist.
@@ -18,21 +19,24 @@ def integer_weights(affine, quantizer, input_step, gain=None, shift=None):
         scale = s * |gain|,  bias_integers = round((bias * gain + shift) / (scale * input_step))
 
     Args:
-        affine: the merged `AffineKernel`, not quantized.
+        affine: the merged `AffineKernel`, not quantized; wide floats (see `WideReading`).
         quantizer: the `LSQ` of its kernel.
         input_step: the step of the input's grid, `()`.
         gain: per output channel, of the batch norm that follows; or None.
         shift: likewise.
 
     Returns:
-        `(integers, scale, bias)`: whole numbers in the kernel's shape, `(channels,)`
-        positive, and whole numbers `(channels,)`; tensors of the kernel's dtype.
+        `(integers, scale, bias, groups)`: whole numbers in the kernel's shape, the
+        positive `(channels,)` and whole numbers `(channels,)`, float32 tensors; and the
+        kernel's number of groups.
     """
-    integers = quantizer.integers(affine.kernel)
-    scale = ops.broadcast_to(quantizer.step, affine.bias.shape)
+    dtype = affine.kernel.dtype
+    step, input_step = ops.cast(quantizer.step, dtype), ops.cast(input_step, dtype)
+    integers = quantize_levels(affine.kernel, step, quantizer.low, quantizer.high)
+    scale = ops.broadcast_to(step, affine.bias.shape)
     bias = affine.bias
     if gain is not None:
-        integers = integers * ops.where(gain < 0, -1.0, 1.0)
+        integers = ops.where(gain < 0, -integers, integers)
         scale = scale * ops.abs(gain)
         bias = bias * gain + shift
     floor = ops.maximum(
@@ -40,5 +44,7 @@ def integer_weights(affine, quantizer, input_step, gain=None, shift=None):
     )
     small = scale < floor
     integers = ops.where(small, ops.round(integers * (scale / floor)), integers)
-    scale = ops.where(small, floor, scale)
-    return integers, scale, ops.round(bias / (scale * input_step))
+    # The file's scale is a float32, so the bias is counted in units of that.
+    scale = ops.cast(ops.where(small, floor, scale), "float32")
+    bias = ops.round(bias / (ops.cast(scale, dtype) * input_step))
+    return ops.cast(integers, "float32"), scale, ops.cast(bias, "float32"), affine.groups

@@ -6,6 +6,7 @@ from repq_tf.branches import (
     FeatureReading,
     Identity,
     Reading,
+    WideReading,
     check_mode,
 )
 from repq_tf.convolution import VALID, convolve, same_window
@@ -289,8 +290,7 @@ class ReparamConv(Layer):
         return self.root.normalize(y, training, bias=affine.bias)
 
     def _integer_convolution(self, x, input_step, window):
-        integers, scale, bias = self.integer_weights(input_step)
-        groups = self.inner.merge().groups
+        integers, scale, bias, groups = self.integer_weights(input_step)
         wide = ops.cast(x, scale.dtype)
         y = convolve(ops.round(wide / input_step), integers, groups, self.strides, window)
         scale = scale * input_step
@@ -316,10 +316,11 @@ class ReparamConv(Layer):
 
     def integer_weights(self, input_step):
         """The weights of the deployed integer layer; see `repq_tf.layers.integer`."""
-        affine = self.inner.merge()
+        reading = WideReading()
+        affine = self.inner.merge(reading)
         gain, shift = None, None
         if self.root is not None:
-            gain, shift = self.root.gain_and_shift()
+            gain, shift = self.root.gain_and_shift(reading=reading)
         return integer_weights(affine, self.weight_quantizer, input_step, gain, shift)
 
     # Saving.
