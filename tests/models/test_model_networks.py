@@ -4,11 +4,11 @@ import functools
 
 import numpy as np
 import pytest
-from repq_tf.models.classifier import scale_channels
 
 from repq_tf import models
 from repq_tf.keras_api import keras
 from repq_tf.layers import ACBlock, ConvBNBlock, RepVGGBlock
+from repq_tf.models.classifier import scale_channels
 
 
 @functools.cache  # building takes longer than what is asked of a network here

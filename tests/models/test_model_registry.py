@@ -5,9 +5,9 @@ import pickle
 
 import numpy as np
 import pytest
-from repq_tf.models.registry import register
 
 from repq_tf import models
+from repq_tf.models.registry import register
 
 REPVGG = [
     *("repvgg_a0", "repvgg_a1", "repvgg_a2", "repvgg_b0"),
