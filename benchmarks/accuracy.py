@@ -1,0 +1,88 @@
+"""Accuracy of Plain, Merged and RepQ, same budget for every row.
+
+    python benchmarks/accuracy.py --models=ac_resnet18 --bits=8,4 --json=accuracy.json -- \
+        --dataset=digits --width=0.25
+
+Runs `train/main.py` for each row in `--workdir`; flags behind `--` go to every run. The float
+stage of a network is trained once and shared by its rows. Interrupted, the same command goes on.
+Figures are those of the reports: the float network, the quantized Keras model, and the exported
+file (where TensorFlow is installed).
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from absl import app, flags
+
+import repq_tf
+from repq_tf.branches import MODES
+from repq_tf.files import write_atomically
+
+FLAGS = flags.FLAGS
+flags.DEFINE_list("models", ["ac_resnet18"], "Re-parameterized models.")
+flags.DEFINE_list("bits", ["8", "4"], "Bit widths.")
+flags.DEFINE_list("modes", list(MODES), "Values of --bn_statistics for RepQ.")
+flags.DEFINE_string("workdir", "runs/accuracy", "Folder of the runs.")
+flags.DEFINE_string("json", None, "Write the table to this file.")
+
+FIGURES = ("float", "quantized", "file")
+MAIN = Path(__file__).parent.parent / "train" / "main.py"
+
+
+def run(name, options, source=None):
+    """Runs one row (or finds it done) and returns its folder and its report."""
+    folder = Path(FLAGS.workdir) / name
+    command = [sys.executable, str(MAIN), f"--workdir={folder}", *options]
+    if source is not None:
+        command.append(f"--init_from={source}")
+    print(" ".join(command[1:]), flush=True)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{name} failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+    return folder, json.loads((folder / "report.json").read_text(encoding="utf-8"))
+
+
+def rows(model, extra):
+    """Yields `(method, bits, report)` of every row of one model."""
+    sources = {}
+    for bits in FLAGS.bits:
+        methods = [("plain", None), ("merged", None), *(("repq", mode) for mode in FLAGS.modes)]
+        for method, mode in methods:
+            label = method if mode is None else f"{method} {mode}"
+            options = [f"--model={model}", f"--method={method}", f"--bits={bits}", *extra]
+            if mode is not None:
+                options.append(f"--bn_statistics={mode}")
+            network = "plain" if method == "plain" else "branches"
+            name = f"{model}-{label.replace(' ', '-')}-{bits}"
+            folder, report = run(name, options, sources.get(network))
+            sources.setdefault(network, folder)
+            yield label, bits, report
+
+
+def main(arguments):
+    """Prints the table and writes it as JSON if asked to."""
+    table = []
+    for model in FLAGS.models:
+        repq_tf.models.plain_twin(model)  # an unknown name fails here, before any training
+        for method, bits, report in rows(model, arguments[1:]):
+            table.append({"model": model, "method": method, "bits": bits, **figures(report)})
+    print("\n| model | method | bits | float | quantized | .tflite |")
+    print("| --- " * 6 + "|")
+    for row in table:
+        cells = [f"{v:.2%}" if isinstance(v, float) else str(v) for v in row.values()]
+        print(f"| {' | '.join(cells)} |")
+    if FLAGS.json:
+        content = {"command": " ".join(sys.argv), "rows": table}
+        write_atomically(FLAGS.json, json.dumps(content, indent=2).encode())
+
+
+def figures(report):
+    """The accuracies of a report; "-" where there is no file."""
+    metrics = report["metrics"]
+    return {key: metrics.get(key, {}).get("accuracy", "-") for key in FIGURES}
+
+
+if __name__ == "__main__":
+    app.run(main)
