@@ -61,6 +61,7 @@ setup(
             "pytest-xdist>=3.6",
             "ruff>=0.9",
             "scipy>=1.12",
+            "tf_keras>=2.20",
         ],
     },
     classifiers=[

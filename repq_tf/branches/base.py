@@ -93,7 +93,6 @@ class Branch(Layer):
     """
 
     kernel_size = (1, 1)
-    children = ()
 
     def __init__(self, name=None, dtype=None):
         # Branches take and give features in the dtype they come in.
@@ -120,6 +119,6 @@ class Branch(Layer):
 
     def walk(self):
         """Yields the branch and everything below it, children first."""
-        for child in self.children:
+        for child in getattr(self, "children", ()):
             yield from child.walk()
         yield self

@@ -16,7 +16,7 @@ class Sum(Branch):
         super().__init__(name=name, dtype=dtype)
         if not branches:
             raise ValueError(f"{name}: branches must not be empty")
-        self.children = tuple(branches)
+        self.children = list(branches)
         self.kernel_size = tuple(
             max(child.kernel_size[axis] for child in self.children) for axis in range(2)
         )
@@ -72,7 +72,7 @@ class Chain(Branch):
         super().__init__(name=name, dtype=dtype)
         if not branches:
             raise ValueError(f"{name}: branches must not be empty")
-        self.children = tuple(branches)
+        self.children = list(branches)
         self.kernel_size = tuple(
             1 + sum(child.kernel_size[axis] - 1 for child in self.children) for axis in range(2)
         )

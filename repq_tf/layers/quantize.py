@@ -70,6 +70,11 @@ class Quantize(Layer):
 
     def call(self, x, scale=None, training=False):
         """Returns the quantized tensor and the step."""
+        if isinstance(x, tuple | list):
+            raise ValueError(
+                f"{self.name}: give the output of a quantized block as two arguments, "
+                "Quantize(...)(*block(x, step))"
+            )
         if training:
             return self._fake_quantize(self.values(x, scale)), self.step
         return self.integers(x, scale) * self.step, self.step

@@ -1,0 +1,59 @@
+"""The blocks on tf_keras, in a process of its own, because Keras is chosen at import."""
+
+import os
+import subprocess
+import sys
+
+SCRIPT = """
+import numpy as np
+import repq_tf
+from repq_tf.branches import MODES
+from repq_tf.keras_api import keras
+
+assert keras.__name__ == "tf_keras"
+rng = np.random.default_rng(0)
+x = rng.normal(size=(16, 7, 8, 4)).astype("float32")
+y = rng.integers(0, 3, 16)
+
+
+def network(**options):
+    inputs = keras.Input((7, 8, 4))
+    h = repq_tf.layers.ACBlock(4, activation="relu", **options)(inputs)
+    h = repq_tf.layers.RepVGGBlock(4, activation="relu", **options)(h)
+    h = keras.layers.GlobalAveragePooling2D()(h)
+    model = keras.Model(inputs, keras.layers.Dense(3)(h))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.01), loss)
+    return model
+
+
+model = network()
+model.fit(x, y, epochs=3, verbose=0)
+branches = model.predict(x, verbose=0)
+for layer in model.layers[1:3]:
+    layer.merged = True
+model.compile()
+np.testing.assert_allclose(model.predict(x, verbose=0), branches, rtol=1e-4, atol=1e-5)
+
+for mode in MODES:
+    model = network(weight_bits=4, bn_statistics=mode)
+    for layer in model.layers[1:3]:
+        layer.weight_quantizer.initialize(layer.inner.merge().kernel)
+    before = [w.numpy() for w in model.trainable_weights]
+    history = model.fit(x, y, epochs=2, verbose=0)
+    assert np.isfinite(history.history["loss"]).all(), mode
+    moved = [not np.array_equal(a, b) for a, b in zip(before, model.trainable_weights)]
+    still = [w.name for w, m in zip(model.trainable_weights, moved) if not m]
+    # Betas of merged batch norms cancel in a batch norm that follows.
+    assert all("beta" in name for name in still), (mode, still)
+print("trained", len(MODES), "modes")
+"""
+
+
+def test_blocks_train_on_legacy_keras():
+    environment = {**os.environ, "TF_USE_LEGACY_KERAS": "1", "KERAS_BACKEND": "tensorflow"}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "trained 5 modes" in done.stdout
