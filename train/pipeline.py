@@ -1,7 +1,7 @@
 """The stages of a run, from a float network to an integer file and its report.
 
 Each stage reads its input from the run folder and leaves its product there, so a stage whose
-product is there is not repeated, and what was measured is what lies on disk.
+product is there is not repeated, and what is measured is what lies on disk.
 """
 
 import contextlib
@@ -13,17 +13,20 @@ import numpy as np
 
 import repq_tf
 from repq_tf import models, quantization, quantizers
-from repq_tf.train import checkpoint, distribution, plots, report, run_folder
+from repq_tf.train import checkpoint, distribution, judgement, precision, report
 from repq_tf.train.errors import UserError
-from repq_tf.train.interpreter import Network, measure_latency
-from repq_tf.train.records import read_history
+from repq_tf.train.run_folder import (
+    FILE,
+    FLOAT,
+    FLOAT_FILE,
+    MERGED,
+    QUANTIZED,
+    QUANTIZED_START,
+    RunFolder,
+)
 from repq_tf.train.tasks.classification import Classification
 from repq_tf.train.training import train
 
-_EVALUATION = "evaluation.json"
-_MEASUREMENT = "measurement.json"
-_WEIGHTS_PLOT = os.path.join("plots", "weights.png")
-_PARITY_IMAGES = 500
 _CLIP_RATE_IMAGES = 32
 
 
@@ -38,20 +41,18 @@ def run(settings, make_task=Classification):
         UserError: For anything the user can mend, before time is spent on training; and
             when training diverges.
     """
-    folder = run_folder.RunFolder(settings.workdir)
+    folder = RunFolder(settings.workdir)
     folder.check(settings)
-    _prepare_backend(settings)
+    _make_repeatable(settings)
     _Pipeline(settings, folder, make_task(settings)).run()
 
 
-def _prepare_backend(settings):
-    """Sets the precision, and makes TensorFlow on the CPU repeat itself exactly."""
-    precision = settings.mixed_precision
-    keras.config.set_dtype_policy("float32" if precision == "none" else f"mixed_{precision}")
+def _make_repeatable(settings):
+    """Seeds everything, and makes TensorFlow on the CPU repeat itself exactly."""
+    keras.utils.set_random_seed(settings.seed)
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        keras.utils.set_random_seed(settings.seed)
         if not tf.config.list_physical_devices("GPU"):
             tf.config.experimental.enable_op_determinism()
 
@@ -64,35 +65,38 @@ class _Pipeline:
         self.folder = folder
         self.task = task
         self.strategy = distribution.make_strategy(settings.strategy)
-        self.notes = []
+        self.devices = distribution.replicas(self.strategy)
         self._check_devices()
-        self.float_model = None
-        if not folder.has(run_folder.FLOAT):
-            self.float_model = self._build()
+        self.float_model = None if folder.has(FLOAT) else self._build()
 
     def run(self):
         """Runs the stages in order."""
-        self.folder.claim(self.settings)
-        files = (run_folder.FILE, run_folder.FLOAT_FILE)
-        self._stage("float", self._train_float, run_folder.FLOAT)
-        self._stage("quantize", self._quantize, run_folder.QUANTIZED_START)
-        self._stage("qat", self._train_quantized, run_folder.QUANTIZED)
-        self._stage("merge", self._merge, run_folder.MERGED)
-        self._stage("evaluate", self._evaluate, _EVALUATION)
+        folder, task, notes = self.folder, self.task, []
+        folder.claim(self.settings)
+        self._stage("float", self._train_float, FLOAT)
+        self._stage("quantize", self._quantize, QUANTIZED_START)
+        self._stage("qat", self._train_quantized, QUANTIZED)
+        self._stage("merge", self._merge, MERGED)
+        self._stage("evaluate", lambda: judgement.evaluate(folder, task), judgement.EVALUATION)
         if keras.backend.backend() == "tensorflow":
-            self._stage("export", self._export, *files)
-        if all(self.folder.has(file) for file in files):
-            self._stage("measure", self._measure, _MEASUREMENT)
+            self._stage("export", lambda: judgement.export(folder), FILE, FLOAT_FILE)
+        if folder.has(FILE) and folder.has(FLOAT_FILE):
+            product = judgement.MEASUREMENT
+            self._stage("measure", lambda: judgement.measure(folder, task), product)
         else:
-            self.notes.append(
+            notes.append(
                 "No .tflite file: the converter needs the TensorFlow backend. The same command"
                 " with KERAS_BACKEND=tensorflow goes on from here."
             )
-        self._stage("draw", self._draw, _WEIGHTS_PLOT)
-        self._report()
+        self._stage("draw", lambda: judgement.draw(folder), judgement.WEIGHTS_PLOT)
+        results = judgement.read_results(folder)
+        if notes:
+            results["notes"] = notes
+        print(report.make_report(self.settings, task, folder, results))
+        print(f"Report: {folder.file('report.md')}")
 
     def _stage(self, name, work, *products):
-        """Does a stage's work unless its products are there."""
+        """Does a stage's work, which may return its seconds, unless its products are there."""
         if all(self.folder.has(product) for product in products):
             self._say(f"{name}: done before")
             return
@@ -106,38 +110,28 @@ class _Pipeline:
             print(f"[{text}]", flush=True)
 
     def _check_devices(self):
-        count = distribution.replicas(self.strategy)
-        if self.settings.batch_size % count:
+        if self.settings.batch_size % self.devices:
             raise UserError(
-                f"--batch_size must be a multiple of the number of devices, {count}."
+                f"--batch_size must be a multiple of the number of devices, {self.devices}."
                 f" Received: {self.settings.batch_size}"
             )
-        self.task.validation_batches(count)  # refuses too few images
+        self.task.validation_batches(self.devices)  # refuses what cannot be shared
 
     def _build(self):
         """Returns the float model, with the weights of `--init_from` if given."""
         settings = self.settings
-        sync_bn = settings.sync_bn
-        if sync_bn is None:
-            sync_bn = distribution.replicas(self.strategy) > 1
         name = settings.model
         if settings.method == "plain":
             name = models.plain_twin(name)
+        sync_bn = self.devices > 1 if settings.sync_bn is None else settings.sync_bn
         options = {"synchronized": sync_bn}
         if settings.branch_gamma:
             options["gamma_initializer"] = keras.initializers.Constant(settings.branch_gamma)
         keras.utils.set_random_seed(settings.seed)
-        with distribution.scope(self.strategy):
+        with distribution.scope(self.strategy), precision.policy(settings.mixed_precision):
             model = self.task.build(name, **options)
         if settings.init_from:
-            path = settings.init_from
-            if os.path.isdir(path):
-                path = os.path.join(path, run_folder.FLOAT)
-            if not os.path.isfile(path):
-                raise UserError(
-                    f"--init_from={settings.init_from} is a folder without"
-                    f" {run_folder.FLOAT}: give the folder of a run whose float stage is done."
-                )
+            path = _find_float_model(settings.init_from)
             checkpoint.copy_weights(checkpoint.load_model(path), model, path)
         return model
 
@@ -146,13 +140,12 @@ class _Pipeline:
         seconds = None
         if not settings.init_from:
             seconds = self._train(model, "float", settings.epochs, settings.learning_rate)
-        self._save(model, run_folder.FLOAT)
-        self._forget_state("float")
+        self._save_trained(model, FLOAT, "float")
         self.float_model = None
         return seconds
 
     def _quantize(self):
-        settings, model = self.settings, self._load(run_folder.FLOAT)
+        settings, model = self.settings, self.folder.load_model(FLOAT)
         options = {}
         if settings.method == "repq":
             options["bn_statistics"] = settings.bn_statistics
@@ -170,12 +163,14 @@ class _Pipeline:
             )
         except ValueError as error:
             raise UserError(f"The float network cannot be quantized: {error}") from error
-        self._save(model, run_folder.QUANTIZED_START)
+        self.folder.save_model(model, QUANTIZED_START)
 
     def _train_quantized(self):
         settings = self.settings
         with distribution.scope(self.strategy):
-            model = self._load(run_folder.QUANTIZED_START)
+            model = self.folder.load_model(QUANTIZED_START)
+            if settings.mixed_precision != "none":
+                model = precision.convert(model, settings.mixed_precision)
         images = self.task.calibration_data(_CLIP_RATE_IMAGES)
         seconds = self._train(
             model,
@@ -184,8 +179,7 @@ class _Pipeline:
             settings.qat_learning_rate,
             scalars=lambda model: _quantizer_scalars(model, images),
         )
-        self._save(model, run_folder.QUANTIZED)
-        self._forget_state("qat")
+        self._save_trained(model, QUANTIZED, "qat")
         return seconds
 
     def _train(self, model, stage, epochs, learning_rate, scalars=None):
@@ -198,90 +192,34 @@ class _Pipeline:
                 stage,
                 epochs,
                 learning_rate,
-                devices=distribution.replicas(self.strategy),
+                devices=self.devices,
                 scalars=scalars,
             )
 
-    def _merge(self):
-        self._save(repq_tf.merge(self._load(run_folder.QUANTIZED)), run_folder.MERGED)
-
-    def _evaluate(self):
-        """Judges the Keras models, and compares the float ones before and after merging."""
-        model = self._load(run_folder.FLOAT)
-        merged = repq_tf.merge(model)
-        inputs = self.task.test_inputs(_PARITY_IMAGES)
-        outputs = [m.predict(inputs, verbose=0) for m in (model, merged)]
-        metrics = {
-            "float": self.task.evaluate(model),
-            "float_merged": self.task.evaluate(merged),
-            "quantized": self.task.evaluate(self._load(run_folder.QUANTIZED)),
-        }
-        error = float(np.abs(outputs[0] - outputs[1]).max())
-        record = {"metrics": metrics, "merge_error": error}
-        checkpoint.write_json(self.folder.file(_EVALUATION), record)
-
-    def _export(self):
-        for name, source, export in (
-            (run_folder.FLOAT_FILE, run_folder.FLOAT, repq_tf.export_tflite_float),
-            (run_folder.FILE, run_folder.QUANTIZED, repq_tf.export_tflite),
-        ):
-            export(self._load(source), self.folder.file(name))
-
-    def _measure(self):
-        """Judges and times the files, and compares the integer one with its Keras model."""
-        file = self.folder.file(run_folder.FILE)
-        float_file = self.folder.file(run_folder.FLOAT_FILE)
-        inputs = self.task.test_inputs(_PARITY_IMAGES)
-        network = Network(file, threads=os.cpu_count() or 1)
-        parity = repq_tf.check_parity(self._load(run_folder.QUANTIZED), file, inputs)
-        latency = measure_latency([float_file, file], inputs[0])
-        record = {
-            "metrics": {"file": self.task.evaluate_file(network)},
-            "latency_ms": {run_folder.FLOAT_FILE: latency[0], run_folder.FILE: latency[1]},
-            "parity": {**parity.as_dict(), "text": str(parity)},
-        }
-        os.makedirs(self.folder.plots, exist_ok=True)
-        self.task.draw(network, self.folder.plots)
-        checkpoint.write_json(self.folder.file(_MEASUREMENT), record)
-
-    def _draw(self):
-        """Draws the training curves and the merged weights before and after QAT."""
-        os.makedirs(self.folder.plots, exist_ok=True)
-        histories = {name: read_history(self.folder.history(name)) for name in ("float", "qat")}
-        histories = {name: history for name, history in histories.items() if history}
-        if histories:
-            plots.draw_curves(histories, os.path.join(self.folder.plots, "curves.png"))
-        kernels = [
-            plots.merged_kernels(repq_tf.merge(self._load(name)))
-            for name in (run_folder.QUANTIZED_START, run_folder.QUANTIZED)
-        ]
-        plots.draw_weights(*kernels, self.folder.file(_WEIGHTS_PLOT))
-
-    def _report(self):
-        results = checkpoint.read_json(self.folder.file(_EVALUATION))
-        if self.folder.has(_MEASUREMENT):
-            measured = checkpoint.read_json(self.folder.file(_MEASUREMENT))
-            metrics = {**results["metrics"], **measured["metrics"]}
-            results = {**results, **measured, "metrics": metrics}
-        if self.notes:
-            results["notes"] = self.notes
-        print(report.make_report(self.settings, self.task, self.folder, results))
-        print(f"Report: {self.folder.file('report.md')}")
-
-    def _load(self, name):
-        """Loads a product of an earlier stage."""
-        try:
-            return checkpoint.load_model(self.folder.file(name))
-        except UserError as error:
-            raise UserError(f"{error} Delete it to repeat its stage.") from error
-
-    def _save(self, model, name):
-        checkpoint.save_model(model, self.folder.file(name))
-
-    def _forget_state(self, stage):
-        """Removes the checkpoint of a stage whose product is written."""
+    def _save_trained(self, model, name, stage):
+        """Writes a training stage's product, which makes its checkpoint superfluous."""
+        if self.settings.mixed_precision != "none":
+            model = precision.convert(model, "none")
+        self.folder.save_model(model, name)
         with contextlib.suppress(FileNotFoundError):
             os.remove(self.folder.state(stage))
+
+    def _merge(self):
+        merged = repq_tf.merge(self.folder.load_model(QUANTIZED))
+        self.folder.save_model(merged, MERGED)
+
+
+def _find_float_model(path):
+    """Returns the `.keras` file that `--init_from` means."""
+    if not os.path.isdir(path):
+        return path
+    file = os.path.join(path, FLOAT)
+    if not os.path.isfile(file):
+        raise UserError(
+            f"--init_from={path} is a folder without {FLOAT}: give the folder of a run whose"
+            " float stage is done."
+        )
+    return file
 
 
 def _quantizer_scalars(model, images):

@@ -36,6 +36,17 @@ class RunFolder:
         """Says whether a product is there; products are written whole or not at all."""
         return os.path.exists(self.file(name))
 
+    def load_model(self, name):
+        """Loads a product that is a model."""
+        try:
+            return checkpoint.load_model(self.file(name))
+        except UserError as error:
+            raise UserError(f"{error} Delete it to repeat its stage.") from error
+
+    def save_model(self, model, name):
+        """Writes a product that is a model, whole or not at all."""
+        checkpoint.save_model(model, self.file(name))
+
     def state(self, stage):
         """Returns the path of a training stage's checkpoint."""
         return self.file(f"state_{stage}.npz")

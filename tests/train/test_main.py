@@ -1,0 +1,85 @@
+import os
+
+import pytest
+import tensorflow as tf
+from absl import flags
+
+from repq_tf.train import main, settings
+from tests.train.commands import run
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Calls `main` in this process and returns `(exit status, stdout, stderr)`."""
+    monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: None)
+
+    def call(*args):
+        flags.FLAGS.unparse_flags()
+        rest = flags.FLAGS(["main.py", *args])
+        try:
+            main.main(rest)
+            status = 0
+        except SystemExit as error:
+            status = error.code
+        flags.FLAGS.unparse_flags()
+        for name in flags.FLAGS.flags_by_module_dict()[main.__name__]:
+            name.unparse()
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def test_every_setting_has_a_flag_with_help():
+    import inspect
+
+    names = set(inspect.signature(settings.resolve).parameters)
+    defined = {f.name: f for f in flags.FLAGS.flags_by_module_dict()[main.__name__]}
+    assert names == set(defined)
+    assert all(len(f.help) > 15 for f in defined.values())
+    for name, parameter in inspect.signature(settings.resolve).parameters.items():
+        assert defined[name].default == parameter.default, name
+    for name, values in (
+        ("method", settings.METHODS),
+        ("bn_statistics", settings.BN_STATISTICS),
+        ("strategy", settings.STRATEGIES),
+        ("mixed_precision", settings.PRECISIONS),
+        ("augment", settings.KINDS),
+    ):
+        assert all(value in defined[name].help for value in values), name
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["--bits=9"], ["--bits", "2 to 8", "9"]),
+        (["digits"], ["All arguments are --flags", "'digits'"]),
+        (["--dataset=cifar11"], ["--dataset", "cifar11", "cifar10"]),
+        (["--dataset=folder:/no/such"], ["folder:PATH", "/no/such"]),
+        (["--data_dir=/no/such"], ["--data_dir", "digits"]),
+        (["--batch_size=5000"], ["--batch_size", "1437", "5000"]),
+        (["--init_from=/"], ["--init_from", "float.keras"]),
+        (["--init_from=/etc/hostname"], ["/etc/hostname", ".keras"]),
+    ],
+)
+def test_user_errors_come_before_training_and_change_nothing(call, tmp_path, args, words):
+    status, output, errors = call(*args, f"--workdir={tmp_path / 'run'}")
+    assert status == 1 and not output
+    assert errors.startswith("error: ") and "Traceback" not in errors
+    for word in words:
+        assert word in errors
+    assert not os.path.exists(tmp_path / "run")
+
+
+def test_an_error_of_the_program_itself(tmp_path):
+    output, errors = run("--model=resnet19", f"--workdir={tmp_path / 'run'}", code=1)
+    assert not output and "Traceback" not in errors
+    for name in ("--model must be one of", "resnet19", "ac_resnet18", "repvgg_b0"):
+        assert name in errors
+    assert not os.listdir(tmp_path)
+
+
+def test_help_and_unknown_flags():
+    output, _ = run("--help", code=1)  # absl's status
+    assert "python train/main.py --model=ac_resnet18 --bits=8" in output
+    _, errors = run("--colour=red", code=1)
+    assert "Unknown command line flag 'colour'" in errors

@@ -1,0 +1,102 @@
+"""What the products of a run are worth: accuracy, parity, speed, pictures."""
+
+import os
+
+import numpy as np
+
+import repq_tf
+from repq_tf.train import checkpoint, plots
+from repq_tf.train.interpreter import Network, measure_latency
+from repq_tf.train.records import read_history
+from repq_tf.train.run_folder import (
+    FILE,
+    FLOAT,
+    FLOAT_FILE,
+    QUANTIZED,
+    QUANTIZED_START,
+)
+
+EVALUATION = "evaluation.json"
+MEASUREMENT = "measurement.json"
+WEIGHTS_PLOT = os.path.join("plots", "weights.png")
+_IMAGES = 500
+
+
+def evaluate(run, task):
+    """Judges the Keras models, and compares the float ones before and after merging.
+
+    Args:
+        run: The `run_folder.RunFolder`; gets the product `EVALUATION`.
+        task: The `tasks.base.Task`.
+    """
+    model = run.load_model(FLOAT)
+    merged = repq_tf.merge(model)
+    inputs = task.test_inputs(_IMAGES)
+    outputs = [m.predict(inputs, verbose=0) for m in (model, merged)]
+    metrics = {
+        "float": task.evaluate(model),
+        "float_merged": task.evaluate(merged),
+        "quantized": task.evaluate(run.load_model(QUANTIZED)),
+    }
+    error = float(np.abs(outputs[0] - outputs[1]).max())
+    checkpoint.write_json(run.file(EVALUATION), {"metrics": metrics, "merge_error": error})
+
+
+def export(run):
+    """Writes the integer file and, to compare with, the merged float one.
+
+    Args:
+        run: The `run_folder.RunFolder`; gets the products `FILE` and `FLOAT_FILE`.
+    """
+    repq_tf.export_tflite_float(run.load_model(FLOAT), run.file(FLOAT_FILE))
+    repq_tf.export_tflite(run.load_model(QUANTIZED), run.file(FILE))
+
+
+def measure(run, task):
+    """Judges and times the files, and compares the integer one with its Keras model.
+
+    Args:
+        run: The `run_folder.RunFolder`; gets the product `MEASUREMENT`.
+        task: The `tasks.base.Task`.
+    """
+    files = [run.file(name) for name in (FLOAT_FILE, FILE)]
+    inputs = task.test_inputs(_IMAGES)
+    network = Network(files[1], threads=os.cpu_count() or 1)
+    parity = repq_tf.check_parity(run.load_model(QUANTIZED), files[1], inputs)
+    latency = measure_latency(files, inputs[0])
+    os.makedirs(run.plots, exist_ok=True)
+    task.draw(network, run.plots)
+    record = {
+        "metrics": {"file": task.evaluate_file(network)},
+        "latency_ms": dict(zip((FLOAT_FILE, FILE), latency, strict=True)),
+        "parity": {**parity.as_dict(), "text": str(parity)},
+    }
+    checkpoint.write_json(run.file(MEASUREMENT), record)
+
+
+def draw(run):
+    """Draws the training curves, and the merged weights before and after QAT.
+
+    Args:
+        run: The `run_folder.RunFolder`; gets the product `WEIGHTS_PLOT`.
+    """
+    os.makedirs(run.plots, exist_ok=True)
+    histories = {stage: read_history(run.history(stage)) for stage in ("float", "qat")}
+    histories = {stage: history for stage, history in histories.items() if history}
+    if histories:
+        plots.draw_curves(histories, os.path.join(run.plots, "curves.png"))
+    kernels = [
+        plots.merged_kernels(repq_tf.merge(run.load_model(name)))
+        for name in (QUANTIZED_START, QUANTIZED)
+    ]
+    plots.draw_weights(*kernels, run.file(WEIGHTS_PLOT))
+
+
+def read_results(run):
+    """Returns what `evaluate` and, if it could run, `measure` found, as one dictionary."""
+    results = checkpoint.read_json(run.file(EVALUATION))
+    if run.has(MEASUREMENT):
+        measured = checkpoint.read_json(run.file(MEASUREMENT))
+        metrics = {**results["metrics"], **measured["metrics"]}
+        results = {**results, **measured, "metrics": metrics}
+    return results

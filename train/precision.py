@@ -1,0 +1,42 @@
+"""Training in half precision; what is kept on disk is always a float32 model."""
+
+import contextlib
+
+import keras
+
+
+@contextlib.contextmanager
+def policy(mixed_precision):
+    """Sets Keras's dtype policy for the block.
+
+    Args:
+        mixed_precision: `"none"`, `"bfloat16"` or `"float16"`.
+    """
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(_policy_name(mixed_precision))
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def convert(model, mixed_precision):
+    """Returns a model with the same weights that computes in another precision.
+
+    Args:
+        model: A Functional model.
+        mixed_precision: `"none"`, `"bfloat16"` or `"float16"`.
+    """
+    name = _policy_name(mixed_precision)
+
+    def copy(layer):
+        return type(layer).from_config({**layer.get_config(), "dtype": name})
+
+    with policy(mixed_precision):
+        converted = keras.models.clone_model(model, clone_function=copy)
+    converted.set_weights(model.get_weights())
+    return converted
+
+
+def _policy_name(mixed_precision):
+    return "float32" if mixed_precision == "none" else f"mixed_{mixed_precision}"
