@@ -10,7 +10,7 @@ from repq_tf.deployment import flatbuffer
 from repq_tf.deployment.merge import quantized_node
 from repq_tf.keras_api import ops
 from repq_tf.layers import Quantize
-from repq_tf.quantization.calibration import as_batches, run_batches
+from repq_tf.quantization.execution import as_batches, run_batches
 from repq_tf.quantization.graph import read_graph
 
 # A layer diverges when more outputs differ than rounding ties explain.

@@ -1,7 +1,8 @@
 """Quantization: bits and rules, where quantizers go, calibration, the table."""
 
-from repq_tf.quantization.calibration import clip_rates, reestimate_batch_norm
+from repq_tf.quantization.calibration import clip_rates
 from repq_tf.quantization.quantize import quantize
+from repq_tf.quantization.statistics import reestimate_batch_norm
 from repq_tf.quantization.table import quantization_table
 
 __all__ = ["clip_rates", "quantization_table", "quantize", "reestimate_batch_norm"]

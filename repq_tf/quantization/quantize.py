@@ -13,8 +13,9 @@ from repq_tf.layers import (
     QuantizedMean,
     ReparamConv,
 )
-from repq_tf.quantization.calibration import as_batches, calibrate, run_batches
+from repq_tf.quantization.calibration import calibrate
 from repq_tf.quantization.config import LayerBits, check_rules
+from repq_tf.quantization.execution import as_batches, run_batches
 from repq_tf.quantization.graph import copy_layer, read_graph, rebuild
 from repq_tf.quantization.placement import place
 from repq_tf.quantization.table import quantization_table

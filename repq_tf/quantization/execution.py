@@ -1,0 +1,103 @@
+"""Running a model layer by layer on batches of images, in inference."""
+
+import numpy as np
+
+from repq_tf.keras_api import keras, ops
+from repq_tf.layers import Quantize, ReparamConv
+from repq_tf.quantization.graph import evaluate
+
+
+def as_batches(data, model, batch_size=128):
+    """Returns calibration images as a list of float32 arrays `(batch, ...)`.
+
+    Args:
+        data: an array of images, or an iterable of batches (arrays, or tuples whose
+            first item is the images).
+        model: the model that will get them; shapes are checked.
+        batch_size: used to cut an array.
+    """
+    if hasattr(data, "shape"):
+        array = np.asarray(data)
+        data = [array[k : k + batch_size] for k in range(0, len(array), batch_size)]
+    elif data is None or isinstance(data, str | bytes | int | float):
+        raise ValueError(
+            "calibration data must be an array of images or an iterable of batches. "
+            f"Received: {data!r}"
+        )
+    batches = []
+    for batch in data:
+        images = batch[0] if isinstance(batch, tuple | list) else batch
+        batches.append(np.asarray(ops.convert_to_numpy(images), np.float32))
+    if not batches or not all(len(batch) for batch in batches):
+        raise ValueError("calibration data must not be empty")
+    expected = tuple(model.input_shape[1:])
+    for batch in batches:
+        fits = len(batch.shape) == len(expected) + 1 and all(
+            want in (None, got) for want, got in zip(expected, batch.shape[1:], strict=True)
+        )
+        if not fits:
+            raise ValueError(
+                f"calibration data must be images of shape {expected}. Received: "
+                f"{tuple(batch.shape[1:])}"
+            )
+        if not np.isfinite(batch).all():
+            raise ValueError("calibration data must be finite; it holds NaN or infinity")
+    return batches
+
+
+def run_batches(graph, batches, visit=None, observe=None):
+    """Runs a graph on batches, layer by layer, in inference.
+
+    Args:
+        graph: the graph of a model.
+        batches: list of arrays.
+        visit: `visit(node, calls)`, called before a node runs, with the list of
+            `(args, kwargs)` it is about to get, one for each batch.
+        observe: `observe(node, results)`, called after it has run, with the list of
+            its first outputs.
+
+    Returns:
+        The outputs: a list, one item for each batch.
+    """
+
+    def pick(structure, index):
+        if isinstance(structure, _Batches):
+            return structure[index]
+        if isinstance(structure, list | tuple):
+            return type(structure)(pick(item, index) for item in structure)
+        if isinstance(structure, dict):
+            return {key: pick(item, index) for key, item in structure.items()}
+        return structure
+
+    def apply(node, args, kwargs):
+        calls = [(pick(args, k), pick(kwargs, k)) for k in range(len(batches))]
+        if visit is not None:
+            visit(node, calls)
+        results = []
+        for call_args, call_kwargs in calls:
+            result = node.layer(*call_args, **{**call_kwargs, **_inference(node.layer)})
+            results.append(result if isinstance(result, tuple | list) else (result,))
+        columns = tuple(_Batches(column) for column in zip(*results, strict=True))
+        if observe is not None:
+            observe(node, columns[0])
+        return columns
+
+    def feed(node):
+        tensors = _Batches(ops.convert_to_tensor(batch) for batch in batches)
+        if observe is not None:
+            observe(node, tensors)
+        return tensors
+
+    return evaluate(graph, feed, apply)
+
+
+class _Batches(list):
+    """One value for each batch."""
+
+
+def _inference(layer):
+    takes_training = isinstance(
+        layer,
+        ReparamConv | Quantize | keras.layers.BatchNormalization | keras.layers.Dropout,
+    )
+    return {"training": False} if takes_training else {}
