@@ -227,8 +227,11 @@ class ReparamConv(Layer):
             return False
         if self.restore_batch_norm is not None:
             return self.restore_batch_norm
-        merged = self.merged or self.weight_bits is not None
-        return merged and self.bn_statistics == "restored" and bool(self.merged_batch_norms)
+        return (
+            self.uses_merged_kernel
+            and self.bn_statistics == "restored"
+            and bool(self.merged_batch_norms)
+        )
 
     @property
     def inner(self):
@@ -269,7 +272,7 @@ class ReparamConv(Layer):
         if integer and not training:
             y, scale = self._integer_convolution(inputs, input_step, window)
             return self.activation(y), scale
-        if self.merged or self.weight_quantizer is not None:
+        if self.uses_merged_kernel:
             y = self._merged_convolution(x, window, training)
         else:
             y = self.expression(x, window=window, strides=self.strides, training=training)
@@ -307,11 +310,13 @@ class ReparamConv(Layer):
         reading = reading or Reading()
         affine = self.inner.merge(reading)
         root = self.root
-        if root is None or (root is self.restored and not self._uses_merged_kernel()):
+        if root is None or (root is self.restored and not self.uses_merged_kernel):
             return affine
         return affine.scale(*root.gain_and_shift(reading=reading))
 
-    def _uses_merged_kernel(self):
+    @property
+    def uses_merged_kernel(self):
+        """Whether it computes with the merged kernel rather than branch by branch."""
         return self.merged or self.weight_quantizer is not None
 
     def integer_weights(self, input_step):

@@ -54,7 +54,9 @@ def _axis_moments(layer, x):
 def reestimate_block(block, calls):
     """Re-estimates the moving statistics of one block on its inputs."""
     readings = feature_readings(block, calls)
-    affine = block.inner.merge(CalibrationReading(readings))
+    # A block that runs its branches normalizes them exactly, whatever its mode.
+    exact = not block.uses_merged_kernel
+    affine = block.inner.merge(CalibrationReading(readings, exact=exact))
     if block.root is not None:
         reestimate_root(block, readings, affine)
 
@@ -102,12 +104,14 @@ class CalibrationReading(Reading):
             function: a constant channel is beta after normalization.
         keep_function: whether a batch norm with `estimate` gets gamma and beta such
             that it does with the estimated moments what it did with the exact ones.
+        exact: whether moments are exact even with `estimate`.
     """
 
-    def __init__(self, readings, neutralise=False, keep_function=False):
+    def __init__(self, readings, neutralise=False, keep_function=False, exact=False):
         self.readings = readings
         self.neutralise = neutralise
         self.keep_function = keep_function
+        self.exact = exact
 
     def inside(self, outer, inner):
         """The reading of a smaller kernel."""
@@ -118,12 +122,12 @@ class CalibrationReading(Reading):
         return self._derive([reading.after(prefix, last) for reading in self.readings])
 
     def _derive(self, readings):
-        return type(self)(readings, self.neutralise, self.keep_function)
+        return type(self)(readings, self.neutralise, self.keep_function, self.exact)
 
     def moments(self, batch_norm, affine):
         """Measures, sets and returns the moving statistics."""
         statistics = batch_norm.statistics
-        estimated = statistics.mode == "estimate"
+        estimated = statistics.mode == "estimate" and not self.exact
         if not estimated or self.keep_function or self.neutralise:
             self._set(statistics, self._exact(affine))
         if self.neutralise:
