@@ -199,6 +199,29 @@ def test_only_the_last_link_has_the_strides_and_moments_know(float64):
     close(actual, expected, 1e-12)
 
 
+def test_a_batch_norm_deep_inside_nested_chains_sees_all_that_precedes_it(float64):
+    """Its moments are those of every link before it, in the inner chain and the outer."""
+    inner = Chain([Convolution(3, 2, use_bias=True), BatchNorm(Convolution(2, (1, 2)))])
+    chain = Chain([Convolution(3, 3, use_bias=True), Sum([inner, Convolution(2, 1)])])
+    chain.build((None, None, None, 2))
+    randomize(chain, 0)
+    deep = inner.children[1]
+    deep.statistics.mode = "batch"
+    x = ops.convert_to_tensor(np.random.default_rng(0).normal(size=(2, 7, 6, 2)))
+    for strides in ((1, 1), (2, 2)):
+        window = ((2, 1), (1, 2))
+        start = arrays(deep.statistics.variables)
+        y = chain(x, window=window, strides=strides, training=True)
+        moved = arrays(deep.statistics.variables)
+        for variable, value in zip(deep.statistics.variables, start, strict=True):
+            variable.assign(value)
+        merged = chain.merge(FeatureReading(x, window, strides))
+        expected = convolution(x, merged.kernel, merged.bias, 1, strides, window)
+        close(y, expected, 1e-12)
+        for one, other in zip(deep.statistics.variables, moved, strict=True):
+            np.testing.assert_allclose(array(one), other, rtol=1e-12)
+
+
 def test_merging_leaves_moving_statistics_alone_in_inference():
     branch = BatchNorm(Convolution(3, 3))
     branch.build((None, None, None, 2))

@@ -32,8 +32,7 @@ class TestACBlock(BlockCase):
         """All of Keras's training loop: the saved weights are those of one device."""
 
         def fit():
-            model = self.model(quantized=True, weight_bits=8, bn_statistics="batch")
-            model.get_layer("block").weight_quantizer.bounded = False
+            model = self.model(weight_bits=8, bn_statistics="batch")
             model.compile(keras.optimizers.SGD(0.05, momentum=0.9), "mse")
             x, y = self.features(32), self.targets(model, 32)
             model.fit(x, y, batch_size=16, shuffle=False, verbose=0)

@@ -8,8 +8,6 @@ from repq_tf.branches import Chain, Identity, Sum
 from repq_tf.layers import ConvBlock, ReparamConv
 from tests.block_case import BlockCase, array
 
-ops = keras.ops
-
 
 @keras.saving.register_keras_serializable("tests")
 class DeepBlock(ReparamConv):
@@ -111,12 +109,3 @@ def test_an_unknown_image_size():
         ValueError, match='padding="same" with strides above 1.*known input size'
     ):
         ConvBlock(4, strides=2)(inputs)
-
-
-def test_initial_steps_are_set_from_data_before_training():
-    """Until then the step is 1, on which a kernel is all zeros: the block says so."""
-    block = ConvBlock(4, weight_bits=8)
-    x = np.random.default_rng(0).normal(size=(2, 6, 6, 3)).astype("float32")
-    block(x)
-    block.weight_quantizer.initialize(block.inner.merge().kernel)
-    assert np.abs(array(block(x))).max() > 0.1
