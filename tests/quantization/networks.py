@@ -1,0 +1,92 @@
+"""Small networks and images that the tests of quantization and deployment share."""
+
+import keras
+import numpy as np
+
+import repq_tf
+from repq_tf.branches import BatchNorm
+from repq_tf.layers import ACBlock, ConvBNBlock, ReparamConv, RepVGGBlock
+
+layers = keras.layers
+array = keras.ops.convert_to_numpy
+SHAPE = (10, 10, 3)
+
+
+def images(count=48, shape=SHAPE, seed=0):
+    """Images of both signs."""
+    return np.random.default_rng(seed).normal(0.3, 1, (count, *shape)).astype("float32")
+
+
+def every_layer(model):
+    """The layers of a model and of the models in it, and the branches of blocks."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from every_layer(layer)
+        elif isinstance(layer, ReparamConv):
+            yield from layer.expression.walk()
+        else:
+            yield layer
+
+
+def settle(model, seed=0, x=None):
+    """Gives a model the weights of a trained one: no zero bias, real statistics."""
+    rng = np.random.default_rng(seed)
+
+    def norm(node):
+        if node.gamma is not None:
+            shape = node.gamma.shape
+            node.gamma.assign(rng.choice((1, 1, -1), shape) * rng.uniform(0.5, 1.5, shape))
+        if node.beta is not None:
+            node.beta.assign(rng.normal(0, 0.3, node.beta.shape))
+
+    def bias(layer):
+        if getattr(layer, "bias", None) is not None:
+            layer.bias.assign(rng.normal(0, 0.3, layer.bias.shape))
+
+    for layer in every_layer(model):
+        if isinstance(layer, BatchNorm | layers.BatchNormalization):
+            norm(layer)
+        else:
+            bias(layer)
+    repq_tf.reestimate_batch_norm(
+        model, images(shape=model.input_shape[1:]) if x is None else x
+    )
+    return model
+
+
+def network(function, shape=SHAPE, seed=0):
+    """The float model of a function of its input, with settled weights."""
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input(shape, name="image")
+    return settle(keras.Model(inputs, function(inputs), name="net"), seed)
+
+
+def quantize(model, **options):
+    """`repq_tf.quantize`, silent, on the usual images."""
+    if "calibration_data" not in options:
+        options["calibration_data"] = images(shape=model.input_shape[1:])
+    return repq_tf.quantize(model, verbose=False, **options)
+
+
+def residual(x):
+    """Every block, a residual sum, a mean and logits."""
+    x = ConvBNBlock(8, activation="relu", name="stem")(x)
+    y = ACBlock(8, activation="relu", name="ac")(x)
+    y = RepVGGBlock(8, name="vgg")(y)
+    x = layers.ReLU(name="relu")(layers.Add(name="add")([x, y]))
+    x = layers.GlobalAveragePooling2D(name="mean")(x)
+    return layers.Dense(5, name="logits")(x)
+
+
+def relative(actual, expected):
+    """The largest difference as a part of the largest value."""
+    actual, expected = array(actual), array(expected)
+    return float(np.abs(actual - expected).max() / np.abs(expected).max())
+
+
+def train(model, x, outputs=5, steps=2, rate=0.01, seed=1):
+    """A few eager steps (compiling takes longer); returns the losses."""
+    y = np.random.default_rng(seed).normal(size=(len(x), outputs))
+    model.compile(keras.optimizers.SGD(rate, momentum=0.9), "mse", run_eagerly=True)
+    history = model.fit(x, y, batch_size=-(-len(x) // steps), verbose=0)
+    return history.history["loss"]
