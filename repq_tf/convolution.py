@@ -80,6 +80,7 @@ def convolve(x, kernel, groups=1, strides=(1, 1), window=VALID):
         `(batch, out_height, out_width, out_channels)` in x's dtype.
     """
     kernel = ops.cast(kernel, x.dtype)
+    options = {"strides": tuple(strides), "data_format": "channels_last"}
     size, spatial = kernel.shape[:2], x.shape[1:3]
     padding = "valid"
     if tuple(window) != VALID:
@@ -91,5 +92,5 @@ def convolve(x, kernel, groups=1, strides=(1, 1), window=VALID):
     channels = x.shape[-1]
     if groups > 1 and groups == channels:
         kernel = ops.reshape(kernel, (*size, channels, kernel.shape[3] // channels))
-        return ops.depthwise_conv(x, kernel, strides=tuple(strides), padding=padding)
-    return ops.conv(x, kernel, strides=tuple(strides), padding=padding)
+        return ops.depthwise_conv(x, kernel, padding=padding, **options)
+    return ops.conv(x, kernel, padding=padding, **options)

@@ -16,8 +16,8 @@ import numpy as np
 from repq_tf.keras_api import dtype_name, ops
 
 
-def _namespace(array):
-    return np if isinstance(array, np.ndarray) else ops
+def _namespace(*arrays):
+    return np if all(isinstance(array, np.ndarray) for array in arrays) else ops
 
 
 def centre_offset(outer, inner):
@@ -29,7 +29,7 @@ def centre_offset(outer, inner):
     return (outer - 1) // 2 - (inner - 1) // 2
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class AffineKernel:
     """An affine convolution `y = correlate(x, kernel) + bias`, as a value.
 
@@ -144,7 +144,7 @@ class AffineKernel:
         if max(self.groups, other.groups) % min(self.groups, other.groups):
             groups = math.gcd(self.groups, other.groups)
             return self.regroup(groups).then(other.regroup(groups))
-        xp = _namespace(self.kernel)
+        xp = _namespace(self.kernel, other.kernel)
         kernel = 0.0
         # One contraction for each tap of the smaller kernel.
         over_first = math.prod(self.size) < math.prod(other.size)
@@ -163,7 +163,7 @@ class AffineKernel:
 
     def response(self, constant):
         """The output, without bias, to an input of constant channels `(in_channels,)`."""
-        xp = _namespace(self.kernel)
+        xp = _namespace(self.kernel, constant)
         weight = xp.sum(self.kernel, axis=(0, 1))
         inputs, outputs = self.kernel.shape[2], self.out_channels // self.groups
         weight = xp.reshape(weight, (inputs, self.groups, outputs))
@@ -173,7 +173,7 @@ class AffineKernel:
 
 def _contract(first, second, first_groups, second_groups):
     """Contracts the channels between two kernels, one of which has a single tap."""
-    xp = _namespace(first)
+    xp = _namespace(first, second)
     single_first = first.shape[0] == first.shape[1] == 1
     if first_groups == second_groups == 1:
         if single_first:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from repq_tf.convolution import VALID
-from repq_tf.keras_api import Layer, backend, keras, ops
+from repq_tf.keras_api import Layer, backend, ops
 
 
 class Reading:
@@ -17,8 +17,8 @@ class Reading:
     xp = ops
 
     def value(self, variable):
-        """A variable's value."""
-        return ops.convert_to_tensor(variable)
+        """A variable's value, which stays when the variable changes."""
+        return ops.copy(ops.convert_to_tensor(variable))
 
     def constant(self, array):
         """A NumPy constant."""
@@ -74,7 +74,7 @@ class NumpyReading(Reading):
 
     def value(self, variable):
         """A variable's value as a float64 array."""
-        return np.asarray(keras.ops.convert_to_numpy(variable), np.float64)
+        return np.asarray(ops.convert_to_numpy(variable), np.float64)
 
     def constant(self, array):
         """A constant as a float64 array."""

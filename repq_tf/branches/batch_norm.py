@@ -33,6 +33,8 @@ class BatchNorm(Branch):
         dtype=None,
     ):
         super().__init__(name=name or f"{child.name}_bn", dtype=dtype)
+        if not epsilon > 0:
+            raise ValueError(f"epsilon must be positive. Received: {epsilon!r}")
         self.child = child
         self.kernel_size = child.kernel_size
         self.epsilon = epsilon

@@ -8,7 +8,7 @@ share of the batch; `running` and `restored` use the moving ones.
 
 from repq_tf.branches.base import Reading
 from repq_tf.convolution import VALID, apply_window, convolve, crop_window, subsample
-from repq_tf.keras_api import Layer, add_statistic, ops, replica_mean
+from repq_tf.keras_api import Layer, add_statistic, dtype_name, ops, replica_mean
 
 MODES = ("restored", "batch", "estimate", "sample", "running")
 
@@ -26,18 +26,15 @@ def feature_moments(y, synchronized=True):
     They are computed in float32 at least. With `synchronized`, they are those of
     the global batch when replicas share it.
     """
-    y = ops.cast(y, "float64" if y.dtype == "float64" else "float32")
+    y = _wide(y)
     mean = ops.mean(y, axis=(0, 1, 2))
+    mean = replica_mean(mean) if synchronized else mean
     variance = ops.mean(ops.square(y - mean), axis=(0, 1, 2))
-    return _synchronize(mean, variance) if synchronized else (mean, variance)
+    return mean, replica_mean(variance) if synchronized else variance
 
 
-def _synchronize(mean, variance):
-    packed = ops.stack([mean, variance + ops.square(mean)])
-    total = replica_mean(packed)
-    if total is packed:
-        return mean, variance
-    return total[0], ops.maximum(total[1] - ops.square(total[0]), 0.0)
+def _wide(x):
+    return ops.cast(x, "float64" if dtype_name(x) == "float64" else "float32")
 
 
 def exact_moments(x, affine, strides=(1, 1), window=VALID, synchronized=True):
@@ -53,8 +50,8 @@ def exact_moments(x, affine, strides=(1, 1), window=VALID, synchronized=True):
     Returns:
         Mean and variance, `(out_channels,)` each.
     """
-    if affine.size == (1, 1) and affine.groups == affine.in_channels == affine.out_channels:
-        # Per-channel scaling, an identity for one: no convolution is needed.
+    if _is_scaling(affine):
+        # An identity for one: no convolution is needed.
         gain = affine.kernel[0, 0, 0]
         mean, variance = feature_moments(
             subsample(apply_window(x, window), strides), synchronized
@@ -63,6 +60,12 @@ def exact_moments(x, affine, strides=(1, 1), window=VALID, synchronized=True):
     y = convolve(x, affine.kernel, affine.groups, strides, window)
     mean, variance = feature_moments(y, synchronized)
     return mean + affine.bias, variance
+
+
+def _is_scaling(affine):
+    """Whether a kernel only scales each channel."""
+    channels = affine.in_channels
+    return affine.size == (1, 1) and affine.groups == channels == affine.out_channels
 
 
 class FeatureReading(Reading):
@@ -111,13 +114,12 @@ class FeatureReading(Reading):
     def input_moments(self, synchronized=True):
         """Batch-mean image `(h, w, c)`, mean `(c,)` and variance `(c,)` of the input."""
         if synchronized not in self._input_moments:
-            x = ops.cast(self.x, "float64" if self.x.dtype == "float64" else "float32")
+            x = _wide(self.x)
             image = ops.mean(x, axis=0)
-            square = ops.mean(ops.square(x), axis=(0, 1, 2))
-            if synchronized:
-                image, square = replica_mean(image), replica_mean(square)
+            image = replica_mean(image) if synchronized else image
             mean = ops.mean(image, axis=(0, 1))
-            variance = ops.maximum(square - ops.square(mean), 0.0)
+            variance = ops.mean(ops.square(x - mean), axis=(0, 1, 2))
+            variance = replica_mean(variance) if synchronized else variance
             self._input_moments[synchronized] = (image, mean, variance)
         return self._input_moments[synchronized]
 
@@ -141,6 +143,9 @@ def estimated_moments(reading, affine, literal=False, synchronized=True):
     Returns:
         Mean and variance, `(out_channels,)` each.
     """
+    if _is_scaling(affine) and not literal:
+        # Of a single input value for each output, the estimate can be exact.
+        return exact_moments(reading.x, affine, reading.strides, reading.window, synchronized)
     image, mean, variance = reading.input_moments(synchronized)
     if literal:
         response = affine.response(mean)
@@ -165,7 +170,7 @@ def _tap_weights(length, size, reading, axis):
     pixel = ops.arange(length, dtype="int32")[None, :]
     offset = pixel - ops.arange(size, dtype="int32")[:, None] + before
     hit = (offset % stride == 0) & (offset >= 0) & (offset < count * stride)
-    dtype = "float64" if reading.x.dtype == "float64" else "float32"
+    dtype = dtype_name(_wide(reading.x))
     return ops.cast(hit, dtype) / ops.cast(count, dtype)
 
 
@@ -182,6 +187,8 @@ class BatchNormStatistics(Layer):
     The first three update the moving statistics,
     `moving = momentum * moving + (1 - momentum) * batch`. Gradients flow through
     batch moments, not through moving ones. Replicas hold equal moving statistics.
+
+    Frozen (`trainable=False`), the moving statistics stay and are used, as in Keras's own.
 
     Args:
         mode: one of the above; used when the batch norm is merged into a kernel.
@@ -204,6 +211,12 @@ class BatchNormStatistics(Layer):
     ):
         super().__init__(name=name, dtype=dtype, autocast=False)
         self.mode = check_mode(mode)
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum must be between 0 and 1. Received: {momentum!r}")
+        if not 0 < sample_fraction <= 1:
+            raise ValueError(
+                f"sample_fraction must be above 0 and at most 1. Received: {sample_fraction!r}"
+            )
         self.momentum = momentum
         self.sample_fraction = sample_fraction
         self.literal_estimate = literal_estimate
@@ -218,7 +231,7 @@ class BatchNormStatistics(Layer):
 
     def of_kernel(self, reading, affine):
         """Training moments of `reading.x * affine`, by `mode`; updates the moving ones."""
-        if self.mode in ("running", "restored"):
+        if self.mode in ("running", "restored") or not self.trainable:
             return reading.moving(self)
         if self.mode == "estimate":
             mean, variance = estimated_moments(
@@ -227,20 +240,25 @@ class BatchNormStatistics(Layer):
         else:
             x = reading.x
             if self.mode == "sample":
-                count = int(round(1 / self.sample_fraction))
-                x = x[: ops.maximum(ops.shape(x)[0] // count, 1)]
+                x = x[: self._sample_size(x)]
             mean, variance = exact_moments(
                 x, affine, reading.strides, reading.window, self.synchronized
             )
         self.update(mean, variance)
         return mean, variance
 
+    def _sample_size(self, x):
+        share = int(round(1 / self.sample_fraction))
+        if x.shape[0] is not None:
+            return max(x.shape[0] // share, 1)
+        return ops.maximum(ops.shape(x)[0] // share, 1)
+
     def of_features(self, y, training, bias=None):
         """Moments of features, of `y + bias` if a bias is given.
 
         The batch's in training, which updates the moving ones; else the moving ones.
         """
-        if not training:
+        if not training or not self.trainable:
             return ops.convert_to_tensor(self.moving_mean), ops.convert_to_tensor(
                 self.moving_variance
             )

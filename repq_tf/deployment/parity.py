@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from repq_tf.deployment import flatbuffer
 from repq_tf.deployment.merge import quantized_node
 from repq_tf.keras_api import ops
 from repq_tf.layers import Quantize
@@ -177,6 +176,8 @@ class _File:
     """A `.tflite` file with two interpreters: the usual one, and one that keeps tensors."""
 
     def __init__(self, path, shape):
+        from repq_tf.deployment import flatbuffer  # LiteRT's schema, not needed to train
+
         content = path.read_bytes()
         try:
             model = flatbuffer.load(content)

@@ -3,7 +3,6 @@
 import numpy as np
 from absl import logging
 
-from repq_tf.deployment import flatbuffer
 from repq_tf.deployment.merge import input_quantizer, merge, quantized_node, stock_padding
 from repq_tf.files import write_atomically
 from repq_tf.keras_api import backend, keras, ops
@@ -41,6 +40,8 @@ def export_tflite(model, path, input_type="int8", output_type="int8"):
         >>> repq_tf.export_tflite(qat, "model.tflite")
         {'CONV_2D': 20, 'ADD': 8, ...}
     """
+    from repq_tf.deployment import flatbuffer  # LiteRT's schema, not needed to train
+
     for name, value in (("input_type", input_type), ("output_type", output_type)):
         if value not in END_TYPES:
             raise ValueError(f"{name} must be one of {END_TYPES}. Received: {value!r}")
@@ -166,6 +167,8 @@ class _Trace:
         return self.taps
 
     def _grid(self, layer, name="", weights=None, weight_scale=None, bias=None):
+        from repq_tf.deployment import flatbuffer
+
         zero = zero_point(layer.bits, layer.signed)
         scale = self.steps[layer.name]
         return flatbuffer.Grid(scale, zero, name, weights, weight_scale, bias)

@@ -39,9 +39,9 @@ def integer_weights(affine, quantizer, input_step, gain=None, shift=None):
         integers = ops.where(gain < 0, -integers, integers)
         scale = scale * ops.abs(gain)
         bias = bias * gain + shift
-    floor = ops.maximum(
-        ops.abs(bias) / (input_step * _LARGEST_BIAS), ops.max(scale) * _SMALLEST_SCALE
-    )
+    largest = ops.max(scale)
+    largest = ops.where(largest > 0, largest, ops.max(step))  # all gains may be 0
+    floor = ops.maximum(ops.abs(bias) / (input_step * _LARGEST_BIAS), largest * _SMALLEST_SCALE)
     small = scale < floor
     integers = ops.where(small, ops.round(integers * (scale / floor)), integers)
     # The file's scale is a float32, so the bias is counted in units of that.

@@ -15,6 +15,8 @@ class Quantize(Layer):
 
     One stands behind every tensor that the integer runtime stores. Tensors that must
     share one scale (the inputs of a concatenation) go through one shared layer.
+    `repq_tf.quantize` places them and sets their steps; in a model written by hand they start
+    at 1, and `layer.activation_quantizer.initialize(features)` sets them.
 
     Args:
         bits: 2 to 8.
@@ -35,6 +37,8 @@ class Quantize(Layer):
     def __init__(self, bits=8, signed=True, step=None, **kwargs):
         kwargs.setdefault("autocast", False)
         super().__init__(**kwargs)
+        if step is not None and not step > 0:
+            raise ValueError(f"step must be positive. Received: {step!r}")
         self.bits = bits
         self.signed = signed
         self.fixed_step = step

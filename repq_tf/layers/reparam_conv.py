@@ -1,5 +1,7 @@
 """The base of every re-parameterized convolution."""
 
+import numbers
+
 from repq_tf.branches import (
     BatchNorm,
     Convolution,
@@ -10,9 +12,9 @@ from repq_tf.branches import (
     check_mode,
 )
 from repq_tf.convolution import VALID, convolve, same_window
-from repq_tf.keras_api import Layer, keras, ops, register
+from repq_tf.keras_api import LEGACY, Layer, keras, ops, register
 from repq_tf.layers.integer import integer_weights
-from repq_tf.quantizers import LSQ
+from repq_tf.quantizers import LSQ, check_bits
 
 _PADDING = (
     'padding must be "same", "valid", zeros as a number, (height, width) or ((top, bottom), '
@@ -20,13 +22,24 @@ _PADDING = (
 )
 
 
+def _is_positive(value):
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return whole and value >= 1
+
+
+def _positive(value, argument):
+    if not _is_positive(value):
+        raise ValueError(f"{argument} must be a positive whole number. Received: {value!r}")
+    return int(value)
+
+
 def _pair(value, argument):
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or any(not isinstance(n, int) or n < 1 for n in pair):
+    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
+    if len(pair) != 2 or not all(_is_positive(size) for size in pair):
         raise ValueError(
             f"{argument} must be a positive whole number or a pair of them. Received: {value!r}"
         )
-    return pair
+    return tuple(int(size) for size in pair)
 
 
 def _window(padding):
@@ -35,9 +48,11 @@ def _window(padding):
         if padding.lower() not in ("same", "valid"):
             raise ValueError(f"{_PADDING}. Received: {padding!r}")
         return VALID if padding.lower() == "valid" else "same"
-    pairs = (padding, padding) if isinstance(padding, int) else tuple(padding)
-    pairs = tuple((n, n) if isinstance(n, int) else tuple(n) for n in pairs)
-    if [len(pair) for pair in pairs] != [2, 2] or any(n < 0 for pair in pairs for n in pair):
+    pairs = padding if isinstance(padding, tuple | list) else (padding, padding)
+    pairs = tuple(tuple(n) if isinstance(n, tuple | list) else (n, n) for n in pairs)
+    zeros = [n for pair in pairs for n in pair]
+    whole = all(isinstance(n, numbers.Integral) and n >= 0 for n in zeros)
+    if [len(pair) for pair in pairs] != [2, 2] or not whole:
         raise ValueError(f"{_PADDING}. Received: {padding!r}")
     return pairs
 
@@ -128,17 +143,15 @@ class ReparamConv(Layer):
         # Steps of the input must not be cast to half precision; features are cast here.
         kwargs.setdefault("autocast", False)
         super().__init__(**kwargs)
-        if not isinstance(filters, int) or filters < 1:
-            raise ValueError(f"filters must be a positive whole number. Received: {filters!r}")
-        self.filters = filters
+        self.filters = _positive(filters, "filters")
         self.kernel_size = _pair(kernel_size, "kernel_size")
         self.strides = _pair(strides, "strides")
-        self.padding = padding
         self._window = _window(padding)
-        self.groups = groups
+        self.padding = padding if isinstance(padding, str | int) else self._window
+        self.groups = _positive(groups, "groups")
         self.activation = keras.activations.get(activation)
         self.merged = merged
-        self.bn_statistics = check_mode(bn_statistics)
+        self.bn_statistics = bn_statistics
         self.restore_batch_norm = restore_batch_norm
         self.weight_bits = weight_bits
         self.per_channel = per_channel
@@ -152,10 +165,11 @@ class ReparamConv(Layer):
         self.weight_quantizer = None
         if weight_bits is not None:
             self.weight_quantizer = LSQ(
-                bits=weight_bits,
+                bits=check_bits(weight_bits, "weight_bits"),
                 signed=True,
-                channels=filters if per_channel else None,
+                channels=self.filters if per_channel else None,
                 name="weight_quantizer",
+                dtype=self.dtype_policy,
             )
 
     # What a subclass declares, and what helps it to.
@@ -172,7 +186,7 @@ class ReparamConv(Layer):
         """A `Convolution` branch with the block's filters, groups and initializer."""
         options.setdefault("filters", self.filters)
         options.setdefault("groups", self.groups)
-        options.setdefault("kernel_initializer", _fresh(self.kernel_initializer))
+        options.setdefault("kernel_initializer", self._fresh_initializer())
         options.setdefault("kernel_regularizer", self.kernel_regularizer)
         return Convolution(kernel_size=kernel_size or self.kernel_size, name=name, **options)
 
@@ -182,6 +196,16 @@ class ReparamConv(Layer):
         options.setdefault("epsilon", self.epsilon)
         options.setdefault("synchronized", self.synchronized)
         return BatchNorm(child, name=name, **options)
+
+    def _fresh_initializer(self):
+        """A copy with a seed of its own, so that branches do not start from equal weights."""
+        if not isinstance(self.kernel_initializer, keras.initializers.Initializer):
+            return self.kernel_initializer
+        config = self.kernel_initializer.get_config()
+        if isinstance(config.get("seed"), int):
+            config["seed"] += self._initializers
+            self._initializers += 1
+        return type(self.kernel_initializer).from_config(config)
 
     # Building.
 
@@ -193,6 +217,7 @@ class ReparamConv(Layer):
                 f"known number of channels. Received: shape {tuple(input_shape)}"
             )
         self._built_shape = tuple(input_shape)
+        self._initializers = 0
         channels = input_shape[-1]
         if self._window == "same":
             same_window(self.kernel_size, self.strides, input_shape[1:3])
@@ -203,6 +228,7 @@ class ReparamConv(Layer):
                 f"{self.name}: the branches make a kernel of size {inner.kernel_size}, but "
                 f"kernel_size is {self.kernel_size}"
             )
+        self._share_dtype(self.expression)
         self.expression.build(input_shape)
         if inner.output_channels(channels) != self.filters:
             raise ValueError(
@@ -212,15 +238,36 @@ class ReparamConv(Layer):
         self.restored = None
         if self._restores():
             self.restored = self.batch_norm(Identity(), name="restored_bn")
+            self._share_dtype(self.restored)
             self.restored.build((None, None, None, self.filters))
-        for node in self.expression.walk():
-            if isinstance(node, BatchNorm):
-                node.statistics.mode = self.bn_statistics
-                node.statistics.sample_fraction = self.sample_fraction
-                node.statistics.literal_estimate = self.literal_estimate
+        for node in self.merged_batch_norms:
+            node.statistics.mode = self.bn_statistics
+            node.statistics.sample_fraction = self.sample_fraction
+            node.statistics.literal_estimate = self.literal_estimate
         if self.weight_quantizer is not None:
             self.weight_quantizer.build(None)
         self.built = True
+
+    def _share_dtype(self, expression):
+        """Gives the branches the block's own dtype policy."""
+        if LEGACY:  # there it is fixed when a layer is made
+            return
+        for node in expression.walk():
+            node.dtype_policy = self.dtype_policy
+            if isinstance(node, BatchNorm):
+                node.statistics.dtype_policy = self.dtype_policy
+
+    @property
+    def bn_statistics(self):
+        """Where merged batch norms get their moments in training."""
+        return self._bn_statistics
+
+    @bn_statistics.setter
+    def bn_statistics(self, mode):
+        self._bn_statistics = check_mode(mode)
+        if self.built:
+            for node in self.merged_batch_norms:
+                node.statistics.mode = mode
 
     def _restores(self):
         if isinstance(self.expression, BatchNorm):
@@ -294,7 +341,7 @@ class ReparamConv(Layer):
 
     def _integer_convolution(self, x, input_step, window):
         integers, scale, bias, groups = self.integer_weights(input_step)
-        wide = ops.cast(x, scale.dtype)
+        wide, input_step = ops.cast(x, scale.dtype), ops.cast(input_step, scale.dtype)
         y = convolve(ops.round(wide / input_step), integers, groups, self.strides, window)
         scale = scale * input_step
         return (y + bias) * scale, scale
@@ -347,14 +394,9 @@ class ReparamConv(Layer):
 
     def get_build_config(self):
         """The input shape that the block was built for."""
-        return {"input_shape": self._built_shape}
+        return {"input_shape": self._built_shape} if self.built else None
 
     def build_from_config(self, config):
         """Builds the block for a saved input shape."""
         if config:
             self.build(config["input_shape"])
-
-
-def _fresh(initializer):
-    """A copy, so that branches of one shape do not start from equal weights."""
-    return type(initializer).from_config(initializer.get_config())
