@@ -12,6 +12,7 @@ from repq_tf.train.run_folder import (
     FILE,
     FLOAT,
     FLOAT_FILE,
+    MERGED,
     QUANTIZED,
     QUANTIZED_START,
 )
@@ -33,13 +34,17 @@ def evaluate(run, task):
     merged = repq_tf.merge(model)
     inputs = task.test_inputs(_IMAGES)
     outputs = [m.predict(inputs, verbose=0) for m in (model, merged)]
-    metrics = {
-        "float": task.evaluate(model),
-        "float_merged": task.evaluate(merged),
-        "quantized": task.evaluate(run.load_model(QUANTIZED)),
+    quantized = run.load_model(QUANTIZED)
+    record = {
+        "metrics": {
+            "float": task.evaluate(model),
+            "float_merged": task.evaluate(merged),
+            "quantized": task.evaluate(quantized),
+        },
+        "merge_error": float(np.abs(outputs[0] - outputs[1]).max()),
+        "quantization": str(repq_tf.quantization_table(quantized)),
     }
-    error = float(np.abs(outputs[0] - outputs[1]).max())
-    checkpoint.write_json(run.file(EVALUATION), {"metrics": metrics, "merge_error": error})
+    checkpoint.write_json(run.file(EVALUATION), record)
 
 
 def export(run):
@@ -85,11 +90,9 @@ def draw(run):
     histories = {stage: history for stage, history in histories.items() if history}
     if histories:
         plots.draw_curves(histories, os.path.join(run.plots, "curves.png"))
-    kernels = [
-        plots.merged_kernels(repq_tf.merge(run.load_model(name)))
-        for name in (QUANTIZED_START, QUANTIZED)
-    ]
-    plots.draw_weights(*kernels, run.file(WEIGHTS_PLOT))
+    before = plots.merged_kernels(repq_tf.merge(run.load_model(QUANTIZED_START)))
+    after = plots.merged_kernels(run.load_model(MERGED))
+    plots.draw_weights(before, after, run.file(WEIGHTS_PLOT))
 
 
 def read_results(run):

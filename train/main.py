@@ -10,7 +10,7 @@ import inspect
 import os
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 
 _AUTO = "Default: the recipe of the model and the data set."
 
@@ -96,6 +96,7 @@ def main(argv):
     # TensorFlow's C++ notes; what matters comes as a Python error. Read when it is imported,
     # so the imports are here, which also makes --help quick.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.set_verbosity(logging.WARNING)  # TFDS and tf.distribute tell each step
     from repq_tf.train import pipeline
     from repq_tf.train.errors import UserError
     from repq_tf.train.settings import resolve

@@ -48,9 +48,9 @@ def run(settings, make_task=Classification):
 
 
 def _make_repeatable(settings):
-    """Seeds everything, and makes TensorFlow on the CPU repeat itself exactly."""
+    """Seeds everything, and makes TensorFlow on the CPU repeat itself exactly (without XLA)."""
     keras.utils.set_random_seed(settings.seed)
-    if keras.backend.backend() == "tensorflow":
+    if keras.backend.backend() == "tensorflow" and not settings.jit_compile:
         import tensorflow as tf
 
         if not tf.config.list_physical_devices("GPU"):

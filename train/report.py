@@ -101,6 +101,7 @@ def _markdown(settings, record, table, run):
             "Latency: LiteRT interpreter, one thread, batch 1, median of interleaved runs on"
             f" {record['versions']['cpu']}."
         )
+    sections.append(f"## Quantization\n\n```\n{record['quantization']}\n```")
     if "parity" in record:
         sections.append(f"## Parity, layer by layer\n\n```\n{record['parity']['text']}\n```")
     for title in ("data", "seconds", "files", "settings", "versions"):

@@ -123,6 +123,8 @@ def resolve(
     _one_of("strategy", strategy, STRATEGIES)
     _one_of("mixed_precision", mixed_precision, PRECISIONS)
     _check_conflicts(locals())
+    if dataset.startswith("folder:"):
+        dataset = f"folder:{_absolute(dataset.removeprefix('folder:'))}"
     weight_bits, activation_bits = _bits(bits, weight_bits, activation_bits)
     recipe = find_recipe(model, dataset)
     chosen = Settings(
@@ -133,7 +135,7 @@ def resolve(
         weight_bits=weight_bits,
         activation_bits=activation_bits,
         dataset=dataset,
-        data_dir=data_dir and os.path.abspath(os.path.expanduser(data_dir)),
+        data_dir=data_dir and _absolute(data_dir),
         image_size=image_size,
         width=width,
         epochs=_default(epochs, recipe.epochs),
@@ -150,7 +152,7 @@ def resolve(
         seed=seed,
         workdir=workdir
         or _default_workdir(model, method, weight_bits, activation_bits, dataset),
-        init_from=init_from and os.path.abspath(os.path.expanduser(init_from)),
+        init_from=init_from and _absolute(init_from),
         strategy=strategy,
         sync_bn=sync_bn,
         mixed_precision=mixed_precision,
@@ -257,9 +259,13 @@ def _default_workdir(model, method, weight_bits, activation_bits, dataset):
         bits = f"w{weight_bits}a{activation_bits}bit"
     name = dataset
     if dataset.startswith("folder:"):
-        name = os.path.basename(os.path.abspath(dataset.removeprefix("folder:")))
+        name = os.path.basename(dataset)
     name = "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
     return os.path.join("runs", f"{model}-{method}-{bits}-{name}")
+
+
+def _absolute(path):
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def _default(value, default):

@@ -15,6 +15,7 @@ RESULTS = {
         "quantized": {"accuracy": 0.975, "loss": 0.2},
     },
     "merge_error": 1.5e-6,
+    "quantization": "layer  class",
 }
 MEASURED = {
     "latency_ms": {"model_float.tflite": 2.5, "model.tflite": 0.75},
@@ -60,7 +61,13 @@ def test_the_report_holds_what_was_found(run):
     assert record["versions"]["keras"] and record["parity"]["equal_outputs"] == 1
     with open(run.file("report.md")) as file:
         page = file.read()
-    for part in ("97.22 %", "layer  outputs\nall equal", "(plots/curves.png)", "seed"):
+    for part in (
+        "97.22 %",
+        "layer  class",
+        "layer  outputs\nall equal",
+        "(plots/curves.png)",
+        "seed",
+    ):
         assert part in page
 
 

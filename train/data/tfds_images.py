@@ -3,10 +3,12 @@
 import difflib
 import os
 
+import keras
 import numpy as np
 
 from repq_tf.train.data.arrays import ArrayImages
 from repq_tf.train.data.pictures import resize_all, stored_size
+from repq_tf.train.data.tfds_stream import StreamedImages
 from repq_tf.train.errors import UserError
 
 TEST_SPLITS = ("test", "validation")
@@ -38,12 +40,11 @@ def load_tfds(name, data_dir=None, image_size=None):
     height, width, channels = image.shape
     if height and width and channels:
         count = sum(builder.info.splits[split].num_examples for split in (train, test))
-        if count * max(height * width, (image_size or 0) ** 2) * channels <= MEMORY_LIMIT:
+        pixels = stored_size(image_size) ** 2 if image_size else height * width
+        if count * pixels * channels <= MEMORY_LIMIT:
             parts = [_read(builder, split, image_size) for split in (train, test)]
             wanted = (image_size, image_size) if image_size else None
             return ArrayImages(name, label.names, *parts, size=wanted)
-    from repq_tf.train.data.tfds_stream import StreamedImages  # imports TensorFlow
-
     return StreamedImages(builder, train, test, image_size or _DEFAULT_SIZE)
 
 
@@ -55,13 +56,15 @@ def _builder(name, data_dir):
             f" or downloads into it. Received: {data_dir}"
         )
     try:
-        import tensorflow  # noqa: F401  (TFDS needs it to read)
+        import tensorflow as tf
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise UserError(
             f"--dataset={name} is read with TFDS, which needs tensorflow and"
             f" tensorflow-datasets. Without them use digits or folder:PATH. ({error})"
         ) from error
+    if keras.backend.backend() != "tensorflow":
+        tf.config.set_visible_devices([], "GPU")  # their memory is the backend's
     try:
         return tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:

@@ -1,8 +1,9 @@
-"""TFDS sets that do not fit in memory, as `tf.data` pipelines."""
+"""TFDS sets that do not fit in memory, as `tf.data` pipelines.
+
+TensorFlow is imported where it is used: training on another backend may be without it.
+"""
 
 import numpy as np
-import tensorflow as tf
-import tensorflow_datasets as tfds
 
 from repq_tf.train.data.images import Images
 from repq_tf.train.data.pictures import stored_size
@@ -35,6 +36,8 @@ class StreamedImages(Images):
         self._test = test
 
     def train_batches(self, epoch, batch_size, seed, kind, steps):  # noqa: D102
+        import tensorflow as tf
+
         order, changes = np.random.default_rng([seed, epoch]).integers(2**31 - 1, size=2)
         data = self._encoded(self._train, shuffle_seed=int(order))
         data = data.shuffle(_SHUFFLE_BUFFER, seed=int(order)).enumerate()
@@ -61,6 +64,8 @@ class StreamedImages(Images):
 
     def _encoded(self, split, shuffle_seed=None):
         """Returns a split with its pictures still compressed."""
+        import tensorflow_datasets as tfds
+
         return self._builder.as_dataset(
             split=split,
             shuffle_files=shuffle_seed is not None,
@@ -70,6 +75,8 @@ class StreamedImages(Images):
 
     def _central(self, split, shuffle_seed=None):
         """Returns a split's pictures as they are tested: resized, the middle cut out."""
+        import tensorflow as tf
+
         size = self.image_shape[0]
 
         def prepare(example):
@@ -80,12 +87,16 @@ class StreamedImages(Images):
         return data.map(prepare, tf.data.AUTOTUNE, deterministic=True)
 
     def _decode(self, data):
+        import tensorflow as tf
+
         channels = self.image_shape[2]
         image = tf.io.decode_image(data, channels=channels, expand_animations=False)
         return tf.ensure_shape(image, (None, None, channels))
 
     def _augment(self, image, kind, seed):
         """The kinds of `augment.KINDS`, for one image."""
+        import tensorflow as tf
+
         size, channels = self.image_shape[0], self.image_shape[2]
         if kind == "resized_crop":
             begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
@@ -113,6 +124,8 @@ class StreamedImages(Images):
 
 def _fit_square(image, size):
     """Resizes the middle square of an image to height and width `size`."""
+    import tensorflow as tf
+
     shape = tf.shape(image)
     side = tf.minimum(shape[0], shape[1])
     image = tf.image.resize_with_crop_or_pad(image, side, side)
@@ -121,4 +134,6 @@ def _fit_square(image, size):
 
 def _scale(image):
     """`images.scale_pixels` for tensors."""
+    import tensorflow as tf
+
     return tf.cast(image, tf.float32) / 127.5 - 1.0
