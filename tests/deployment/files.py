@@ -1,0 +1,74 @@
+"""Running and editing `.tflite` files in the tests, without the library's own reader."""
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter
+
+import repq_tf
+
+OPERATORS = {v: k for k, v in vars(schema.BuiltinOperator).items() if not k.startswith("_")}
+TYPES = {v: k for k, v in vars(schema.TensorType).items() if not k.startswith("_")}
+TYPE_OF = {"INT8": np.int8, "INT32": np.int32}
+
+
+def read(path):
+    return schema.ModelT.InitFromPackedBuf(bytearray(path.read_bytes()), 0)
+
+
+def write(model, path):
+    builder = flatbuffers.Builder(1 << 20)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    path.write_bytes(bytes(builder.Output()))
+
+
+class Convolution:
+    """The weighted operator that makes the tensor of a name."""
+
+    def __init__(self, model, name):
+        self.model, self.tensors = model, model.subgraphs[0].tensors
+        index = [t.name.decode() for t in self.tensors].index(name)
+        makes = {int(o): op for op in model.subgraphs[0].operators for o in op.outputs}
+        operator = makes[index]
+        while "CONV" not in self.kind(operator) and "FULLY" not in self.kind(operator):
+            operator = makes[int(operator.inputs[0])]
+        self.operator, self.name = operator, self.kind(operator)
+        self.source, self.kernel, self.bias = (self.tensors[i] for i in operator.inputs[:3])
+
+    def kind(self, operator):
+        code = self.model.operatorCodes[operator.opcodeIndex]
+        return OPERATORS[max(code.builtinCode, code.deprecatedBuiltinCode)]
+
+    def data(self, tensor):
+        raw = bytes(bytearray(self.model.buffers[tensor.buffer].data))
+        return np.frombuffer(raw, TYPE_OF[TYPES[tensor.type]]).reshape(tensor.shape)
+
+    def set_data(self, tensor, values):
+        raw = np.ascontiguousarray(values, TYPE_OF[TYPES[tensor.type]]).tobytes()
+        self.model.buffers[tensor.buffer].data = np.frombuffer(raw, np.uint8)
+
+
+def run(path, images):
+    """The outputs of a file, the first operator's end to the last one's."""
+    interpreter = Interpreter(str(path), num_threads=1)
+    entry = interpreter.get_input_details()[0]
+    interpreter.resize_tensor_input(entry["index"], images.shape)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(entry["index"], images)
+    interpreter.invoke()
+    ends = interpreter.get_output_details()
+    return [interpreter.get_tensor(end["index"]) for end in ends], entry, ends
+
+
+def parity(model, path, images, **ends):
+    """Exports and compares; returns the operators and the report."""
+    operators = repq_tf.export_tflite(model, path, **ends)
+    return operators, repq_tf.check_parity(model, path, images)
+
+
+def assert_exact(report):
+    different = [(r.name, r.different, r.largest) for r in report.layers if r.different]
+    assert not different, str(report)
+    assert report.first_divergent is None
+    figures = (report.top1_agreement, report.equal_outputs, report.largest_difference)
+    assert figures == (1.0, 1.0, 0)
