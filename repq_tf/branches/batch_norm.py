@@ -1,7 +1,7 @@
 """Batch normalization as a node: the only one whose merge needs the features."""
 
 from repq_tf.branches.base import Branch, Reading
-from repq_tf.branches.statistics import BatchNormStatistics
+from repq_tf.branches.statistics import BatchNormStatistics, check_batch_norm
 from repq_tf.convolution import VALID
 from repq_tf.keras_api import add_parameter, keras, ops
 
@@ -33,8 +33,7 @@ class BatchNorm(Branch):
         dtype=None,
     ):
         super().__init__(name=name or f"{child.name}_bn", dtype=dtype)
-        if not epsilon > 0:
-            raise ValueError(f"epsilon must be positive. Received: {epsilon!r}")
+        check_batch_norm(epsilon=epsilon)
         self.child = child
         self.kernel_size = child.kernel_size
         self.epsilon = epsilon

@@ -20,6 +20,18 @@ def check_mode(mode):
     return mode
 
 
+def check_batch_norm(momentum=0.9, epsilon=1e-5, sample_fraction=1 / 8):
+    """Raises ValueError, naming the argument, for options no batch norm can have."""
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"momentum must be between 0 and 1. Received: {momentum!r}")
+    if not epsilon > 0:
+        raise ValueError(f"epsilon must be positive. Received: {epsilon!r}")
+    if not 0 < sample_fraction <= 1:
+        raise ValueError(
+            f"sample_fraction must be above 0 and at most 1. Received: {sample_fraction!r}"
+        )
+
+
 def feature_moments(y, synchronized=True):
     """Mean and variance `(channels,)` of features over batch, height and width.
 
@@ -211,12 +223,7 @@ class BatchNormStatistics(Layer):
     ):
         super().__init__(name=name, dtype=dtype, autocast=False)
         self.mode = check_mode(mode)
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum must be between 0 and 1. Received: {momentum!r}")
-        if not 0 < sample_fraction <= 1:
-            raise ValueError(
-                f"sample_fraction must be above 0 and at most 1. Received: {sample_fraction!r}"
-            )
+        check_batch_norm(momentum, sample_fraction=sample_fraction)
         self.momentum = momentum
         self.sample_fraction = sample_fraction
         self.literal_estimate = literal_estimate

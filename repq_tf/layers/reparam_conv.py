@@ -9,6 +9,7 @@ from repq_tf.branches import (
     Identity,
     Reading,
     WideReading,
+    check_batch_norm,
     check_mode,
 )
 from repq_tf.convolution import VALID, convolve, same_window
@@ -40,6 +41,11 @@ def _pair(value, argument):
             f"{argument} must be a positive whole number or a pair of them. Received: {value!r}"
         )
     return tuple(int(size) for size in pair)
+
+
+def _tuples(value):
+    """Lists, which is what `.keras` files make of tuples, as tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, tuple | list) else value
 
 
 def _window(padding):
@@ -147,7 +153,7 @@ class ReparamConv(Layer):
         self.kernel_size = _pair(kernel_size, "kernel_size")
         self.strides = _pair(strides, "strides")
         self._window = _window(padding)
-        self.padding = padding if isinstance(padding, str | int) else self._window
+        self.padding = _tuples(padding)
         self.groups = _positive(groups, "groups")
         self.activation = keras.activations.get(activation)
         self.merged = merged
@@ -155,6 +161,7 @@ class ReparamConv(Layer):
         self.restore_batch_norm = restore_batch_norm
         self.weight_bits = weight_bits
         self.per_channel = per_channel
+        check_batch_norm(momentum, epsilon, sample_fraction)
         self.momentum = momentum
         self.epsilon = epsilon
         self.synchronized = synchronized
