@@ -1,12 +1,34 @@
-"""Writing files so that a reader never sees half of one."""
+"""Writing files that are whole or absent."""
 
+import contextlib
 import os
-import tempfile
-from pathlib import Path
+
+_TEMPORARY = ".writing-"
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Yields a temporary name with the suffix of `path`, and renames it to `path` at the end.
+
+    If the block fails or the process is killed, whatever was at `path` stays as it was.
+    """
+    folder, name = os.path.split(os.path.abspath(path))
+    temporary = os.path.join(folder, _TEMPORARY + name)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)
+
+
+def is_temporary(name):
+    """Says whether a file of this name was being written when its process was killed."""
+    return name.startswith(_TEMPORARY)
 
 
 def write_atomically(path, content):
-    """Writes bytes to a temporary file beside `path`, then renames it.
+    """Writes bytes, whole or not at all.
 
     Args:
         path: the file; its folder must exist.
@@ -15,21 +37,7 @@ def write_atomically(path, content):
     Raises:
         OSError: the folder is missing or cannot be written; what was at `path` stays.
     """
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,43 +1,18 @@
 """Files that are whole or absent: the state of a training stage, and any product."""
 
-import contextlib
 import json
-import os
 import zipfile
 
 import keras
 import numpy as np
 
+from repq_tf.files import replacing, write_atomically
 from repq_tf.train.errors import UserError
-
-_TEMPORARY = ".writing-"
-
-
-@contextlib.contextmanager
-def replacing(path):
-    """Yields a temporary name with the suffix of `path`, and renames it to `path` at the end.
-
-    If the block fails or the process is killed, whatever was at `path` stays as it was.
-    """
-    folder, name = os.path.split(os.path.abspath(path))
-    temporary = os.path.join(folder, _TEMPORARY + name)
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(temporary)
-
-
-def is_temporary(name):
-    """Says whether a file of this name was being written when its process was killed."""
-    return name.startswith(_TEMPORARY)
 
 
 def write_text(path, text):
     """Writes a text file, whole or not at all."""
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
+    write_atomically(path, text.encode())
 
 
 def write_json(path, value):

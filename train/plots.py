@@ -96,7 +96,7 @@ def _grid(rows, columns, width=_WIDTH):
 
 
 def _save(figure, path):
-    from repq_tf.train.checkpoint import replacing
+    from repq_tf.files import replacing
 
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=80)

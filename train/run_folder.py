@@ -3,6 +3,7 @@
 import os
 import tempfile
 
+from repq_tf.files import is_temporary
 from repq_tf.train import checkpoint
 from repq_tf.train.errors import UserError
 
@@ -65,7 +66,7 @@ class RunFolder:
         if os.path.isdir(self.path):
             if os.path.exists(self.file(_SETTINGS)):
                 self._check_same(settings)
-            elif any(not checkpoint.is_temporary(name) for name in os.listdir(self.path)):
+            elif any(not is_temporary(name) for name in os.listdir(self.path)):
                 raise UserError(
                     "--workdir must be a new or empty folder, or that of an earlier run."
                     f" Received: {self.path}, which holds other files"

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from repq_tf.files import replacing
 from repq_tf.train import checkpoint
 from repq_tf.train.errors import UserError
 
@@ -60,7 +61,7 @@ def test_a_damaged_state_is_refused(tmp_path):
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = str(tmp_path / "record.json")
     checkpoint.write_json(path, {"good": 1})
-    with pytest.raises(RuntimeError), checkpoint.replacing(path) as temporary:
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
         with open(temporary, "w") as file:
             file.write("half")
         raise RuntimeError("killed")
