@@ -169,8 +169,7 @@ class _Pipeline:
         settings = self.settings
         with distribution.scope(self.strategy):
             model = self.folder.load_model(QUANTIZED_START)
-            if settings.mixed_precision != "none":
-                model = precision.convert(model, settings.mixed_precision)
+            model = precision.convert(model, settings.mixed_precision)
         images = self.task.calibration_data(_CLIP_RATE_IMAGES)
         seconds = self._train(
             model,
@@ -198,9 +197,7 @@ class _Pipeline:
 
     def _save_trained(self, model, name, stage):
         """Writes a training stage's product, which makes its checkpoint superfluous."""
-        if self.settings.mixed_precision != "none":
-            model = precision.convert(model, "none")
-        self.folder.save_model(model, name)
+        self.folder.save_model(precision.convert(model, "none"), name)
         with contextlib.suppress(FileNotFoundError):
             os.remove(self.folder.state(stage))
 

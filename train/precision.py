@@ -21,7 +21,7 @@ def policy(mixed_precision):
 
 
 def convert(model, mixed_precision):
-    """Returns a model with the same weights that computes in another precision.
+    """Returns an uncompiled copy of a model that computes in the given precision.
 
     Args:
         model: A Functional model.

@@ -6,32 +6,26 @@ import sys
 import time
 from pathlib import Path
 
-MAIN = Path(__file__).parents[2] / "train" / "main.py"
+ROOT = Path(__file__).parents[2]
 
-# Small enough for a test: 8 to 64 channels, 2 + 2 epochs, 8x8 digits.
-TINY = ["--width=0.125", "--epochs=2", "--qat_epochs=2", "--calibration_images=32"]
-
-# What a process does before the program starts, in the name of a machine we do not have.
+# Code that runs before the program, in the name of a user or machine that we do not have.
+TINY_MODELS = "from tests.train import tiny; tiny.register_models()"
 WITHOUT_TENSORFLOW = "import sys; sys.modules['tensorflow'] = None"
-TWO_DEVICES = (
-    "import tensorflow as tf; d = tf.config.list_physical_devices('CPU');"
-    " tf.config.set_logical_device_configuration("
-    "d[0], [tf.config.LogicalDeviceConfiguration()] * 2)"
-)
 
 
-def command(*args, before=None):
+def command(*args, before=()):
     """Returns the command line, with code to be run before the program."""
-    if before is None:
-        return [sys.executable, str(MAIN), *args]
-    code = f"{before}; from absl import app; from repq_tf.train import main; app.run(main.main)"
-    return [sys.executable, "-c", code, *args]
+    if not before:
+        return [sys.executable, str(ROOT / "train" / "main.py"), *args]
+    start = "from absl import app; from repq_tf.train import main; app.run(main.main)"
+    return [sys.executable, "-c", "; ".join([*before, start]), *args]
 
 
-def run(*args, before=None, backend="tensorflow", code=0):
+def run(*args, before=(), backend="tensorflow", code=0):
     """Runs the program to its end and returns what it printed, `(stdout, stderr)`."""
     done = subprocess.run(
         command(*args, before=before),
+        cwd=ROOT,
         env={**os.environ, "KERAS_BACKEND": backend},
         capture_output=True,
         text=True,
@@ -41,17 +35,21 @@ def run(*args, before=None, backend="tensorflow", code=0):
     return done.stdout, done.stderr
 
 
-def run_until(path, *args):
+def run_until(path, *args, before=()):
     """Runs the program and kills it as soon as a file is there."""
     process = subprocess.Popen(
-        command(*args), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command(*args, before=before),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         end = time.monotonic() + 600
         while not os.path.exists(path):
             assert process.poll() is None, process.stderr.read()[-3000:]
             assert time.monotonic() < end, f"{path} was not written"
-            time.sleep(0.01)
+            time.sleep(0.005)
     finally:
         process.kill()
         process.wait()

@@ -63,10 +63,8 @@ def _train(folder, strategy, epochs=2):
 
 
 @pytest.fixture
-def strategy():
-    mirrored = distribution.make_strategy("mirrored")
-    assert distribution.replicas(mirrored) == 2
-    return mirrored
+def strategy(two_replicas):
+    return two_replicas
 
 
 def test_two_devices_train_what_one_trains(tmp_path, strategy):
@@ -149,7 +147,9 @@ def test_which_strategy_is_made():
     assert distribution.make_strategy("none") is None
     assert distribution.make_strategy("auto") is None  # there is no GPU in the tests
     assert distribution.replicas(None) == 1
-    assert isinstance(distribution.make_strategy("mirrored"), tf.distribute.MirroredStrategy)
+    mirrored = distribution.make_strategy("mirrored")
+    assert isinstance(mirrored, tf.distribute.MirroredStrategy)
+    assert distribution.replicas(mirrored) == 2
 
 
 def test_mirrored_needs_tensorflow(monkeypatch):

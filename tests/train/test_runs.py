@@ -8,9 +8,13 @@ import pytest
 from repq_tf.layers import ReparamConv
 from repq_tf.train import checkpoint, run_folder
 from repq_tf.train.run_folder import RunFolder
-from tests.train.commands import TINY, run, run_until
+from tests.train.commands import TINY_MODELS, WITHOUT_TENSORFLOW, run, run_until
 
 pytestmark = pytest.mark.slow
+
+# The real network, thin and short.
+THIN = ["--width=0.125", "--epochs=2", "--qat_epochs=1", "--calibration_images=32"]
+TINY = ["--model=tiny_ac", "--epochs=3", "--qat_epochs=2", "--verbose=0"]
 
 
 def _json(folder, name):
@@ -26,7 +30,7 @@ def _bytes(folder, *names):
 def whole(tmp_path_factory):
     """A run from beginning to end: its folder, and what it printed."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    output, _ = run(*TINY, f"--workdir={folder}", "--verbose=2")
+    output, _ = run(*THIN, f"--workdir={folder}", "--verbose=2")
     return folder, output
 
 
@@ -53,7 +57,7 @@ def test_the_file_is_the_model(whole):
     assert report["merge_error"] < 1e-3
     assert abs(accuracy["file"] - accuracy["quantized"]) <= 1 / 360
     assert accuracy["quantized"] > 0.4
-    assert report["parity"]["top1_agreement"] >= 0.998
+    assert report["parity"]["top1_agreement"] >= 0.997
     assert report["files"]["model.tflite"] < 0.5 * report["files"]["model_float.tflite"]
     assert all(ms > 0 for ms in report["latency_ms"].values())
     assert f"{100 * accuracy['file']:.2f} %" in output
@@ -73,43 +77,44 @@ def test_tensorboard_has_every_quantizer(whole):
     events = EventAccumulator(str(folder / "logs" / "qat"))
     events.Reload()
     tags = set(events.Tags()["scalars"])
-    for name in ("stem/weight", "image_quantize/activation", "logits/weight"):
-        assert f"step/{name}" in tags and f"clip_rate/{name}" in tags
     assert {"loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"} < tags
-    steps = events.Scalars("step/stem/weight")
-    assert [e.step for e in steps] == [1, 2] and all(e.value > 0 for e in steps)
-    rates = [e.value for tag in tags if tag.startswith("clip") for e in events.Scalars(tag)]
-    assert all(0 <= rate < 0.5 for rate in rates) and max(rates) > 0
+    steps = {tag.removeprefix("step/") for tag in tags if tag.startswith("step/")}
+    rates = {tag.removeprefix("clip_rate/") for tag in tags if tag.startswith("clip_rate/")}
+    assert steps == rates and "stem/weight" in steps and len(steps) > 40
+    assert all(events.Scalars(f"step/{name}")[0].value > 0 for name in steps)
+    clipped = [events.Scalars(f"clip_rate/{name}")[0].value for name in rates]
+    assert all(0 <= rate < 0.5 for rate in clipped) and max(clipped) > 0
 
 
 def test_a_complete_run_is_only_reported_again(whole):
     folder, output = whole
     kept = [n for n in os.listdir(folder) if n.endswith((".keras", ".tflite", ".csv"))]
     before = {name: os.stat(folder / name).st_mtime_ns for name in kept}
-    again, _ = run(*TINY, f"--workdir={folder}", "--verbose=0")
-    assert again.splitlines()[:8] == output.splitlines()[-len(again.splitlines()) :][:8]
+    again, _ = run(*THIN, f"--workdir={folder}", "--verbose=0")
+    assert again in output
     assert before == {name: os.stat(folder / name).st_mtime_ns for name in kept}
 
 
 def test_other_settings_do_not_touch_the_run(whole):
     folder, _ = whole
     before = _bytes(folder, "settings.json", "report.json", "float.keras")
-    output, errors = run(*TINY, f"--workdir={folder}", "--bits=4", code=1)
+    output, errors = run(*THIN, f"--workdir={folder}", "--bits=4", code=1)
     assert "weight_bits: 8 there, 4 now" in errors and "Traceback" not in errors
     assert not output and before == _bytes(folder, *before)
 
 
-def test_a_killed_run_ends_with_the_same_numbers(whole, tmp_path):
-    folder, _ = whole
-    other = tmp_path / "killed"
-    args = [*TINY, f"--workdir={other}", "--verbose=0"]
-    state = RunFolder(other).state
-    run_until(state("float"), *args)
+def test_a_killed_run_ends_with_the_same_numbers(tmp_path):
+    folder, other = tmp_path / "whole", tmp_path / "killed"
+    before = [TINY_MODELS]
+    run(*TINY, f"--workdir={folder}", before=before)
+    args = [*TINY, f"--workdir={other}"]
+    run_until(RunFolder(other).state("float"), *args, before=before)
     assert not (other / run_folder.FLOAT).exists()
-    run_until(state("qat"), *args)
+    run_until(RunFolder(other).state("qat"), *args, before=before)
     assert not (other / run_folder.QUANTIZED).exists()
-    run_until(other / run_folder.MERGED, *args)
-    run(*args)
+    run_until(other / run_folder.MERGED, *args, before=before)
+    assert not (other / "report.md").exists()
+    run(*args, before=before)
     names = ["history_float.csv", "history_qat.csv", "model.tflite", "evaluation.json"]
     assert _bytes(folder, *names) == _bytes(other, *names)
     for name in (run_folder.FLOAT, run_folder.QUANTIZED, run_folder.MERGED):
@@ -121,19 +126,37 @@ def test_a_killed_run_ends_with_the_same_numbers(whole, tmp_path):
         assert reports[0][key] == reports[1][key]
 
 
-def test_weights_of_an_earlier_run(whole, tmp_path):
-    folder, _ = whole
-    tiny = [flag for flag in TINY if not flag.startswith(("--epochs", "--qat_epochs"))]
-    args = [*tiny, "--qat_epochs=0", f"--init_from={folder}", "--verbose=0"]
-    run(*args, "--method=merged", "--weight_bits=4", f"--workdir={tmp_path / 'merged'}")
-    a, b = (
-        checkpoint.load_model(str(f / "float.keras")) for f in (folder, tmp_path / "merged")
-    )
-    for x, y in zip(a.get_weights(), b.get_weights(), strict=True):
-        np.testing.assert_array_equal(x, y)
-    assert not (tmp_path / "merged" / "history_float.csv").exists()
-    report = _json(tmp_path / "merged", "report.json")
-    assert report["settings"]["weight_bits"] == 4
-    _, errors = run(*args, "--method=plain", f"--workdir={tmp_path / 'plain'}", code=1)
-    assert "float.keras are not those of this model" in errors and "Traceback" not in errors
-    assert not (tmp_path / "plain").exists()
+def test_jax_trains_and_tensorflow_exports(tmp_path):
+    folder = tmp_path / "run"
+    args = [*TINY, f"--workdir={folder}"]
+    without = [WITHOUT_TENSORFLOW, TINY_MODELS]
+    output, _ = run(*args, before=without, backend="jax")
+    assert "No .tflite file" in output and "KERAS_BACKEND=tensorflow" in output
+    assert (folder / "merged.keras").exists() and not (folder / "model.tflite").exists()
+    assert os.listdir(folder / "logs" / "qat")
+    trained = _json(folder, "report.json")
+    assert trained["versions"]["backend"] == "jax"
+    assert trained["merge_error"] < 1e-3
+    run(*args, before=[TINY_MODELS])
+    exported = _json(folder, "report.json")
+    assert exported["versions"]["backend"] == "tensorflow" and "notes" not in exported
+    assert exported["metrics"]["float"] == trained["metrics"]["float"]
+    assert exported["parity"]["top1_agreement"] >= 0.997
+    accuracy = {name: found["accuracy"] for name, found in exported["metrics"].items()}
+    assert abs(accuracy["file"] - accuracy["quantized"]) <= 1 / 360
+
+
+def test_jax_without_tensorflow_refuses_what_needs_it(tmp_path):
+    for flag, word in (
+        ("--dataset=cifar10", "--dataset=cifar10 is read with TFDS, which needs tensorflow"),
+        ("--strategy=mirrored", "--strategy=mirrored needs the TensorFlow backend"),
+    ):
+        _, errors = run(
+            flag,
+            f"--workdir={tmp_path / 'run'}",
+            before=[WITHOUT_TENSORFLOW],
+            backend="jax",
+            code=1,
+        )
+        assert word in errors and "Traceback" not in errors
+        assert not (tmp_path / "run").exists()

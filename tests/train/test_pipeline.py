@@ -1,0 +1,167 @@
+import json
+import os
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from repq_tf.layers import ReparamConv
+from repq_tf.train import checkpoint, distribution, pipeline, run_folder
+from repq_tf.train.errors import DivergedError, UserError
+from repq_tf.train.run_folder import RunFolder
+from repq_tf.train.settings import resolve
+from tests.train.tiny import TinyTask
+
+
+@pytest.fixture(autouse=True)
+def _process_wide_state(monkeypatch):
+    monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: None)
+
+
+def _run(folder, make_task=TinyTask, **given):
+    given = {"qat_epochs": 1, "calibration_images": 64, "verbose": 0, **given}
+    if "init_from" not in given:
+        given = {"epochs": 2, **given}
+    settings = resolve(workdir=str(folder), **given)
+    pipeline.run(settings, make_task)
+    with open(folder / "report.json") as file:
+        return json.load(file)
+
+
+def _accuracy(report):
+    return {name: found["accuracy"] for name, found in report["metrics"].items()}
+
+
+def _file_is_the_model(report):
+    found = _accuracy(report)
+    assert abs(found["file"] - found["quantized"]) <= 1 / 360
+    assert report["parity"]["top1_agreement"] >= 0.997
+    assert found["float"] == found["float_merged"]
+    assert report["merge_error"] < 1e-3
+    return True
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"bn_statistics": "batch", "bits": 4},
+        {"bn_statistics": "estimate"},
+        {"bn_statistics": "running", "qat_learning_rate": 1e-4},
+        {"method": "merged", "weight_bits": 4},
+        {"method": "merged", "merged_bn": False, "qat_learning_rate": 1e-4},
+        {"method": "plain"},
+    ],
+    ids=lambda given: "-".join(str(value) for value in given.values()) or "default",
+)
+def test_every_method_ends_in_an_exact_file(tmp_path, given):
+    assert _file_is_the_model(_run(tmp_path, **given))
+    model = checkpoint.load_model(str(tmp_path / run_folder.QUANTIZED))
+    blocks = [layer for layer in model.layers if isinstance(layer, ReparamConv)]
+    branches = {"ACBlock"} & {type(block).__name__ for block in blocks}
+    assert bool(branches) == (given.get("method", "repq") == "repq")
+    restored = [block for block in blocks if block.root is not None]
+    wanted = given.get("method") == "plain" or given in (
+        {},
+        {"method": "merged", "weight_bits": 4},
+    )
+    assert bool(restored) == wanted
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_is_of_training_alone(tmp_path, precision):
+    assert _file_is_the_model(_run(tmp_path, mixed_precision=precision))
+    assert keras.config.dtype_policy().name == "float32"
+    for name in (run_folder.FLOAT, run_folder.QUANTIZED, run_folder.MERGED):
+        model = checkpoint.load_model(str(tmp_path / name))
+        assert {layer.compute_dtype for layer in model.layers} == {"float32"}
+    plain = _run(tmp_path / "single")
+    rows = [
+        np.loadtxt(RunFolder(f).history("float"), delimiter=",", skiprows=1)
+        for f in (tmp_path, tmp_path / "single")
+    ]
+    assert plain["settings"]["mixed_precision"] == "none"
+    assert np.allclose(*rows, atol=0.1) and not np.array_equal(*rows)
+
+
+def test_several_devices(tmp_path, two_replicas, monkeypatch):
+    monkeypatch.setattr(distribution, "make_strategy", lambda name: two_replicas)
+    report = _run(tmp_path, strategy="mirrored")
+    assert _file_is_the_model(report)
+    model = checkpoint.load_model(str(tmp_path / run_folder.QUANTIZED))
+    blocks = [layer for layer in model.layers if isinstance(layer, ReparamConv)]
+    assert blocks and all(block.synchronized for block in blocks)
+    monkeypatch.setattr(distribution, "make_strategy", lambda name: None)
+    alone = _run(tmp_path / "alone")
+    assert abs(_accuracy(report)["float"] - _accuracy(alone)["float"]) <= 2 / 360
+    with pytest.raises(UserError, match="--batch_size must be a multiple .*2.*Received: 63"):
+        monkeypatch.setattr(distribution, "make_strategy", lambda name: two_replicas)
+        _run(tmp_path / "odd", batch_size=63)
+
+
+def test_products_hold_weights_only(tmp_path):
+    _run(tmp_path)
+    for name in (run_folder.FLOAT, run_folder.QUANTIZED, run_folder.MERGED):
+        with zipfile.ZipFile(tmp_path / name) as file:
+            assert not json.loads(file.read("config.json")).get("compile_config")
+    assert not os.path.exists(RunFolder(tmp_path).state("float"))
+
+
+def test_float_weights_of_an_earlier_run(tmp_path):
+    first = _run(tmp_path / "first", qat_epochs=0)
+    for source in (tmp_path / "first", tmp_path / "first" / run_folder.FLOAT):
+        target = tmp_path / f"from_{source.name}"
+        again = _run(target, init_from=str(source), bits=4, qat_epochs=0)
+        assert _accuracy(again)["float"] == _accuracy(first)["float"]
+        assert not os.path.exists(RunFolder(target).history("float"))
+    with pytest.raises(UserError, match="are not those of this model"):
+        _run(tmp_path / "other", init_from=str(tmp_path / "first"), method="plain")
+    with pytest.raises(UserError, match="without float.keras"):
+        _run(tmp_path / "other", init_from="/")
+    assert not os.path.exists(tmp_path / "other")
+
+
+def test_no_quantized_training_is_quantization_alone(tmp_path):
+    _run(tmp_path, qat_epochs=0)
+    start, end = (
+        checkpoint.load_model(str(tmp_path / name)).get_weights()
+        for name in (run_folder.QUANTIZED_START, run_folder.QUANTIZED)
+    )
+    for a, b in zip(start, end, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_damaged_product_is_named(tmp_path):
+    _run(tmp_path)
+    whole = (tmp_path / run_folder.QUANTIZED).read_bytes()
+    (tmp_path / run_folder.QUANTIZED).write_bytes(whole[: len(whole) // 2])
+    for name in (run_folder.MERGED, "evaluation.json"):
+        os.remove(tmp_path / name)
+    with pytest.raises(UserError, match="quantized.keras cannot be loaded.*Delete it"):
+        _run(tmp_path)
+    os.remove(tmp_path / run_folder.QUANTIZED)
+    assert _file_is_the_model(_run(tmp_path))
+
+
+def test_quantized_training_that_diverges_names_its_stage(tmp_path):
+    with pytest.raises(DivergedError, match="of stage qat"):
+        _run(tmp_path, method="merged", merged_bn=False, bits=4, qat_learning_rate=1e20)
+    assert os.path.exists(tmp_path / run_folder.QUANTIZED_START)
+    assert not os.path.exists(tmp_path / run_folder.QUANTIZED)
+
+
+def test_another_task_runs_through_the_same_pipeline(tmp_path):
+    class Loss(TinyTask):
+        """Judged by something else than accuracy."""
+
+        headline = "loss"
+
+        def evaluate_file(self, network):
+            assert network(self.test_inputs(3)).shape == (3, 10)
+            return {"loss": 0.5}
+
+    _run(tmp_path, make_task=Loss, qat_epochs=0)
+    with open(tmp_path / "report.md") as file:
+        assert "| quantized, .tflite | 0.5000 " in file.read()

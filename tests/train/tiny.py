@@ -1,0 +1,43 @@
+"""A network of two blocks, so that whole runs take seconds."""
+
+import keras
+
+from repq_tf.layers import ACBlock, ConvBNBlock
+from repq_tf.models.registry import register
+from repq_tf.train.tasks.classification import Classification
+
+
+def network(block, name, classes, input_shape, width=1.0, **options):
+    """Two blocks, a residual sum and a classifier."""
+    images = keras.Input(input_shape, name="image")
+    channels = int(16 * width)
+    x = block(channels, 3, strides=2, activation="relu", name="first", **options)(images)
+    y = block(channels, 3, name="second", **options)(x)
+    x = keras.layers.ReLU(name="relu")(keras.layers.Add(name="add")([x, y]))
+    x = keras.layers.GlobalAveragePooling2D(name="mean")(x)
+    return keras.Model(images, keras.layers.Dense(classes, name="logits")(x), name=name)
+
+
+def tiny_ac(**options):
+    """The re-parameterized network."""
+    return network(ACBlock, "tiny_ac", **options)
+
+
+def tiny_plain(**options):
+    """Its plain twin."""
+    return network(ConvBNBlock, "tiny_plain", **options)
+
+
+def register_models():
+    """Makes the networks known to `--model`; for processes that run nothing else."""
+    register(tiny_plain)
+    register(tiny_ac, plain="tiny_plain")
+
+
+class TinyTask(Classification):
+    """Classification by a network of two blocks, whatever `--model` says."""
+
+    def build(self, name, **options):
+        shape = self.images.image_shape
+        block = tiny_ac if name == "ac_resnet18" else tiny_plain
+        return block(classes=len(self.images.class_names), input_shape=shape, **options)
