@@ -27,13 +27,12 @@ def convert(model, mixed_precision):
         model: A Functional model.
         mixed_precision: `"none"`, `"bfloat16"` or `"float16"`.
     """
-    name = _policy_name(mixed_precision)
-
-    def copy(layer):
-        return type(layer).from_config({**layer.get_config(), "dtype": name})
-
+    config = model.get_config()
+    for layer in config["layers"]:
+        if layer["class_name"] != "InputLayer":
+            layer["config"]["dtype"] = _policy_name(mixed_precision)
     with policy(mixed_precision):
-        converted = keras.models.clone_model(model, clone_function=copy)
+        converted = type(model).from_config(config)
     converted.set_weights(model.get_weights())
     return converted
 
