@@ -73,7 +73,6 @@ for variable, value in zip(model.weights, kept):  # training the copy left it al
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="where() of a variable; assign() shares the array")
 def test_a_model_from_jax_is_deployed_under_tensorflow(tmp_path):
     environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
     subprocess.run(

@@ -25,6 +25,8 @@ _SAME_SCALE = (
     "MAX_POOL_2D",
     "MINIMUM",
     "PAD",
+    "REDUCE_MAX",
+    "RELU",
     "RESHAPE",
     "TRANSPOSE",
 )
@@ -210,7 +212,8 @@ class _Editor:
         while operator_name(self.model, operator) not in _WEIGHTED:
             operator = self.producer[int(operator.inputs[0])]
         kind = operator_name(self.model, operator)
-        source, kernel, bias = (self.tensor(i) for i in operator.inputs[:3])
+        source, kernel = (self.tensor(i) for i in operator.inputs[:2])
+        bias = self._bias(operator, len(grid.bias), f"{grid.name}/bias")
         integers, axis = np.asarray(grid.weights), 0
         if kind == "CONV_2D":
             integers = integers.transpose(3, 0, 1, 2)
@@ -227,6 +230,18 @@ class _Editor:
         _set_quantization(kernel, grid.weight_scale, 0, axis)
         self._set_data(bias, np.asarray(grid.bias).astype(np.int32))
         _set_quantization(bias, source.quantization.scale[0] * grid.weight_scale, 0)
+
+    def _bias(self, operator, channels, name):
+        """The bias tensor of an operator; a new one where the converter left out zeros."""
+        if len(operator.inputs) > 2 and operator.inputs[2] >= 0:
+            return self.tensor(operator.inputs[2])
+        bias = schema.TensorT()
+        bias.name, bias.shape, bias.hasRank = name.encode(), [channels], True
+        bias.type = schema.TensorType.INT32
+        self.graph.tensors.append(bias)
+        index = len(self.graph.tensors) - 1
+        operator.inputs = np.asarray([*operator.inputs[:2], index], np.int32)
+        return bias
 
     def _set_data(self, tensor, array):
         buffer = schema.BufferT()

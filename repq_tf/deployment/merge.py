@@ -33,7 +33,8 @@ def merge(model):
         layer = node.layer
         if isinstance(layer, ReparamConv):
             kernel, bias, groups = deployed_kernel(graph, node)
-            y = _convolution(node, args[0], kernel, bias, groups, weights)
+            pad = _free_name(f"{node.name}_pad", graph.nodes)
+            y = _convolution(node, args[0], kernel, bias, groups, weights, pad)
             return y, None
         if type(layer) is Quantize:
             args = args[:1]  # without the scale, which plain convolutions do not know
@@ -84,7 +85,28 @@ def deployed_kernel(graph, node):
     return integers * scale, bias * scale * step, groups
 
 
-def _convolution(node, x, kernel, bias, groups, weights):
+def _free_name(name, taken):
+    return name if name not in taken else _free_name(f"{name}_explicit", taken)
+
+
+def grid_layer(graph, tensor):
+    """The `Quantize` layer on whose grid a tensor lies.
+
+    Raises:
+        ValueError: the tensor is not quantized.
+    """
+    node = graph.nodes[tensor.node]
+    while not isinstance(node.layer, Quantize):
+        if not node.inputs or isinstance(node.layer, ReparamConv):
+            raise ValueError(
+                f"layer {tensor.node!r}: its output has no quantizer, so the file would "
+                "not be all integer"
+            )
+        node = graph.nodes[node.inputs[0].node]
+    return node.layer
+
+
+def _convolution(node, x, kernel, bias, groups, weights, pad):
     """Builds the plain layers of a block and notes their weights."""
     block = node.layer
     if isinstance(block, DenseBlock):
@@ -96,7 +118,7 @@ def _convolution(node, x, kernel, bias, groups, weights):
     window = block.window(x.shape[1:3])
     padding = stock_padding(window, block, x.shape[1:3])
     if padding is None:
-        x = keras.layers.ZeroPadding2D(window, name=f"{node.name}_pad", dtype="float32")(x)
+        x = keras.layers.ZeroPadding2D(window, name=pad, dtype="float32")(x)
     options = dict(
         strides=block.strides,
         padding=padding or "valid",

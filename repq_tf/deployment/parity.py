@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from repq_tf.deployment.merge import quantized_node
+from repq_tf.deployment.merge import grid_layer, quantized_node
 from repq_tf.keras_api import ops
 from repq_tf.layers import Quantize
 from repq_tf.quantization.execution import as_batches, run_batches
-from repq_tf.quantization.graph import read_graph
+from repq_tf.quantization.graph import leaves, read_graph
 
 # A layer diverges when more outputs differ than rounding ties explain.
 _TIES = 0.005
@@ -107,7 +107,7 @@ def check_parity(model, path, images, batch_size=100):
     file = _File(Path(path), batches[0].shape[1:])
     counts, equal, agree, largest = {}, [], [], 0
     for batch in batches:
-        expected, source = _keras_integers(graph, batch)
+        expected, source, want = _keras_integers(graph, batch)
         missing = [name for name in expected if name not in file.indices]
         if missing:
             raise ValueError(
@@ -115,9 +115,14 @@ def check_parity(model, path, images, batch_size=100):
                 f"{missing[:5]}"
             )
         found = file.tensors(source, list(expected))
-        for name, want in expected.items():
-            counts.setdefault(name, []).append(_difference(want, found[name]))
-        want = list(expected.values())[-1].reshape(len(batch), -1)
+        for name, integers in expected.items():
+            if integers.size != found[name].size:
+                raise ValueError(
+                    f"{path} was not exported from model {model.name!r}: layer {name!r} makes "
+                    f"{integers.shape} in the model and {found[name].shape} in the file"
+                )
+            counts.setdefault(name, []).append(_difference(integers, found[name]))
+        want = want.reshape(len(batch), -1)
         outputs = file.output(source).reshape(len(batch), -1)
         difference = np.abs(want - outputs)
         equal.append(difference.ravel() == 0)
@@ -152,7 +157,7 @@ class _Input:
 
 
 def _keras_integers(graph, batch):
-    """The integers of every stored tensor by layer name, and the input's."""
+    """The integers of every stored tensor by layer name, the input's, and the output's."""
     expected, sources = {}, []
 
     def observe(node, results):
@@ -166,10 +171,13 @@ def _keras_integers(graph, batch):
         else:
             expected[before.name] = integers
 
-    run_batches(graph, [batch], observe=observe)
+    outputs = run_batches(graph, [batch], observe=observe)
     if not sources or not expected:
         raise ValueError(f"model {graph.name!r} is not quantized")
-    return expected, sources[0]
+    first = graph.output_tensors[0]
+    (output, *_) = leaves(outputs)
+    output = np.rint(ops.convert_to_numpy(output / grid_layer(graph, first).step))
+    return expected, sources[0], output.astype(np.int32)
 
 
 class _File:

@@ -3,11 +3,17 @@
 import numpy as np
 from absl import logging
 
-from repq_tf.deployment.merge import input_quantizer, merge, quantized_node, stock_padding
+from repq_tf.deployment.merge import (
+    grid_layer,
+    input_quantizer,
+    merge,
+    quantized_node,
+    stock_padding,
+)
 from repq_tf.files import write_atomically
 from repq_tf.keras_api import backend, keras, ops
 from repq_tf.layers import DenseBlock, Quantize, ReparamConv
-from repq_tf.quantization.graph import Tensor, evaluate, read_graph
+from repq_tf.quantization.graph import evaluate, leaves, read_graph
 from repq_tf.quantization.placement import activation_name
 from repq_tf.quantizers import levels, zero_point
 
@@ -47,6 +53,11 @@ def export_tflite(model, path, input_type="int8", output_type="int8"):
             raise ValueError(f"{name} must be one of {END_TYPES}. Received: {value!r}")
     _need_tensorflow("export_tflite")
     trace = _Trace(read_graph(model))
+    if input_type != "int8" and trace.input_bits < 8:
+        raise ValueError(
+            f"input_type must be 'int8' for a model input of {trace.input_bits} bits: the "
+            f"file has no clamp to its grid. Received: {input_type!r}"
+        )
     content = _convert(trace, trace.input_shape, integer=True)
     content = flatbuffer.set_grids(content, trace.input_grid, trace.grids, trace.outputs)
     content = flatbuffer.clamp_in_rescale(content)
@@ -114,14 +125,15 @@ class _Trace:
         self.grids = {}
         self.input_grid = None
         (source,) = (node for node in graph.nodes.values() if node.is_input)
+        readers = [reader.layer for reader in graph.consumers(source.name)]
+        self.input_bits = min([r.bits for r in readers if isinstance(r, Quantize)], default=8)
         self.input_shape = tuple(source.layer.batch_shape[1:])
         if any(size is None for size in self.input_shape):
             raise ValueError(
                 f"model {graph.name!r}: the input must have a known size to be exported. "
                 f"Received: {self.input_shape}"
             )
-        outputs = graph.outputs if isinstance(graph.outputs, list) else [graph.outputs]
-        self.outputs = [f"output{index}" for index in range(len(outputs))]
+        self.outputs = [f"output{index}" for index in range(len(graph.output_tensors))]
         # Numbers are taken now: inside the trace, variables have none.
         self.weights, self.steps = {}, {}
         for node in graph.nodes.values():
@@ -146,6 +158,11 @@ class _Trace:
 
     def _check(self, node):
         if not isinstance(node.layer, ReparamConv):
+            if node.layer.weights and not isinstance(node.layer, Quantize):
+                raise ValueError(
+                    f"layer {node.name!r} ({type(node.layer).__name__}) computes in floating "
+                    "point; export what repq_tf.quantize returned, not the merged model"
+                )
             return
         quantized = node.layer.weight_quantizer is not None
         readers = self.graph.consumers(node.name)
@@ -160,10 +177,10 @@ class _Trace:
     def __call__(self, x):
         self.taps, self.grids = {}, {}
         results = evaluate(self.graph, lambda node: x, self._apply)
-        results = results if isinstance(results, list) else [results]
-        for key, tensor, source in zip(self.outputs, results, self._sources(), strict=True):
+        sources = self.graph.output_tensors
+        for key, tensor, source in zip(self.outputs, leaves(results), sources, strict=True):
             self.taps[key] = tensor
-            self.grids[key] = self._grid(self._quantizer(source))
+            self.grids[key] = self._grid(grid_layer(self.graph, source))
         return self.taps
 
     def _grid(self, layer, name="", weights=None, weight_scale=None, bias=None):
@@ -181,22 +198,6 @@ class _Trace:
         return tf.quantization.fake_quant_with_min_max_vars(
             x, (-128 - zero) * step, (127 - zero) * step, num_bits=8
         )
-
-    def _sources(self):
-        outputs = self.graph.outputs
-        return outputs if isinstance(outputs, list) else [outputs]
-
-    def _quantizer(self, tensor):
-        """The `Quantize` layer on whose grid a tensor lies."""
-        node = self.graph.nodes[tensor.node]
-        while not isinstance(node.layer, Quantize):
-            if not node.inputs:
-                raise ValueError(
-                    f"layer {tensor.node!r}: its output has no quantizer, so the file would "
-                    "not be all integer"
-                )
-            node = self.graph.nodes[node.inputs[0].node]
-        return node.layer
 
     def _apply(self, node, args, kwargs):
         import tensorflow as tf
@@ -220,7 +221,7 @@ class _Trace:
         readers = self.graph.consumers(node.name)
         if relu and not any(type(reader.layer) is Quantize for reader in readers):
             # A ReLU that stands alone keeps the scale of its input.
-            y = self._fake_quantize(y, self._quantizer(Tensor(node.name)))
+            y = self._fake_quantize(y, grid_layer(self.graph, node.inputs[0]))
         return y
 
     def _quantize(self, node, x):
@@ -234,7 +235,9 @@ class _Trace:
             return self._fake_quantize(x, layer)
         weights = self.weights.get(source.name, (None,) * 5)[:3]
         y = self._fake_quantize(x, layer)
-        if layer.signed and layer.bits < 8:
+        # An average cannot leave the grid of its input, and must keep its zero point.
+        average = isinstance(source.layer, keras.layers.AveragePooling2D)
+        if layer.signed and layer.bits < 8 and not average:
             low = levels(layer.bits, True, narrow=False)[0] * self.steps[layer.name]
             y = tf.maximum(y, self._fake_quantize(tf.constant(float(low)), layer))
             y = self._fake_quantize(y, layer)

@@ -51,7 +51,7 @@ class Graph:
     Attributes:
         name: the model's name.
         nodes: nodes by name.
-        outputs: a `Tensor`, or a list of them.
+        outputs: a `Tensor`, or a list or dict of them.
     """
 
     name: str
@@ -66,19 +66,27 @@ class Graph:
             if any(tensor.node == name for tensor in node.inputs)
         ]
 
+    @property
+    def output_tensors(self):
+        """The outputs as a flat list."""
+        return _tensors(self.outputs)
+
     def is_output(self, name):
         """Whether a node's tensor leaves the model."""
         return any(tensor.node == name for tensor in _tensors(self.outputs))
 
 
-def _tensors(structure):
-    if isinstance(structure, Tensor):
-        return [structure]
+def leaves(structure):
+    """The items of nested lists, tuples and dicts, in order."""
     if isinstance(structure, dict):
-        structure = structure.values()
+        structure = list(structure.values())
     elif not isinstance(structure, list | tuple):
-        return []
-    return [tensor for item in structure for tensor in _tensors(item)]
+        return [structure]
+    return [leaf for item in structure for leaf in leaves(item)]
+
+
+def _tensors(structure):
+    return [leaf for leaf in leaves(structure) if isinstance(leaf, Tensor)]
 
 
 def _map(function, structure):
@@ -129,11 +137,18 @@ def read_graph(model):
             nodes[unique] = Node(unique, layers[name], tuple(args), kwargs)
 
     def link(history):
-        return Tensor(produced[tuple(history[:2])], history[2])
+        name, index, output = history
+        # A nested model's calls are counted from 1 where it makes an output.
+        return Tensor(produced.get((name, index)) or produced[name, 0], output)
 
-    outputs = config["output_layers"]
-    single = outputs and isinstance(outputs[0], str)
-    outputs = link(outputs) if single else [link(history) for history in outputs]
+    def link_outputs(structure):
+        if isinstance(structure, dict):
+            return {key: link_outputs(value) for key, value in structure.items()}
+        if structure and isinstance(structure[0], str):
+            return link(structure)
+        return [link_outputs(item) for item in structure]
+
+    outputs = link_outputs(config["output_layers"])
     nodes = {
         name: dataclasses.replace(
             node,
@@ -289,7 +304,7 @@ def rebuild(graph, apply, apply_input=None, name=None):
     return keras.Model(single, outputs, name=name or graph.name)
 
 
-def copy_layer(layer, name=None):
-    """A new, unbuilt layer of the same configuration."""
+def copy_layer(layer, name=None, **changes):
+    """A new, unbuilt layer of the same configuration, but for the changes."""
     config = layer.get_config()
-    return type(layer).from_config({**config, "name": name or layer.name})
+    return type(layer).from_config({**config, "name": name or layer.name, **changes})

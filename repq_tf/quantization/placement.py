@@ -15,7 +15,6 @@ from repq_tf.quantization.config import LayerBits, apply_rules
 
 _layers = keras.layers
 _STOCK = (_layers.Conv2D, _layers.DepthwiseConv2D, _layers.Dense)
-_NOT_STOCK = (_layers.Conv2DTranspose, _layers.SeparableConv2D)
 _NEW_SCALE = (_layers.Add, _layers.GlobalAveragePooling2D)
 _SAME_SCALE = (
     _layers.AveragePooling2D,
@@ -130,7 +129,8 @@ def _add_site(placement, graph, node):
         source = node.inputs[0].node
         before = sites[alias[source]]
         alone = len(graph.consumers(source)) == 1 and not graph.is_output(source)
-        free = before.activation == "linear" and before.kind in kinds
+        takes_one = before.kind == "convolution" or isinstance(before.layer, _layers.Add)
+        free = before.activation == "linear" and before.kind in kinds and takes_one
         return before if alone and free else None
 
     def fused_into(before, **fields):
@@ -148,7 +148,9 @@ def _add_site(placement, graph, node):
         if activation not in FUSED:
             _refuse(node, f"activation must be one of {FUSED}. Received: {activation}")
         add("convolution", activation=activation)
-    elif isinstance(layer, _STOCK) and not isinstance(layer, _NOT_STOCK):
+    elif getattr(layer, "data_format", None) == "channels_first":
+        _refuse(node, 'data_format must be "channels_last"')
+    elif type(layer) in _STOCK:
         activation = _check_stock(node)
         if activation == "softmax":
             add("convolution")
@@ -164,10 +166,12 @@ def _add_site(placement, graph, node):
         if layer.axis not in (-1, layer.input_spec.ndim - 1):
             _refuse(node, f"axis must be the channels' (-1). Received: {layer.axis}")
         fused_into(before, batch_norm=layer)
-    elif isinstance(layer, _layers.ReLU | _layers.Activation | _layers.Softmax):
+    elif type(layer) in (_layers.ReLU, _layers.Activation, _layers.Softmax):
         activation = activation_name(layer)
         before = fuse(("convolution", "new_scale")) if activation in FUSED else None
-        if activation == "softmax":
+        if activation == "softmax" and getattr(layer, "axis", -1) != -1:
+            _refuse(node, f"a softmax's axis must be -1. Received: {layer.axis}")
+        elif activation == "softmax":
             add("fixed", signed=False)
         elif activation not in FUSED:
             _refuse(node, f"activation must be one of {(*FUSED, 'softmax')}")
@@ -177,10 +181,10 @@ def _add_site(placement, graph, node):
             add("new_scale" if activation == "relu6" else "same_scale", activation=activation)
     elif isinstance(layer, _layers.Add) and len(inputs) != 2:
         _refuse(node, f"it must add two tensors; write a chain. Received: {len(inputs)}")
-    elif isinstance(layer, _NEW_SCALE):
+    elif type(layer) in _NEW_SCALE:
         # The mean of a single pixel is that pixel, on its own grid.
         add("same_scale" if _is_one_pixel(layer) else "new_scale")
-    elif isinstance(layer, _SAME_SCALE):
+    elif type(layer) in _SAME_SCALE:
         add("same_scale")
     else:
         _refuse(node, f"it cannot be quantized; layers that can: {', '.join(_SUPPORTED)}")
@@ -197,8 +201,6 @@ def _is_one_pixel(layer):
 
 def _check_stock(node):
     layer = node.layer
-    if getattr(layer, "data_format", None) == "channels_first":
-        _refuse(node, 'data_format must be "channels_last"')
     if any(rate != 1 for rate in getattr(layer, "dilation_rate", ())):
         _refuse(node, f"dilation_rate must be 1. Received: {layer.dilation_rate}")
     activation = activation_name(layer)
@@ -226,6 +228,13 @@ def place(graph, bits, rules, signed_inputs):
     placement = find_sites(graph)
     sites = placement.sites
     _group(sites)
+    for site in sites.values():
+        partners = [s for s in sites.values() if s.group == site.group and s.kind == "fixed"]
+        if partners and placement.origins(site.group):
+            raise ValueError(
+                f"layer {partners[0].name!r} (Softmax): its scale is fixed by the runtime, so "
+                "it cannot share one with other tensors, as a concatenation demands"
+            )
     _sign(placement, signed_inputs)
     edge_groups, edge_kernels = _edges(placement, graph)
     defaults = {}

@@ -115,6 +115,7 @@ class _Builder:
         self.restore_batch_norm = restore_batch_norm
         self.quantizers = {}
         self.steps = {}
+        self.zero_points = {}
         self.blocks = {}
 
     def apply(self, node, args, kwargs):
@@ -128,9 +129,11 @@ class _Builder:
         shared = len(self.placement.origins(site.group)) > 1
         if type(node.layer) in _QUANTIZED and site.bits.activation_bits and not shared:
             return self._quantized_operator(site, args)
-        y = copy_layer(node.layer, node.name)(*args, **kwargs)
+        # In float32, since half precision would move values off their grid.
+        y = copy_layer(node.layer, node.name, dtype="float32")(*args, **kwargs)
         if site.fused:
-            y = keras.layers.Activation(site.activation, name=site.fused[-1])(y)
+            name = site.fused[-1]
+            y = keras.layers.Activation(site.activation, name=name, dtype="float32")(y)
         return self.quantize_output(site, y)
 
     def _convolution(self, site, x):
@@ -142,7 +145,7 @@ class _Builder:
             y = self.quantize_output(site, *block(x, step))
         softmax = self.placement.sites.get(f"{site.name}_softmax")
         if softmax is not None and softmax.layer is None:
-            y = keras.layers.Softmax(name=softmax.name)(y)
+            y = keras.layers.Softmax(name=softmax.name, dtype="float32")(y)
             y = self.quantize_output(softmax, y)
         return y
 
@@ -167,14 +170,14 @@ class _Builder:
             layer = QuantizedAdd(activation=site.activation, **options)
             args = (*args[0], *(self.steps[group] for group in groups))
         else:
-            source = self.placement.sites[site.inputs[0]]
             layer = QuantizedMean(
                 keepdims=site.layer.keepdims,
-                input_zero_point=zero_point(source.bits.activation_bits, source.signed),
+                input_zero_point=self.zero_points[groups[0]],
                 **options,
             )
             args = (args[0], self.steps[groups[0]])
         y, self.steps[site.group] = layer(*args)
+        self.zero_points[site.group] = zero_point(layer.bits, layer.signed)
         return y
 
     def apply_input(self, node, x):
@@ -195,6 +198,7 @@ class _Builder:
                 layer = Quantize(site.bits.activation_bits, site.signed, name=name)
             self.quantizers[site.group] = layer
         quantizer = self.quantizers[site.group]
+        self.zero_points[site.group] = zero_point(quantizer.bits, quantizer.signed)
         y, self.steps[site.group] = quantizer(y) if scale is None else quantizer(y, scale)
         return y
 
@@ -204,6 +208,7 @@ class _Builder:
         else:
             kind, config = _stock_block(site)
         config.update(
+            name=site.name,
             weight_bits=site.bits.weight_bits,
             per_channel=site.bits.per_channel,
             bn_statistics=self.bn_statistics,
@@ -225,6 +230,7 @@ class _Builder:
                     _assign(block.restored.weights, site.layer.restored.weights)
             else:
                 _copy_stock(site, block)
+            block.trainable = site.layer.trainable
 
     @property
     def fresh_roots(self):
@@ -259,7 +265,14 @@ def _has_trained_root(layer):
 def _stock_block(site):
     """The block class and configuration of a stock convolution or dense layer."""
     layer = site.layer
-    config = {"name": layer.name, "dtype": layer.dtype_policy, "use_bias": layer.use_bias}
+    regularizer = getattr(layer, "depthwise_regularizer", None) or getattr(
+        layer, "kernel_regularizer", None
+    )
+    config = {
+        "dtype": layer.dtype_policy,
+        "use_bias": layer.use_bias,
+        "kernel_regularizer": regularizer,
+    }
     if isinstance(layer, keras.layers.Dense):
         if site.batch_norm is not None:
             raise ValueError(
@@ -288,18 +301,22 @@ def _copy_stock(site, block):
     kernel = ops.convert_to_numpy(site.layer.kernel)
     convolution.kernel.assign(np.reshape(kernel, convolution.kernel.shape))
     if site.layer.use_bias:
-        convolution.bias.assign(site.layer.bias)
+        _assign([convolution.bias], [site.layer.bias])
     if norm is not None:
         root = block.expression
-        root.gamma.assign(norm.gamma if norm.scale else np.ones(root.gamma.shape))
-        root.beta.assign(norm.beta if norm.center else np.zeros(root.beta.shape))
-        root.statistics.moving_mean.assign(norm.moving_mean)
-        root.statistics.moving_variance.assign(norm.moving_variance)
+        if norm.scale:
+            _assign([root.gamma], [norm.gamma])
+        if norm.center:
+            _assign([root.beta], [norm.beta])
+        statistics = root.statistics
+        _assign([statistics.moving_mean], [norm.moving_mean])
+        _assign([statistics.moving_variance], [norm.moving_variance])
 
 
 def _assign(targets, sources):
     for target, source in zip(targets, sources, strict=True):
-        target.assign(source)
+        # Through NumPy: JAX would share the array, and training gives it away.
+        target.assign(ops.convert_to_numpy(source))
 
 
 def _shared_values(graph, placement, batches):

@@ -167,6 +167,7 @@ def neutralise_dead_channels(batch_norm):
     `gamma / sqrt(epsilon)`, in the hundreds, would only spoil the merged kernel.
     """
     statistics = batch_norm.statistics
-    dead = ops.convert_to_tensor(statistics.moving_variance) < _DEAD * batch_norm.epsilon
-    batch_norm.gamma.assign(ops.where(dead, 0.0, batch_norm.gamma))
-    statistics.moving_variance.assign(ops.where(dead, 1.0, statistics.moving_variance))
+    variance = ops.convert_to_numpy(statistics.moving_variance)
+    dead = variance < _DEAD * batch_norm.epsilon
+    batch_norm.gamma.assign(np.where(dead, 0.0, ops.convert_to_numpy(batch_norm.gamma)))
+    statistics.moving_variance.assign(np.where(dead, 1.0, variance))

@@ -123,7 +123,6 @@ STOCK = {
 }
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="stock layers still run in bfloat16")
 @pytest.mark.parametrize("make", STOCK.values(), ids=STOCK.keys())
 def test_stock_layers_in_half_precision(make, tmp_path):
     keras.config.set_dtype_policy("mixed_bfloat16")

@@ -191,7 +191,6 @@ def test_sequential_and_mixed_precision():
         keras.config.set_dtype_policy("float32")
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason='two layers called "stem_pad"')
 def test_the_imagenet_stem():
     model = repq_tf.models.resnet18(classes=3, input_shape=(66, 66, 3), width=0.125)
     x = images(2, (66, 66, 3))

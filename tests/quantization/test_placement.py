@@ -416,9 +416,6 @@ WRONGLY_ACCEPTED = {
 }
 
 
-@pytest.mark.xfail(
-    strict=True, raises=pytest.fail.Exception, reason="it is quantized into another function"
-)
 @pytest.mark.parametrize("function", WRONGLY_ACCEPTED.values(), ids=WRONGLY_ACCEPTED.keys())
 def test_what_would_change_its_meaning_is_refused_by_name(function):
     with pytest.raises(ValueError, match=r"layer 'bad"):

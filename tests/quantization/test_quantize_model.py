@@ -252,7 +252,6 @@ def test_a_folded_batch_norm_is_the_root(qat):
         np.testing.assert_allclose(merged.ravel(), kernel.ravel(), rtol=1e-6)
 
 
-@pytest.mark.xfail(strict=True, reason="stock layers lose regularizers and trainable=False")
 @pytest.mark.parametrize("what", ["regularizer", "frozen", "frozen block"])
 def test_regularizers_and_frozen_layers_stay(what):
     inputs = keras.Input(SHAPE, name="image")
@@ -278,7 +277,6 @@ def nested(x):
     return layers.Dense(5, name="logits")(layers.GlobalAveragePooling2D(name="mean")(x))
 
 
-@pytest.mark.xfail(strict=True, reason="fresh batch norms are looked up by another name")
 def test_nested_blocks_start_from_the_same_function():
     model = network(nested)
     expected = array(quantize(model, bn_statistics="running")(X))
@@ -287,7 +285,6 @@ def test_nested_blocks_start_from_the_same_function():
     assert relative(qat(X), expected) < 1e-4
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="blocks are called after the layer")
 def test_nested_models_with_equal_layer_names():
     def twice(x):
         for name in ("first", "second"):
@@ -303,7 +300,6 @@ def test_nested_models_with_equal_layer_names():
     assert find(qat)["first_conv/weight"].bits == 8
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the fused ReLU6 gets lost")
 def test_relu6_after_a_mean():
     def function(x):
         x = layers.Conv2D(4, 3, name="c")(x)
