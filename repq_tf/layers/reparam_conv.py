@@ -253,6 +253,9 @@ class ReparamConv(Layer):
             node.statistics.literal_estimate = self.literal_estimate
         if self.weight_quantizer is not None:
             self.weight_quantizer.build(None)
+        for part in (self.expression, self.restored, self.weight_quantizer):
+            if part is not None and not self.trainable:  # frozen before it had parts
+                part.trainable = False
         self.built = True
 
     def _share_dtype(self, expression):
