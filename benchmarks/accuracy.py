@@ -3,8 +3,8 @@
     python benchmarks/accuracy.py --models=ac_resnet18 --bits=8,4 --json=accuracy.json -- \
         --dataset=digits --width=0.25
 
-Runs `train/main.py` for each row in `--workdir`; flags behind `--` go to every run. The float
-stage of a network is trained once and shared by its rows. Interrupted, the same command goes on.
+Runs `train/main.py` for each row in `--workdir`; flags behind `--` go to each. The float
+stage of a network is trained once and shared by its rows. Interrupted, the command goes on.
 Figures are those of the reports: the float network, the quantized Keras model, and the exported
 file (where TensorFlow is installed).
 """
