@@ -1,7 +1,5 @@
 """The base of every re-parameterized convolution."""
 
-import numbers
-
 from repq_tf.branches import (
     BatchNorm,
     Convolution,
@@ -12,55 +10,11 @@ from repq_tf.branches import (
     check_batch_norm,
     check_mode,
 )
-from repq_tf.convolution import VALID, convolve, same_window
+from repq_tf.convolution import convolve, same_window
 from repq_tf.keras_api import LEGACY, Layer, keras, ops, register
+from repq_tf.layers.arguments import explicit_window, pair, positive, tuples
 from repq_tf.layers.integer import integer_weights
 from repq_tf.quantizers import LSQ, check_bits
-
-_PADDING = (
-    'padding must be "same", "valid", zeros as a number, (height, width) or ((top, bottom), '
-    "(left, right))"
-)
-
-
-def _is_positive(value):
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    return whole and value >= 1
-
-
-def _positive(value, argument):
-    if not _is_positive(value):
-        raise ValueError(f"{argument} must be a positive whole number. Received: {value!r}")
-    return int(value)
-
-
-def _pair(value, argument):
-    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
-    if len(pair) != 2 or not all(_is_positive(size) for size in pair):
-        raise ValueError(
-            f"{argument} must be a positive whole number or a pair of them. Received: {value!r}"
-        )
-    return tuple(int(size) for size in pair)
-
-
-def _tuples(value):
-    """Lists, which is what `.keras` files make of tuples, as tuples."""
-    return tuple(map(_tuples, value)) if isinstance(value, tuple | list) else value
-
-
-def _window(padding):
-    """`padding` as "same", or as explicit `((top, bottom), (left, right))`."""
-    if isinstance(padding, str):
-        if padding.lower() not in ("same", "valid"):
-            raise ValueError(f"{_PADDING}. Received: {padding!r}")
-        return VALID if padding.lower() == "valid" else "same"
-    pairs = padding if isinstance(padding, tuple | list) else (padding, padding)
-    pairs = tuple(tuple(n) if isinstance(n, tuple | list) else (n, n) for n in pairs)
-    zeros = [n for pair in pairs for n in pair]
-    whole = all(isinstance(n, numbers.Integral) and n >= 0 for n in zeros)
-    if [len(pair) for pair in pairs] != [2, 2] or not whole:
-        raise ValueError(f"{_PADDING}. Received: {padding!r}")
-    return pairs
 
 
 @register
@@ -149,12 +103,12 @@ class ReparamConv(Layer):
         # Steps of the input must not be cast to half precision; features are cast here.
         kwargs.setdefault("autocast", False)
         super().__init__(**kwargs)
-        self.filters = _positive(filters, "filters")
-        self.kernel_size = _pair(kernel_size, "kernel_size")
-        self.strides = _pair(strides, "strides")
-        self._window = _window(padding)
-        self.padding = _tuples(padding)
-        self.groups = _positive(groups, "groups")
+        self.filters = positive(filters, "filters")
+        self.kernel_size = pair(kernel_size, "kernel_size")
+        self.strides = pair(strides, "strides")
+        self._window = explicit_window(padding)
+        self.padding = tuples(padding)
+        self.groups = positive(groups, "groups")
         self.activation = keras.activations.get(activation)
         self.merged = merged
         self.bn_statistics = bn_statistics
