@@ -10,10 +10,10 @@ each configuration: of the accelerator where there is one, else resident memory.
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -83,7 +83,9 @@ def peak_memory():
         stats = jax.local_devices()[0].memory_stats()
         if stats:
             return stats["peak_bytes_in_use"] / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    # Not getrusage's maximum, which a process inherits from the one that started it.
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return float(status.split("VmHWM:")[1].split()[0]) / 1e3
 
 
 def measure_memory(name):

@@ -74,15 +74,20 @@ def add_statistic(layer, name, shape, initializer):
     )
 
 
-def add_parameter(layer, name, shape, initializer, regularizer=None):
-    """Adds a trainable variable that mixed precision leaves in its own dtype.
+def add_parameter(layer, name, shape, initializer, regularizer=None, trainable=True):
+    """Adds a variable, trainable as a rule, that mixed precision leaves in its own dtype.
 
     Kernels, batch-norm parameters and step sizes enter the algebra of merged
     kernels, which half precision would spoil; features alone are cast.
     """
     options = {"experimental_autocast": False} if LEGACY else {"autocast": False}
     return layer.add_weight(
-        name=name, shape=shape, initializer=initializer, regularizer=regularizer, **options
+        name=name,
+        shape=shape,
+        initializer=initializer,
+        regularizer=regularizer,
+        trainable=trainable,
+        **options,
     )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from repq_tf.branches import MODES, BatchNorm, Convolution, NumpyReading
+from repq_tf.branches import MODES, BatchNorm, NumpyReading
 from repq_tf.layers import Quantize
 from tests.branches.expressions import randomize
 from tests.reference import convolution
@@ -108,15 +108,21 @@ class BlockCase:
     def cancelling(block):
         """Weights without a gradient, with the reason.
 
-        Betas and biases inside the merged kernel end in its bias alone, and a batch norm
-        that follows the convolution with batch moments takes every bias away again.
+        A batch norm with batch moments takes away every constant before it: the betas and
+        biases inside it and, where it follows the convolution, those of the whole kernel.
         """
-        if block.root is None or block.bn_statistics == "running":
-            return set()
-        nodes = list(block.inner.walk())
-        betas = {node.beta.path for node in nodes if isinstance(node, BatchNorm)}
-        convolutions = [node for node in nodes if isinstance(node, Convolution)]
-        return betas | {node.bias.path for node in convolutions if node.bias is not None}
+        of_batch = block.bn_statistics in ("batch", "estimate", "sample")
+        rooted = block.root is not None and block.bn_statistics != "running"
+
+        def constants(node, normalized):
+            inside = normalized or (of_batch and isinstance(node, BatchNorm))
+            for child in getattr(node, "children", ()):
+                yield from constants(child, inside)
+            for name in ("beta", "bias"):
+                if normalized and getattr(node, name, None) is not None:
+                    yield getattr(node, name).path
+
+        return set(constants(block.inner, rooted))
 
     # One function, two readings.
 
@@ -201,7 +207,8 @@ class BlockCase:
             if mode == "running":
                 moving = set()
             elif mode != "restored":
-                moving |= {v.path for v in block.expression.non_trainable_variables}
+                statistics = [v.path for v in block.expression.non_trainable_variables]
+                moving |= {path for path in statistics if "/statistics/" in path}
             still = self.cancelling(block) | {"block/weight_quantizer/initial_step"}
             for variable, value in zip(block.variables, before, strict=True):
                 moves = variable.path in moving if not variable.trainable else True

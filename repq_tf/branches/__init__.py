@@ -1,8 +1,9 @@
 """Branches: the nodes of a block's expression, Keras layers that own their weights."""
 
 from repq_tf.branches.base import Branch, NumpyReading, Reading, WideReading
-from repq_tf.branches.batch_norm import BatchNorm
+from repq_tf.branches.batch_norm import OABN, BatchNorm
 from repq_tf.branches.convolution import Convolution, Identity
+from repq_tf.branches.fixed import LAPLACIAN, SOBEL_X, SOBEL_Y, Fixed
 from repq_tf.branches.statistics import (
     MODES,
     BatchNormStatistics,
@@ -13,19 +14,28 @@ from repq_tf.branches.statistics import (
     exact_moments,
 )
 from repq_tf.branches.structure import Chain, Sum
+from repq_tf.branches.wrappers import Online, Scale, UnitNorm
 
 __all__ = [
+    "LAPLACIAN",
     "MODES",
+    "OABN",
+    "SOBEL_X",
+    "SOBEL_Y",
     "BatchNorm",
     "BatchNormStatistics",
     "Branch",
     "Chain",
     "Convolution",
     "FeatureReading",
+    "Fixed",
     "Identity",
     "NumpyReading",
+    "Online",
     "Reading",
+    "Scale",
     "Sum",
+    "UnitNorm",
     "WideReading",
     "check_batch_norm",
     "check_mode",

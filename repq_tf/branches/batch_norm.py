@@ -79,8 +79,12 @@ class BatchNorm(Branch):
         reading = reading or Reading()
         if mean is None:
             mean, variance = reading.moving(self.statistics)
-        gain = reading.value(self.gamma) / reading.xp.sqrt(variance + self.epsilon)
+        gain = self.effective_gamma(reading) / reading.xp.sqrt(variance + self.epsilon)
         return gain, reading.value(self.beta) - mean * gain
+
+    def effective_gamma(self, reading):
+        """The gamma that normalized features are multiplied by."""
+        return reading.value(self.gamma)
 
     def merge(self, reading=None):
         """The child's kernel, scaled and shifted."""
@@ -88,3 +92,33 @@ class BatchNorm(Branch):
         affine = self.child.merge(reading)
         mean, variance = reading.moments(self, affine)
         return affine.scale(*self.gain_and_shift(mean, variance, reading))
+
+
+class OABN(BatchNorm):
+    """Outlier-aware batch norm: gamma is clipped by the running variance.
+
+    `gamma_eff = clip(gamma, -k sqrt(V + epsilon), k sqrt(V + epsilon))` with the moving
+    variance V, so that in inference no channel's gain `gamma_eff / sqrt(V + epsilon)` is
+    above k: a dead channel (V about 0) cannot make an outlier of the merged kernel. The
+    bound gets no gradient, and a gamma beyond it gets none either.
+
+    After OABN (arXiv 2402.07200), which clips gamma by the running variance with a tuned
+    threshold. The paper's exact formula is not public; this one is our reconstruction.
+
+    Args:
+        child: the branch that is normalized.
+        k: the largest gain.
+        **options: those of `BatchNorm`.
+    """
+
+    def __init__(self, child, k=2.0, **options):
+        super().__init__(child, **options)
+        if not k > 0:
+            raise ValueError(f"k must be positive. Received: {k!r}")
+        self.k = k
+
+    def effective_gamma(self, reading):
+        """The clipped gamma."""
+        _, variance = reading.moving(self.statistics)
+        bound = self.k * reading.xp.sqrt(variance + self.epsilon)
+        return reading.xp.clip(reading.value(self.gamma), -bound, bound)

@@ -1,6 +1,7 @@
 """The base of every re-parameterized convolution."""
 
 from repq_tf.branches import (
+    OABN,
     BatchNorm,
     Convolution,
     FeatureReading,
@@ -61,6 +62,7 @@ class ReparamConv(Layer):
         synchronized: whether replicas share batch moments.
         sample_fraction: the share of the batch for `bn_statistics="sample"`.
         literal_estimate: whether "estimate" takes the paper's Eq. 5 as printed.
+        oabn_k: the largest gain of the branches' batch norms, which are `OABN` then.
         kernel_initializer: of the branches' kernels.
         kernel_regularizer: of the branches' kernels.
 
@@ -96,6 +98,7 @@ class ReparamConv(Layer):
         synchronized=True,
         sample_fraction=1 / 8,
         literal_estimate=False,
+        oabn_k=None,
         kernel_initializer="he_normal",
         kernel_regularizer=None,
         **kwargs,
@@ -121,6 +124,9 @@ class ReparamConv(Layer):
         self.synchronized = synchronized
         self.sample_fraction = sample_fraction
         self.literal_estimate = literal_estimate
+        if oabn_k is not None and not oabn_k > 0:
+            raise ValueError(f"oabn_k must be positive or None. Received: {oabn_k!r}")
+        self.oabn_k = oabn_k
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
         self.weight_quantizer = None
@@ -152,11 +158,16 @@ class ReparamConv(Layer):
         return Convolution(kernel_size=kernel_size or self.kernel_size, name=name, **options)
 
     def batch_norm(self, child, name=None, **options):
-        """A `BatchNorm` branch with the block's momentum, epsilon and synchronization."""
-        options.setdefault("momentum", self.momentum)
-        options.setdefault("epsilon", self.epsilon)
-        options.setdefault("synchronized", self.synchronized)
+        """A batch-norm branch with the block's settings; `OABN` where `oabn_k` is set."""
+        options = {**self._batch_norm_options, **options}
+        if self.oabn_k is not None:
+            return OABN(child, k=self.oabn_k, name=name, **options)
         return BatchNorm(child, name=name, **options)
+
+    @property
+    def _batch_norm_options(self):
+        names = ("momentum", "epsilon", "synchronized")
+        return {name: getattr(self, name) for name in names}
 
     def _fresh_initializer(self):
         """A copy with a seed of its own, so that branches do not start from equal weights."""
@@ -198,7 +209,10 @@ class ReparamConv(Layer):
             )
         self.restored = None
         if self._restores():
-            self.restored = self.batch_norm(Identity(), name="restored_bn")
+            # Of any gain: it is the convolution's scale, no part of the kernel.
+            self.restored = BatchNorm(
+                Identity(), name="restored_bn", **self._batch_norm_options
+            )
             self._share_dtype(self.restored)
             self.restored.build((None, None, None, self.filters))
         for node in self.merged_batch_norms:
@@ -348,7 +362,7 @@ class ReparamConv(Layer):
         names = (
             "filters kernel_size strides padding groups merged bn_statistics "
             "restore_batch_norm weight_bits per_channel momentum epsilon synchronized "
-            "sample_fraction literal_estimate"
+            "sample_fraction literal_estimate oabn_k"
         )
         config.update({name: getattr(self, name) for name in names.split()})
         config["activation"] = keras.activations.serialize(self.activation)

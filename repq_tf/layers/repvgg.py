@@ -1,8 +1,11 @@
 """RepVGG's block (arXiv 2101.03697)."""
 
 from repq_tf.branches import Identity, Sum
-from repq_tf.keras_api import register
+from repq_tf.keras_api import ops, register
+from repq_tf.kernels import centre_offset
 from repq_tf.layers.reparam_conv import ReparamConv
+
+_TINY = 1e-12  # a channel of two gammas 0 has no energy
 
 
 @register
@@ -12,13 +15,33 @@ class RepVGGBlock(ReparamConv):
     The identity branch is there when the input and the output have equal shapes: equal
     channels and stride 1.
 
+    The authors' custom L2 regularizes the merged kernel instead of the branches': with
+    K and P the square and the pointwise kernel, t their batch norms' gains (without
+    gradient) and c the centre tap,
+
+        custom_l2 / 2 * (sum K^2 - sum K_c^2 + sum (K_c t_K + P t_P)^2 / (t_K^2 + t_P^2)).
+
+    Exclude those kernels from the optimizer's weight decay then. QARepVGG (arXiv 2212.01593)
+    found the denominator to make the merged network hard to quantize.
+
     Args:
+        custom_l2: the weight of that loss in training; 0 for none.
+        custom_l2_denominator: whether it has its denominator.
         **options: those of `ReparamConv`.
 
     Example:
         >>> x = keras.Input((32, 32, 16))
         >>> y = repq_tf.layers.RepVGGBlock(16, activation="relu")(x)
     """
+
+    def __init__(
+        self, filters, kernel_size=3, custom_l2=0.0, custom_l2_denominator=True, **options
+    ):
+        super().__init__(filters, kernel_size, **options)
+        if not custom_l2 >= 0:
+            raise ValueError(f"custom_l2 must be at least 0. Received: {custom_l2!r}")
+        self.custom_l2 = custom_l2
+        self.custom_l2_denominator = custom_l2_denominator
 
     def make_branches(self, in_channels):
         """The two normalized convolutions and, if shapes allow, the normalized input."""
@@ -29,3 +52,28 @@ class RepVGGBlock(ReparamConv):
         if in_channels == self.filters and self.strides == (1, 1):
             branches.append(self.batch_norm(Identity()))
         return Sum(branches)
+
+    def call(self, inputs, input_step=None, training=False):
+        """Runs the block; in training it adds the custom L2 loss."""
+        if training and self.custom_l2:
+            self.add_loss(0.5 * self.custom_l2 * self._kernel_energy())
+        return super().call(inputs, input_step, training)
+
+    def _kernel_energy(self):
+        square, pointwise = self.expression.children[:2]
+        gains = [ops.stop_gradient(node.gain_and_shift()[0]) for node in (square, pointwise)]
+        kernel = ops.convert_to_tensor(square.child.kernel)
+        row, column = (centre_offset(size, 1) for size in self.kernel_size)
+        centre = kernel[row, column]
+        merged = (
+            centre * gains[0] + ops.convert_to_tensor(pointwise.child.kernel)[0, 0] * gains[1]
+        )
+        energy = ops.sum(ops.square(merged), axis=0)
+        if self.custom_l2_denominator:
+            energy = energy / (ops.square(gains[0]) + ops.square(gains[1]) + _TINY)
+        return ops.sum(ops.square(kernel)) - ops.sum(ops.square(centre)) + ops.sum(energy)
+
+    def get_config(self):
+        """The arguments of the constructor."""
+        names = ("custom_l2", "custom_l2_denominator")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}

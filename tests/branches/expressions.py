@@ -4,10 +4,22 @@ import keras
 import numpy as np
 from hypothesis import strategies as st
 
-from repq_tf.branches import BatchNorm, Chain, Convolution, Identity, Sum
+from repq_tf.branches import (
+    OABN,
+    BatchNorm,
+    Chain,
+    Convolution,
+    Fixed,
+    Identity,
+    Online,
+    Scale,
+    Sum,
+    UnitNorm,
+)
 from repq_tf.convolution import same_window
 
 ops = keras.ops
+_FILTER = np.array([[0.5, -1.0, 0.25], [2.0, 0.0, -0.5]])
 
 
 @st.composite
@@ -15,10 +27,12 @@ def builders(draw, in_channels, out_channels, depth=3, groups=(1,)):
     """A function without arguments that returns a new branch of these channels."""
     kinds = ["convolution"] * 2
     if in_channels == out_channels:
-        kinds.append("identity")
+        kinds += ["identity", "fixed"]
     if depth:
-        kinds += ["batch_norm", "batch_norm", "sum", "chain"]
+        kinds += ["batch_norm", "batch_norm", "oabn", "sum", "chain", "scale", "linear"]
     kind = draw(st.sampled_from(kinds))
+    if kind == "fixed":
+        return lambda: Fixed.depthwise(_FILTER, in_channels, "fixed")
     if kind == "identity":
         return Identity
     if kind == "convolution":
@@ -30,9 +44,18 @@ def builders(draw, in_channels, out_channels, depth=3, groups=(1,)):
             "groups": draw(st.sampled_from(fitting)),
         }
         return lambda: Convolution(**options)
-    if kind == "batch_norm":
+    if kind in ("batch_norm", "oabn", "scale"):
         child = draw(builders(in_channels, out_channels, depth - 1, groups))
-        return lambda: BatchNorm(child())
+        if kind == "scale":
+            use_bias = draw(st.booleans())
+            return lambda: Scale(child(), use_bias=use_bias)
+        return lambda: BatchNorm(child()) if kind == "batch_norm" else OABN(child(), k=0.8)
+    if kind == "linear":
+        wrapper = draw(st.sampled_from((Online, UnitNorm)))
+        middle = draw(st.sampled_from((2, 4)))
+        return lambda: wrapper(
+            Chain([Convolution(middle, (2, 1)), Convolution(out_channels, 2)])
+        )
     if kind == "sum":
         count = draw(st.integers(1, 3))
         children = [
@@ -53,6 +76,12 @@ def randomize(branch, seed, dead=True):
             shape = node.kernel.shape
             fan_in = np.prod(shape[:3])
             node.kernel.assign(rng.normal(size=shape) / np.sqrt(fan_in))
+            if node.bias is not None:
+                node.bias.assign(rng.normal(size=node.bias.shape))
+        elif isinstance(node, Scale):
+            node.gain.assign(
+                rng.choice((-1, 1), node.gain.shape) * rng.uniform(0.3, 2, node.gain.shape)
+            )
             if node.bias is not None:
                 node.bias.assign(rng.normal(size=node.bias.shape))
         elif isinstance(node, BatchNorm):

@@ -1,0 +1,136 @@
+"""Nodes that wrap a branch and change its kernel: a scale, a norm, and where it runs."""
+
+from repq_tf.branches.base import Branch, Reading
+from repq_tf.branches.batch_norm import BatchNorm
+from repq_tf.convolution import VALID, convolve
+from repq_tf.keras_api import add_parameter, keras, ops
+from repq_tf.kernels import AffineKernel
+
+
+class _Wrapper(Branch):
+    """A branch made of one other."""
+
+    def __init__(self, child, name, dtype=None):
+        super().__init__(name=name, dtype=dtype)
+        self.child = child
+        self.kernel_size = child.kernel_size
+
+    @property
+    def children(self):
+        """The child alone."""
+        return (self.child,)
+
+    def output_channels(self, in_channels):
+        """The child's output channels."""
+        return self.child.output_channels(in_channels)
+
+    def build(self, input_shape):
+        """Builds the child."""
+        self.child.build(input_shape)
+        self.built = True
+
+
+class Scale(_Wrapper):
+    """A branch times a vector, per output channel: `gain * y + shift`.
+
+    Args:
+        child: the branch.
+        initializer: Keras initializer of the gain.
+        use_bias: whether there is a shift.
+        bias_initializer: of the shift.
+        trainable: whether gain and shift are trained; constants otherwise, as RepOpt's.
+        name: name of the node; defaults to `CHILD_scale`.
+    """
+
+    def __init__(
+        self,
+        child,
+        initializer="ones",
+        use_bias=False,
+        bias_initializer="zeros",
+        trainable=True,
+        name=None,
+        dtype=None,
+    ):
+        super().__init__(child, name or f"{child.name}_scale", dtype)
+        self.initializer = keras.initializers.get(initializer)
+        self.use_bias = use_bias
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.constant = not trainable
+
+    def build(self, input_shape):
+        """Builds the child and creates the gain and, if asked for, the shift."""
+        super().build(input_shape)
+        shape = (self.output_channels(input_shape[-1]),)
+        trainable = not self.constant
+        self.gain = add_parameter(self, "gain", shape, self.initializer, trainable=trainable)
+        self.bias = None
+        if self.use_bias:
+            self.bias = add_parameter(
+                self, "bias", shape, self.bias_initializer, trainable=trainable
+            )
+
+    def call(self, x, window=VALID, strides=(1, 1), training=None):
+        """Runs the child and scales its output."""
+        y = self.child(x, window=window, strides=strides, training=training)
+        y = y * ops.cast(self.gain, y.dtype)
+        return y if self.bias is None else y + ops.cast(self.bias, y.dtype)
+
+    def merge(self, reading=None):
+        """The child's kernel, scaled and shifted."""
+        reading = reading or Reading()
+        shift = None if self.bias is None else reading.value(self.bias)
+        return self.child.merge(reading).scale(reading.value(self.gain), shift)
+
+
+class Online(_Wrapper):
+    """A branch that always runs as its merged kernel, in multi-branch training too.
+
+    OREPA's way (arXiv 2204.00826): however many terms the kernel has, the features see one
+    convolution.
+
+    Args:
+        child: a branch without batch norms, which need the features of their own branch.
+        name: name of the node.
+    """
+
+    def __init__(self, child, name="online", dtype=None):
+        super().__init__(child, name, dtype)
+        if any(isinstance(node, BatchNorm) for node in child.walk()):
+            raise ValueError(f"{name}: a branch with batch norms inside cannot run merged")
+
+    def call(self, x, window=VALID, strides=(1, 1), training=None):
+        """Convolves with the merged kernel."""
+        affine = self.merge()
+        y = convolve(x, affine.kernel, affine.groups, strides, window)
+        return y + ops.cast(affine.bias, y.dtype)
+
+    def merge(self, reading=None):
+        """The child's kernel."""
+        return self.child.merge(reading or Reading())
+
+
+class UnitNorm(Online):
+    """A branch whose filters are divided by their L2 norms; its bias stays.
+
+    `W[..., o] / sqrt(sum_{h,d,i} W[h,d,i,o]^2)`: with a `Scale` around it, weight
+    normalization (arXiv 1602.07868).
+
+    Args:
+        child: a branch without batch norms.
+        name: name of the node; defaults to `CHILD_unit`.
+    """
+
+    # Keeps the gradient of a filter of zeros finite.
+    _TINY = 1e-24
+
+    def __init__(self, child, name=None, dtype=None):
+        super().__init__(child, name or f"{child.name}_unit", dtype)
+
+    def merge(self, reading=None):
+        """The child's kernel, each filter of norm 1."""
+        reading = reading or Reading()
+        affine = super().merge(reading)
+        squares = reading.xp.sum(affine.kernel * affine.kernel, axis=(0, 1, 2))
+        norms = reading.xp.sqrt(squares + self._TINY)
+        return AffineKernel(affine.kernel / norms, affine.bias, affine.groups)

@@ -1,0 +1,53 @@
+"""Squeeze and excite (arXiv 1709.01507)."""
+
+from repq_tf.keras_api import Layer, keras, ops, register
+from repq_tf.layers.arguments import positive
+
+
+@register
+class SqueezeExcite(Layer):
+    """`x * sigmoid(W2 relu(W1 mean(x) + b1) + b2)`: channels weighed by their means.
+
+    It depends on the image, so it cannot be merged into a kernel: networks put it between a
+    block without activation and the activation.
+
+    Args:
+        reduced: number of channels between the two dense maps.
+
+    Input and output: `(batch, height, width, channels)`.
+
+    Example:
+        >>> x = repq_tf.layers.MobileOneBlock(64, groups=64)(x)
+        >>> x = repq_tf.layers.SqueezeExcite(reduced=4)(x)
+        >>> x = keras.layers.ReLU()(x)
+    """
+
+    def __init__(self, reduced, **kwargs):
+        super().__init__(**kwargs)
+        self.reduced = positive(reduced, "reduced")
+
+    def build(self, input_shape):
+        """Creates the two dense maps."""
+        channels = input_shape[-1]
+        self.reduce = keras.layers.Dense(
+            self.reduced, activation="relu", name="reduce", dtype=self.dtype_policy
+        )
+        self.expand = keras.layers.Dense(
+            channels, activation="sigmoid", name="expand", dtype=self.dtype_policy
+        )
+        self.reduce.build((None, channels))
+        self.expand.build((None, self.reduced))
+        self.built = True
+
+    def call(self, x):
+        """Weighs the channels."""
+        weights = self.expand(self.reduce(ops.mean(x, axis=(1, 2))))
+        return x * ops.expand_dims(weights, (1, 2))
+
+    def compute_output_shape(self, input_shape):
+        """The input's shape."""
+        return input_shape
+
+    def get_config(self):
+        """The arguments of the constructor."""
+        return {**super().get_config(), "reduced": self.reduced}
