@@ -7,6 +7,8 @@ the centred crop of that padded input. Cropping is arithmetic on the window
 unless a kernel really needs the zeros.
 """
 
+import math
+
 from repq_tf.keras_api import ops
 from repq_tf.kernels import centre_offset
 
@@ -79,6 +81,13 @@ def convolve(x, kernel, groups=1, strides=(1, 1), window=VALID):
     Returns:
         `(batch, out_height, out_width, out_channels)` in x's dtype.
     """
+    channels = x.shape[-1]
+    if 1 < groups == channels and strides[0] != strides[1]:
+        # TensorFlow's depthwise convolution has one stride for both axes.
+        common = math.gcd(*strides)
+        x = apply_window(x, window)
+        y = convolve(x, kernel, groups, (common, common))
+        return subsample(y, (strides[0] // common, strides[1] // common))
     kernel = ops.cast(kernel, x.dtype)
     options = {"strides": tuple(strides), "data_format": "channels_last"}
     size, spatial = kernel.shape[:2], x.shape[1:3]
@@ -89,8 +98,7 @@ def convolve(x, kernel, groups=1, strides=(1, 1), window=VALID):
             padding = "same"
         else:
             x = apply_window(x, window)
-    channels = x.shape[-1]
-    if groups > 1 and groups == channels:
+    if 1 < groups == channels:
         kernel = ops.reshape(kernel, (*size, channels, kernel.shape[3] // channels))
         return ops.depthwise_conv(x, kernel, padding=padding, **options)
     return ops.conv(x, kernel, padding=padding, **options)

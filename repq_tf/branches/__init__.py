@@ -2,7 +2,7 @@
 
 from repq_tf.branches.base import Branch, NumpyReading, Reading, WideReading
 from repq_tf.branches.batch_norm import OABN, BatchNorm
-from repq_tf.branches.convolution import Convolution, Identity
+from repq_tf.branches.convolution import Convolution, Identity, check_groups
 from repq_tf.branches.fixed import LAPLACIAN, SOBEL_X, SOBEL_Y, Fixed
 from repq_tf.branches.statistics import (
     MODES,
@@ -38,6 +38,7 @@ __all__ = [
     "UnitNorm",
     "WideReading",
     "check_batch_norm",
+    "check_groups",
     "check_mode",
     "estimated_moments",
     "exact_moments",

@@ -6,6 +6,15 @@ from repq_tf.keras_api import add_parameter, dtype_name, keras, ops
 from repq_tf.kernels import AffineKernel
 
 
+def check_groups(layer, in_channels):
+    """Raises ValueError unless a layer's groups divide its input channels and filters."""
+    if in_channels % layer.groups or layer.filters % layer.groups:
+        raise ValueError(
+            f"{layer.name}: groups must divide the {in_channels} input channels and the "
+            f"{layer.filters} filters. Received: groups={layer.groups}"
+        )
+
+
 class Convolution(Branch):
     """A convolution with a trainable kernel `(kh, kw, in / groups, filters)`.
 
@@ -57,11 +66,7 @@ class Convolution(Branch):
     def build(self, input_shape):
         """Creates the kernel and, if asked for, the bias."""
         in_channels = input_shape[-1]
-        if in_channels % self.groups or self.filters % self.groups:
-            raise ValueError(
-                f"{self.name}: groups must divide the {in_channels} input channels and the "
-                f"{self.filters} filters. Received: groups={self.groups}"
-            )
+        check_groups(self, in_channels)
         shape = (*self.kernel_size, in_channels // self.groups, self.filters)
         self.kernel = add_parameter(
             self, "kernel", shape, self.kernel_initializer, self.kernel_regularizer

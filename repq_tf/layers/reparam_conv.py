@@ -9,6 +9,7 @@ from repq_tf.branches import (
     Reading,
     WideReading,
     check_batch_norm,
+    check_groups,
     check_mode,
 )
 from repq_tf.convolution import convolve, same_window
@@ -191,6 +192,7 @@ class ReparamConv(Layer):
         self._built_shape = tuple(input_shape)
         self._initializers = 0
         channels = input_shape[-1]
+        check_groups(self, channels)
         if self._window == "same":
             same_window(self.kernel_size, self.strides, input_shape[1:3])
         self.expression = self.make_branches(channels)

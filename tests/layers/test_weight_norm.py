@@ -28,6 +28,7 @@ class TestWeightNormConv(BlockCase):
 class TestDiracConv(BlockCase):
     block = DiracConv
     options = {"filters": 6}
+    gradient_bits = 8
     modes = ("restored", "running")
     variants = {**VARIANTS, "no batch norm": {"use_batch_norm": False}, "groups": {"groups": 2}}
     weights = """
