@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import repq_tf
 from repq_tf.branches import MODES, BatchNorm, NumpyReading
 from repq_tf.layers import Quantize
 from tests.branches.expressions import randomize
@@ -56,20 +57,21 @@ class BlockCase:
 
     # What the tests are made of.
 
-    def make(self, seed=0, **options):
-        """A built block whose weights and statistics are random."""
+    def make(self, seed=0, dead=False, **options):
+        """A built block whose weights and statistics are random, some variances about 0."""
         block = self.block(**{**self.options, "name": "block", **options})
         block.build((None, *self.input_shape))
-        randomize(block.expression, seed, dead=False)
+        randomize(block.expression, seed, dead)
         if block.restored is not None:
             randomize(block.restored, seed + 1, dead=False)
         if block.weight_quantizer is not None:
             block.weight_quantizer.initialize(block.inner.merge().kernel)
         return block
 
-    def features(self, batch=8, seed=0, step=None):
-        """Features after a ReLU; with `step`, on its grid."""
-        x = np.random.default_rng(seed).normal(0.3, 1, (batch, *self.input_shape))
+    def features(self, batch=8, seed=0, step=None, size=None):
+        """Features after a ReLU; with `step`, on its grid; `size` changes height and width."""
+        shape = (*size, self.input_shape[-1]) if size else self.input_shape
+        x = np.random.default_rng(seed).normal(0.3, 1, (batch, *shape))
         x = np.maximum(x, 0)
         if step is not None:
             x = np.rint(np.clip(x / step, 0, 255)) * step
@@ -127,22 +129,33 @@ class BlockCase:
 
     # One function, two readings.
 
-    def test_branches_equal_the_merged_kernel(self, float64):
-        for name, options in self.variants.items():
-            block = self.make(**options)
+    @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-12)])
+    def test_branches_equal_the_merged_kernel(self, dtype, tolerance, request):
+        """On random sizes, gammas of both signs, and variances near zero."""
+        if dtype == "float64":
+            request.getfixturevalue("float64")
+        rng = np.random.default_rng(0)
+
+        def close(actual, expected, name):
+            largest = np.abs(expected).max()
+            np.testing.assert_allclose(actual, expected, 0, tolerance * largest, err_msg=name)
+
+        for number, (name, options) in enumerate(self.variants.items()):
+            block = self.make(number, dead=number % 2 == 0, **options)
             merged = self.make(merged=True, restore_batch_norm=False, **options)
             self.copy(block, merged)
-            x = self.features(2)
+            flat = len(self.input_shape) == 1
+            size = None if flat else tuple(rng.integers(5, 11, 2))
+            x = self.features(2, number, size=size)
             y = array(block(x))
-            np.testing.assert_allclose(array(merged(x)), y, atol=1e-10, err_msg=name)
+            close(array(merged(x)), y, name)
             affine = block.merge(NumpyReading())
-            images = x if x.ndim == 4 else x[:, None, None, :]
+            images = x[:, None, None, :] if flat else x
             window = block.window(images.shape[1:3])
             direct = convolution(
                 images, affine.kernel, affine.bias, affine.groups, block.strides, window
             )
-            direct = array(block.activation(direct)).reshape(y.shape)
-            np.testing.assert_allclose(y, direct, atol=1e-10, err_msg=name)
+            close(y, array(block.activation(direct)).reshape(y.shape), name)
 
     def test_training_merged_with_batch_moments_is_training_the_branches(self, float64):
         """RepQ-BN without a quantizer: the same outputs, gradients and moving statistics."""
@@ -427,6 +440,24 @@ class BlockCase:
             expected = (total * scale * step).reshape(fake.shape)
             # Whole numbers up to 2^24 are exact in float32; their grid's step is rounded.
             np.testing.assert_allclose(integer, expected, rtol=1e-6, atol=1e-12)
+
+    @pytest.mark.parametrize("bits", [8, 4])
+    def test_the_deployed_file_is_the_trained_block(self, bits, tmp_path):
+        """Quantize, train, export: not one value differs; merge: plain Keras layers."""
+        inputs = keras.Input(self.input_shape)
+        model = keras.Model(inputs, self.make(activation="relu")(inputs))
+        x = self.features(64)
+        merged = repq_tf.merge(model)
+        y = array(model(x))
+        np.testing.assert_allclose(array(merged(x)), y, atol=1e-5 * np.abs(y).max())
+        rules = [("block", {"weight_bits": bits, "activation_bits": bits})]
+        qat = repq_tf.quantize(model, rules=rules, calibration_data=x, verbose=False)
+        qat.compile(keras.optimizers.SGD(1e-3), "mse")
+        qat.fit(x, y * 0.9, batch_size=16, verbose=0)
+        repq_tf.export_tflite(qat, tmp_path / "model.tflite")
+        report = repq_tf.check_parity(qat, tmp_path / "model.tflite", x)
+        assert report.equal_outputs == 1, report
+        assert not any(layer.different for layer in report.layers), report
 
     def test_all_gammas_zero(self):
         """A batch norm that starts at zero, as in residual blocks, is a constant."""

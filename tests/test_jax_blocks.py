@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,9 @@ sys.meta_path.insert(0, Blocked())
 import keras
 import numpy as np
 import repq_tf
+from repq_tf import layers
 from repq_tf.layers import ACBlock, ConvBlock, ConvBNBlock, DenseBlock, Quantize, RepVGGBlock
+from tests.zoo import BLOCKS
 
 assert keras.backend.backend() == "jax"
 keras.utils.set_random_seed(0)
@@ -30,7 +33,7 @@ loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def quantized():
-    # Every block, every mode.
+    # Every mode, every block.
 
     def quantize(y):
         return Quantize(8, signed=False)(*(y if isinstance(y, tuple) else (y,)))
@@ -41,6 +44,8 @@ def quantized():
     for number, mode in enumerate(repq_tf.branches.MODES):
         kind = (ACBlock, RepVGGBlock)[number % 2]
         y = quantize(kind(4, bn_statistics=mode, **options)(*y))
+    for name, extra in BLOCKS.items():
+        y = quantize(getattr(layers, name)(4, **options, **extra)(*y))
     y = quantize(ConvBNBlock(4, groups=4, strides=2, **options)(*y))
     y = quantize(ConvBlock(4, groups=2, padding=1, **options)(*y))
     y = quantize(keras.layers.GlobalAveragePooling2D()(y[0]))
@@ -51,6 +56,8 @@ def floating():
     # Branches run one by one.
     inputs = keras.Input((6, 6, 3))
     y = ACBlock(4, strides=2, activation="relu")(inputs)
+    for name, extra in BLOCKS.items():
+        y = getattr(layers, name)(4, **extra)(y)
     y = keras.layers.GlobalAveragePooling2D()(RepVGGBlock(4)(y))
     return keras.Model(inputs, DenseBlock(5)(y))
 
@@ -93,5 +100,6 @@ def test_blocks_train_under_jax_without_tensorflow(tmp_path):
         capture_output=True,
         text=True,
         timeout=600,
+        cwd=Path(__file__).parent.parent,
     )
     assert result.returncode == 0 and result.stdout.strip().endswith("trained"), result.stderr

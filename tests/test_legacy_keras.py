@@ -3,12 +3,16 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
+
+from tests.zoo import BLOCKS
 
 SCRIPT = """
 import numpy as np
 import repq_tf
 from repq_tf.branches import MODES
 from repq_tf.keras_api import keras
+from tests.zoo import BLOCKS
 
 assert keras.__name__ == "tf_keras"
 rng = np.random.default_rng(0)
@@ -47,13 +51,32 @@ for mode in MODES:
     # Betas of merged batch norms cancel in a batch norm that follows.
     assert all("beta" in name for name in still), (mode, still)
 print("trained", len(MODES), "modes")
+
+for name, options in BLOCKS.items():
+    inputs = keras.Input((7, 8, 4))
+    block = getattr(repq_tf.layers, name)(4, weight_bits=8, **options)
+    h = keras.layers.GlobalAveragePooling2D()(block(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(3)(h))
+    block.weight_quantizer.initialize(block.inner.merge().kernel)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(0.01), loss)
+    before = block.inner.merge().kernel.numpy()
+    history = model.fit(x, y, verbose=0)
+    assert np.isfinite(history.history["loss"]).all(), name
+    assert np.abs(block.inner.merge().kernel.numpy() - before).max() > 1e-6, name
+print("trained", len(BLOCKS), "blocks")
 """
 
 
 def test_blocks_train_on_legacy_keras():
     environment = {**os.environ, "TF_USE_LEGACY_KERAS": "1", "KERAS_BACKEND": "tensorflow"}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment
+        [sys.executable, "-c", SCRIPT],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=Path(__file__).parent.parent,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "trained 5 modes" in done.stdout
+    assert f"trained {len(BLOCKS)} blocks" in done.stdout
