@@ -1,11 +1,12 @@
 """Time and memory of a training step: float, plain QAT, and RepQ in each mode.
 
-    python benchmarks/train_step.py --image_size=32 --batch_size=32 --width=0.5
+    python benchmarks/train_step.py --models=ac_resnet18,orepa_resnet18 --width=0.5
     KERAS_BACKEND=jax python benchmarks/train_step.py --image_size=224 --batch_size=256
 
-Steps of all configurations alternate in one process, so that the ratios (to plain QAT of the
-plain network) are measured side by side. Peak memory is measured in a process of its own for
-each configuration: of the accelerator where there is one, else resident memory.
+Steps of all configurations alternate in one process, so that the ratios (to plain float and to
+plain QAT of the plain twin) are measured side by side. Peak memory is measured in a process of
+its own for each configuration: of the accelerator where there is one, else resident memory
+(Linux).
 """
 
 import json
@@ -26,9 +27,10 @@ from repq_tf.branches import MODES
 from repq_tf.files import write_atomically
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string(
-    "model", "ac_resnet18", "Re-parameterized model; its plain twin is the base."
+flags.DEFINE_list(
+    "models", ["ac_resnet18"], "Re-parameterized models with one plain twin, the base."
 )
+flags.DEFINE_list("modes", list(MODES), "Values of bn_statistics.")
 flags.DEFINE_integer("image_size", 32, "Height and width of the images.")
 flags.DEFINE_integer("batch_size", 32, "Images in a step.")
 flags.DEFINE_float("width", 1.0, "Multiplies all channel numbers.")
@@ -42,15 +44,19 @@ flags.DEFINE_bool("memory", True, "Measure peak memory too.")
 flags.DEFINE_string("json", None, "Write the table to this file.")
 flags.DEFINE_string("only", None, "Run one configuration and print its peak memory.")
 
-BASE = "plain QAT"
+FLOAT, QAT = "plain float", "plain QAT"
 
 
 def configurations():
     """`{name: (model name, bn_statistics or None for float)}`."""
-    plain = repq_tf.models.plain_twin(FLAGS.model)
-    table = {"plain float": (plain, None), BASE: (plain, "restored")}
-    table["branches float"] = (FLAGS.model, None)
-    table.update({f"RepQ {mode}": (FLAGS.model, mode) for mode in MODES})
+    twins = {repq_tf.models.plain_twin(model) for model in FLAGS.models}
+    if len(twins) > 1:
+        raise app.UsageError(f"--models must have one plain twin. They have: {sorted(twins)}")
+    plain = twins.pop()
+    table = {FLOAT: (plain, None), QAT: (plain, "restored")}
+    for model in FLAGS.models:
+        table[f"{model} float"] = (model, None)
+        table.update({f"{model} {mode}": (model, mode) for mode in FLAGS.modes})
     return table
 
 
@@ -122,20 +128,22 @@ def main(_):
             times[name].append(time.perf_counter() - start)
     medians = {name: float(np.median(values)) for name, values in times.items()}
     memory = {name: measure_memory(name) if FLAGS.memory else None for name in steps}
-    print(f"{'':16}{'ms':>10}{'ratio':>8}{'peak MB':>10}")
+    width = max(map(len, table))
+    print(f"{'':{width}}{'ms':>10}{'x float':>9}{'x QAT':>7}{'peak MB':>10}")
     for name, seconds in medians.items():
-        ratio = seconds / medians[BASE]
+        ratios = f"{seconds / medians[FLOAT]:9.2f}{seconds / medians[QAT]:7.2f}"
         peak = f"{memory[name]:10.0f}" if FLAGS.memory else ""
-        print(f"{name:16}{1e3 * seconds:10.1f}{ratio:8.2f}{peak}")
+        print(f"{name:{width}}{1e3 * seconds:10.1f}{ratios}{peak}")
     if FLAGS.json:
         settings = {
             key: FLAGS[key].value
-            for key in "model image_size batch_size width bits mixed_precision".split()
+            for key in "models image_size batch_size width bits mixed_precision".split()
         }
         result = {
             "settings": {**settings, "backend": keras.backend.backend()},
             "milliseconds": {name: 1e3 * seconds for name, seconds in medians.items()},
-            "ratio": {name: seconds / medians[BASE] for name, seconds in medians.items()},
+            "ratio_to_plain_float": {n: t / medians[FLOAT] for n, t in medians.items()},
+            "ratio_to_plain_qat": {n: t / medians[QAT] for n, t in medians.items()},
             "peak_megabytes": memory,
         }
         write_atomically(FLAGS.json, json.dumps(result, indent=2).encode())

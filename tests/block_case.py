@@ -447,11 +447,14 @@ class BlockCase:
         inputs = keras.Input(self.input_shape)
         model = keras.Model(inputs, self.make(activation="relu")(inputs))
         x = self.features(64)
+        repq_tf.reestimate_batch_norm(model, x)
         merged = repq_tf.merge(model)
         y = array(model(x))
         np.testing.assert_allclose(array(merged(x)), y, atol=1e-5 * np.abs(y).max())
         rules = [("block", {"weight_bits": bits, "activation_bits": bits})]
         qat = repq_tf.quantize(model, rules=rules, calibration_data=x, verbose=False)
+        error = array(qat(x)) - y
+        assert np.sqrt(np.mean(error**2)) < {8: 0.02, 4: 0.3}[bits] * np.std(y)
         qat.compile(keras.optimizers.SGD(1e-3), "mse")
         qat.fit(x, y * 0.9, batch_size=16, verbose=0)
         repq_tf.export_tflite(qat, tmp_path / "model.tflite")
