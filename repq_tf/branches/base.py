@@ -122,3 +122,26 @@ class Branch(Layer):
         for child in getattr(self, "children", ()):
             yield from child.walk()
         yield self
+
+
+class Wrapper(Branch):
+    """A branch made of one other."""
+
+    def __init__(self, child, name, dtype=None):
+        super().__init__(name=name, dtype=dtype)
+        self.child = child
+        self.kernel_size = child.kernel_size
+
+    @property
+    def children(self):
+        """The child alone."""
+        return (self.child,)
+
+    def output_channels(self, in_channels):
+        """The child's output channels."""
+        return self.child.output_channels(in_channels)
+
+    def build(self, input_shape):
+        """Builds the child."""
+        self.child.build(input_shape)
+        self.built = True

@@ -1,12 +1,12 @@
 """Batch normalization as a node: the only one whose merge needs the features."""
 
-from repq_tf.branches.base import Branch, Reading
+from repq_tf.branches.base import Reading, Wrapper
 from repq_tf.branches.statistics import BatchNormStatistics, check_batch_norm
 from repq_tf.convolution import VALID
 from repq_tf.keras_api import add_parameter, keras, ops
 
 
-class BatchNorm(Branch):
+class BatchNorm(Wrapper):
     """Batch normalization of a child: `gamma * (y - E[y]) / sqrt(V[y] + epsilon) + beta`.
 
     Run, it is an ordinary batch norm. Merged, it scales the child's kernel per output
@@ -32,33 +32,21 @@ class BatchNorm(Branch):
         name=None,
         dtype=None,
     ):
-        super().__init__(name=name or f"{child.name}_bn", dtype=dtype)
+        super().__init__(child, name or f"{child.name}_bn", dtype)
         check_batch_norm(epsilon=epsilon)
-        self.child = child
-        self.kernel_size = child.kernel_size
         self.epsilon = epsilon
         self.gamma_initializer = keras.initializers.get(gamma_initializer)
         self.statistics = BatchNormStatistics(
             momentum=momentum, synchronized=synchronized, dtype=dtype
         )
 
-    @property
-    def children(self):
-        """The child alone."""
-        return (self.child,)
-
-    def output_channels(self, in_channels):
-        """The child's output channels."""
-        return self.child.output_channels(in_channels)
-
     def build(self, input_shape):
         """Builds the child and creates gamma, beta and the moving statistics."""
-        self.child.build(input_shape)
+        super().build(input_shape)
         channels = self.output_channels(input_shape[-1])
         self.gamma = add_parameter(self, "gamma", (channels,), self.gamma_initializer)
         self.beta = add_parameter(self, "beta", (channels,), "zeros")
         self.statistics.build((channels,))
-        self.built = True
 
     def call(self, x, window=VALID, strides=(1, 1), training=None):
         """Runs the child and normalizes its output."""
@@ -81,6 +69,12 @@ class BatchNorm(Branch):
             mean, variance = reading.moving(self.statistics)
         gain = self.effective_gamma(reading) / reading.xp.sqrt(variance + self.epsilon)
         return gain, reading.value(self.beta) - mean * gain
+
+    def keep(self, gain, shift):
+        """Sets gamma and beta so that, in inference, it is the map `gain * y + shift`."""
+        mean, variance = Reading().moving(self.statistics)
+        self.gamma.assign(gain * ops.sqrt(variance + self.epsilon))
+        self.beta.assign(shift + mean * gain)
 
     def effective_gamma(self, reading):
         """The gamma that normalized features are multiplied by."""

@@ -1,36 +1,13 @@
 """Nodes that wrap a branch and change its kernel: a scale, a norm, and where it runs."""
 
-from repq_tf.branches.base import Branch, Reading
+from repq_tf.branches.base import Reading, Wrapper
 from repq_tf.branches.batch_norm import BatchNorm
 from repq_tf.convolution import VALID, convolve
 from repq_tf.keras_api import add_parameter, keras, ops
 from repq_tf.kernels import AffineKernel
 
 
-class _Wrapper(Branch):
-    """A branch made of one other."""
-
-    def __init__(self, child, name, dtype=None):
-        super().__init__(name=name, dtype=dtype)
-        self.child = child
-        self.kernel_size = child.kernel_size
-
-    @property
-    def children(self):
-        """The child alone."""
-        return (self.child,)
-
-    def output_channels(self, in_channels):
-        """The child's output channels."""
-        return self.child.output_channels(in_channels)
-
-    def build(self, input_shape):
-        """Builds the child."""
-        self.child.build(input_shape)
-        self.built = True
-
-
-class Scale(_Wrapper):
+class Scale(Wrapper):
     """A branch times a vector, per output channel: `gain * y + shift`.
 
     Args:
@@ -83,7 +60,7 @@ class Scale(_Wrapper):
         return self.child.merge(reading).scale(reading.value(self.gain), shift)
 
 
-class Online(_Wrapper):
+class Online(Wrapper):
     """A branch that always runs as its merged kernel, in multi-branch training too.
 
     OREPA's way (arXiv 2204.00826): however many terms the kernel has, the features see one
