@@ -1,66 +1,23 @@
-"""Models: functions that build Keras networks of re-parameterized blocks, and their table."""
+"""Models: functions that build Keras networks of re-parameterized blocks, and their table.
 
-from repq_tf.models.registry import build, list_models, plain_twin
-from repq_tf.models.repvgg import (
-    repvgg_a0,
-    repvgg_a0_plain,
-    repvgg_a1,
-    repvgg_a1_plain,
-    repvgg_a2,
-    repvgg_a2_plain,
-    repvgg_b0,
-    repvgg_b0_plain,
-    repvgg_b1,
-    repvgg_b1_plain,
-    repvgg_b1g2,
-    repvgg_b1g2_plain,
-    repvgg_b1g4,
-    repvgg_b1g4_plain,
-    repvgg_b2,
-    repvgg_b2_plain,
-    repvgg_b2g2,
-    repvgg_b2g2_plain,
-    repvgg_b2g4,
-    repvgg_b2g4_plain,
-    repvgg_b3,
-    repvgg_b3_plain,
-    repvgg_b3g2,
-    repvgg_b3g2_plain,
-    repvgg_b3g4,
-    repvgg_b3g4_plain,
-)
-from repq_tf.models.resnet import ac_resnet18, resnet18
+Every name in `list_models()` is a function here: `repq_tf.models.ac_resnet18(classes=10)`.
+"""
 
-__all__ = [
-    "ac_resnet18",
-    "build",
-    "list_models",
-    "plain_twin",
-    "repvgg_a0",
-    "repvgg_a0_plain",
-    "repvgg_a1",
-    "repvgg_a1_plain",
-    "repvgg_a2",
-    "repvgg_a2_plain",
-    "repvgg_b0",
-    "repvgg_b0_plain",
-    "repvgg_b1",
-    "repvgg_b1_plain",
-    "repvgg_b1g2",
-    "repvgg_b1g2_plain",
-    "repvgg_b1g4",
-    "repvgg_b1g4_plain",
-    "repvgg_b2",
-    "repvgg_b2_plain",
-    "repvgg_b2g2",
-    "repvgg_b2g2_plain",
-    "repvgg_b2g4",
-    "repvgg_b2g4_plain",
-    "repvgg_b3",
-    "repvgg_b3_plain",
-    "repvgg_b3g2",
-    "repvgg_b3g2_plain",
-    "repvgg_b3g4",
-    "repvgg_b3g4_plain",
-    "resnet18",
-]
+from repq_tf.models import mobileone, repvgg, resnet  # noqa: F401  they fill the table
+from repq_tf.models.ecbsr import ecbsr
+from repq_tf.models.registry import build, find, list_models, plain_twin
+
+__all__ = ["build", "ecbsr", "list_models", "plain_twin", *list_models()]
+
+
+def __getattr__(name):
+    """The function of a registered model."""
+    try:
+        return find(name)
+    except ValueError as error:
+        raise AttributeError(f"module {__name__!r} has no {name!r}; {error}") from None
+
+
+def __dir__():
+    """The public names, for completion."""
+    return sorted({*globals(), *list_models()})

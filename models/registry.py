@@ -1,15 +1,38 @@
 """The table of models by name."""
 
+import dataclasses
+from collections.abc import Callable
+
+TASKS = ("classification", "super_resolution")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Model:
+    """A line of the table.
+
+    Attributes:
+        function: builds the model.
+        plain: name of its plain twin.
+        task: what it is for.
+    """
+
+    function: Callable
+    plain: str
+    task: str
+
+
 _MODELS = {}
 
 
-def register(function, plain=None):
+def register(function, plain=None, task="classification"):
     """Enters a function that builds a model under its name.
 
     Args:
-        function: `function(classes, input_shape, width, **block_options)`.
+        function: `function(classes, input_shape, width, **block_options)`, or for super
+            resolution `function(scale, channels, input_shape, **block_options)`.
         plain: name of its plain twin: the same network of ordinary convolutions. None for
             a network that is plain itself.
+        task: "classification" or "super_resolution".
 
     Returns:
         The function.
@@ -17,24 +40,34 @@ def register(function, plain=None):
     name = function.__name__
     if name in _MODELS:
         raise ValueError(f"name must be new. Received: {name!r}, which is registered")
-    _MODELS[name] = (function, plain or name)
+    _MODELS[name] = _Model(function, plain or name, _check_task(task))
     return function
 
 
-def list_models():
-    """Returns the names of all models, sorted."""
-    return sorted(_MODELS)
+def list_models(task=None):
+    """Returns the names of all models, sorted.
+
+    Args:
+        task: "classification" or "super_resolution" for the models of one task.
+
+    Example:
+        >>> repq_tf.models.list_models("super_resolution")[:2]
+        ['ecbsr_m10c16', 'ecbsr_m10c16_plain']
+    """
+    if task is None:
+        return sorted(_MODELS)
+    _check_task(task)
+    return sorted(name for name, model in _MODELS.items() if model.task == task)
 
 
-def build(name, classes=1000, input_shape=(224, 224, 3), width=1.0, **block_options):
+def build(name, *arguments, **options):
     """Builds a model by name.
 
     Args:
         name: one of `list_models()`.
-        classes: number of outputs.
-        input_shape: `(height, width, channels)` of the images.
-        width: what every number of channels is multiplied by.
-        **block_options: passed to every block.
+        *arguments: of the function of that name, whose documentation lists them:
+            `repq_tf.models.resnet18` has `classes`, `input_shape` and `width`.
+        **options: likewise.
 
     Returns:
         A Functional `keras.Model`.
@@ -42,8 +75,7 @@ def build(name, classes=1000, input_shape=(224, 224, 3), width=1.0, **block_opti
     Example:
         >>> model = repq_tf.models.build("ac_resnet18", classes=10, input_shape=(32, 32, 3))
     """
-    function, _ = _find(name)
-    return function(classes=classes, input_shape=input_shape, width=width, **block_options)
+    return find(name)(*arguments, **options)
 
 
 def plain_twin(name):
@@ -56,11 +88,25 @@ def plain_twin(name):
         >>> repq_tf.models.plain_twin("ac_resnet18")
         'resnet18'
     """
-    _, plain = _find(name)
-    return plain
+    return _line(name).plain
 
 
-def _find(name):
+def find(name):
+    """Returns the function that builds a model.
+
+    Args:
+        name: one of `list_models()`.
+    """
+    return _line(name).function
+
+
+def _line(name):
     if name not in _MODELS:
         raise ValueError(f"name must be one of: {', '.join(list_models())}. Received: {name!r}")
     return _MODELS[name]
+
+
+def _check_task(task):
+    if task not in TASKS:
+        raise ValueError(f"task must be one of: {', '.join(TASKS)}. Received: {task!r}")
+    return task

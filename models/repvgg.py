@@ -1,27 +1,23 @@
-"""The RepVGG family (arXiv 2101.03697), and its plain twins.
+"""The RepVGG family (arXiv 2101.03697), its descendants, and its plain twins.
 
-A network is a stem and four stages, all of 3x3 blocks and ReLUs. On ImageNet the stem and
-each stage halve the image. Smaller images keep their size for longer: the stem has
-stride 1 where the shorter side is at most 64 pixels, so has stage 1 from 32 pixels down
-(the geometry of public CIFAR weights), and stage 2 from 16 pixels down. The last feature
-map then has at least 3 pixels a side, or 2 from 8 pixels down to 5.
-
-Padding is explicit, one pixel a side, as in PyTorch, so that public weights fit.
+A network is a stem and four stages, all of 3x3 blocks and ReLUs. QARepVGG
+(arXiv 2212.01593) and OREPA-RepVGG (arXiv 2204.00826) are the same networks of other
+blocks, the stem included. Padding is explicit, one pixel a side, as in PyTorch, so that
+public weights fit.
 """
 
 from functools import partial
 
-from repq_tf.layers import ConvBNBlock, RepVGGBlock
-from repq_tf.models.classifier import classifier, scale_channels, torch_uniform
-
-# The largest image, by its shorter side, that the stem and each stage do not halve.
-_NOT_HALVED = (64, 32, 16, 0, 0)
+from repq_tf.layers import ConvBNBlock, OREPARepVGGBlock, QARepVGGBlock, RepVGGBlock
+from repq_tf.models.classifier import classifier
+from repq_tf.models.parts import relu_block, scale_channels, stage_strides, torch_uniform
 
 _DEPTHS_A = (2, 4, 14, 1)
 _DEPTHS_B = (4, 6, 16, 1)
+_DEPTHS_D = (8, 14, 24, 1)
 
 
-def _features(images, width, block, options, depths, a, b, groups):
+def _features(images, width, block, options, depths, a, b, groups=1, squeeze=False):
     """The last feature map.
 
     Args:
@@ -33,60 +29,60 @@ def _features(images, width, block, options, depths, a, b, groups):
         a: the paper's multiplier of all channels but the last stage's.
         b: the paper's multiplier of the last stage's channels.
         groups: of every other convolution.
+        squeeze: whether squeeze and excite follows every block.
     """
-    options = {"kernel_initializer": torch_uniform(), **options}
-    side = min(images.shape[1:3])
-    strides = [1 if side <= limit else 2 for limit in _NOT_HALVED]
     depths = (1, *depths)
     channels = (min(64, 64 * a), 64 * a, 128 * a, 256 * a, 512 * b)
-
     x, layer = images, 0
     for stage, (depth, filters, stride) in enumerate(
-        zip(depths, channels, strides, strict=True)
+        zip(depths, channels, stage_strides(images), strict=True)
     ):
         for index in range(1, depth + 1):
-            x = block(
+            x = relu_block(
+                x,
+                block,
                 scale_channels(filters, width),
+                name=f"stage{stage}_block{index}" if stage else "stem",
+                squeeze=squeeze,
                 kernel_size=3,
                 strides=stride if index == 1 else 1,
                 padding=1,
                 groups=groups if layer > 0 and layer % 2 == 0 else 1,
-                activation="relu",
-                name=f"stage{stage}_block{index}" if stage else "stem",
                 **options,
-            )(x)
+            )
             layer += 1
     return x
 
 
-def _size(name, depths, a, b, groups=1):
-    """Makes the two functions of one size: RepVGG's and its plain twin's."""
-    title = name.replace("repvgg_", "").capitalize()
-    plain = f"{name}_plain"
-    features = partial(_features, depths=depths, a=a, b=b, groups=groups)
-    return (
-        classifier(
-            name, f"RepVGG-{title} (arXiv 2101.03697).", RepVGGBlock, features, plain=plain
-        ),
-        classifier(
-            plain,
-            f"The plain twin of RepVGG-{title}: one convolution and one batch norm a block.",
-            ConvBNBlock,
-            features,
-        ),
+def _networks(size, **arguments):
+    """Registers all networks of one size, whose arguments are those of `_features`."""
+    title = f"RepVGG-{size.capitalize()}"
+    plain = f"repvgg_{size}_plain"
+    make = partial(classifier, features=partial(_features, **arguments), plain=plain)
+    like_torch = partial(make, kernel_initializer=torch_uniform())
+    like_torch(
+        plain,
+        f"The plain twin of {title}: one convolution and one batch norm a block.",
+        ConvBNBlock,
     )
+    like_torch(f"repvgg_{size}", f"{title} (arXiv 2101.03697).", RepVGGBlock)
+    if not arguments.get("squeeze"):
+        like_torch(f"qarepvgg_{size}", f"QA{title} (arXiv 2212.01593).", QARepVGGBlock)
+    if arguments["depths"] == _DEPTHS_A:
+        make(f"orepa_repvgg_{size}", f"OREPA-{title} (arXiv 2204.00826).", OREPARepVGGBlock)
 
 
-repvgg_a0, repvgg_a0_plain = _size("repvgg_a0", _DEPTHS_A, a=0.75, b=2.5)
-repvgg_a1, repvgg_a1_plain = _size("repvgg_a1", _DEPTHS_A, a=1, b=2.5)
-repvgg_a2, repvgg_a2_plain = _size("repvgg_a2", _DEPTHS_A, a=1.5, b=2.75)
-repvgg_b0, repvgg_b0_plain = _size("repvgg_b0", _DEPTHS_B, a=1, b=2.5)
-repvgg_b1, repvgg_b1_plain = _size("repvgg_b1", _DEPTHS_B, a=2, b=4)
-repvgg_b1g2, repvgg_b1g2_plain = _size("repvgg_b1g2", _DEPTHS_B, a=2, b=4, groups=2)
-repvgg_b1g4, repvgg_b1g4_plain = _size("repvgg_b1g4", _DEPTHS_B, a=2, b=4, groups=4)
-repvgg_b2, repvgg_b2_plain = _size("repvgg_b2", _DEPTHS_B, a=2.5, b=5)
-repvgg_b2g2, repvgg_b2g2_plain = _size("repvgg_b2g2", _DEPTHS_B, a=2.5, b=5, groups=2)
-repvgg_b2g4, repvgg_b2g4_plain = _size("repvgg_b2g4", _DEPTHS_B, a=2.5, b=5, groups=4)
-repvgg_b3, repvgg_b3_plain = _size("repvgg_b3", _DEPTHS_B, a=3, b=5)
-repvgg_b3g2, repvgg_b3g2_plain = _size("repvgg_b3g2", _DEPTHS_B, a=3, b=5, groups=2)
-repvgg_b3g4, repvgg_b3g4_plain = _size("repvgg_b3g4", _DEPTHS_B, a=3, b=5, groups=4)
+_networks("a0", depths=_DEPTHS_A, a=0.75, b=2.5)
+_networks("a1", depths=_DEPTHS_A, a=1, b=2.5)
+_networks("a2", depths=_DEPTHS_A, a=1.5, b=2.75)
+_networks("b0", depths=_DEPTHS_B, a=1, b=2.5)
+_networks("b1", depths=_DEPTHS_B, a=2, b=4)
+_networks("b1g2", depths=_DEPTHS_B, a=2, b=4, groups=2)
+_networks("b1g4", depths=_DEPTHS_B, a=2, b=4, groups=4)
+_networks("b2", depths=_DEPTHS_B, a=2.5, b=5)
+_networks("b2g2", depths=_DEPTHS_B, a=2.5, b=5, groups=2)
+_networks("b2g4", depths=_DEPTHS_B, a=2.5, b=5, groups=4)
+_networks("b3", depths=_DEPTHS_B, a=3, b=5)
+_networks("b3g2", depths=_DEPTHS_B, a=3, b=5, groups=2)
+_networks("b3g4", depths=_DEPTHS_B, a=3, b=5, groups=4)
+_networks("d2se", depths=_DEPTHS_D, a=2.5, b=5, squeeze=True)

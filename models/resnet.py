@@ -1,48 +1,54 @@
-"""ResNets of basic blocks (arXiv 1512.03385), plain and re-parameterized.
+"""ResNets (arXiv 1512.03385), plain and re-parameterized.
 
-Images whose shorter side is above 64 pixels get the ImageNet stem: a 7x7 convolution with
-stride 2 and a 3x3 max-pooling with stride 2. Smaller ones get a 3x3 convolution with
-stride 1 and no pooling, as is usual on CIFAR. Windows are padded as in PyTorch, by half
-the kernel on every side, so that public weights fit.
+ResNet-18 and -34 are made of basic blocks, ResNet-50 of bottlenecks with the stride in
+the 3x3 convolution ("v1.5"). Images whose shorter side is above 64 pixels get the ImageNet
+stem: a 7x7 convolution with stride 2 and a 3x3 max-pooling with stride 2. Smaller ones
+get a 3x3 convolution with stride 1 and no pooling, as is usual on CIFAR. Windows are padded
+as in PyTorch, by half the kernel on every side, so that public weights fit.
 """
 
 from functools import partial
 
 from repq_tf.keras_api import keras
-from repq_tf.layers import ACBlock, ConvBNBlock
-from repq_tf.models.classifier import classifier, common_options, scale_channels
+from repq_tf.layers import ACBlock, ConvBNBlock, DiverseBranchBlock, OREPABlock, OREPAStem
+from repq_tf.models.arguments import common_options
+from repq_tf.models.classifier import classifier
+from repq_tf.models.parts import scale_channels
 
 _SMALL_IMAGE = 64
 
 
-def _features(images, width, block, options, depths):
+def _he():
+    """He's initial values as the authors and torchvision draw them, by fan-out."""
+    return keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
+
+
+def _features(images, width, block, options, blocks, residual, depths):
     """The last feature map.
 
     Args:
         images: `(batch, height, width, channels)`.
         width: what the channels are multiplied by.
-        block: class of the 3x3 convolutions; 7x7 and 1x1 ones stay plain.
+        block: class of the 3x3 convolutions.
         options: for the blocks.
+        blocks: class of the convolutions by kernel size: 1, 3 and 7.
+        residual: adds a residual block: `residual(x, conv, channels, stride, name)`.
         depths: number of residual blocks of each stage.
     """
-    # He's initial values as the authors and torchvision draw them, by fan-out.
-    he = keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
-    options = {"kernel_initializer": he, **options}
-    plain_options = common_options(options)
+    plain_options = {"kernel_initializer": _he(), **common_options(options)}
 
-    def conv(x, channels, size, **settings):
+    def conv(x, channels, size, kind=None, **settings):
         """A normalized convolution, padded as in PyTorch."""
-        settings |= {"kernel_size": size, "padding": size // 2}
-        if size == 3:
-            return block(channels, **settings, **options)(x)
-        return ConvBNBlock(channels, **settings, **plain_options)(x)
+        kind = kind or blocks[size]
+        settings |= options if issubclass(kind, block) else plain_options
+        return kind(channels, kernel_size=size, padding=size // 2, **settings)(x)
 
     x = _stem(images, conv, scale_channels(64, width))
     for stage, depth in enumerate(depths, start=1):
         channels = scale_channels(32 * 2**stage, width)
         for index in range(1, depth + 1):
             stride = 2 if stage > 1 and index == 1 else 1
-            x = _basic_block(x, conv, channels, stride, f"stage{stage}_block{index}")
+            x = residual(x, conv, channels, stride, f"stage{stage}_block{index}")
     return x
 
 
@@ -56,27 +62,78 @@ def _stem(images, conv, channels):
 
 
 def _basic_block(x, conv, channels, stride, name):
-    """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where shapes change."""
+    """Two 3x3 convolutions and a shortcut, which is a plain 1x1 one where shapes change."""
     y = conv(x, channels, 3, strides=stride, activation="relu", name=f"{name}_conv1")
     y = conv(y, channels, 3, name=f"{name}_conv2")
     if stride > 1 or x.shape[-1] != channels:
-        x = conv(x, channels, 1, strides=stride, name=f"{name}_shortcut")
+        x = conv(x, channels, 1, ConvBNBlock, strides=stride, name=f"{name}_shortcut")
+    return _add(x, y, name)
+
+
+def _bottleneck(x, conv, channels, stride, name):
+    """1x1, 3x3 and 1x1 to four times the channels; the shortcut is 1x1 where shapes change."""
+    y = conv(x, channels, 1, activation="relu", name=f"{name}_conv1")
+    y = conv(y, channels, 3, strides=stride, activation="relu", name=f"{name}_conv2")
+    y = conv(y, 4 * channels, 1, name=f"{name}_conv3")
+    if stride > 1 or x.shape[-1] != 4 * channels:
+        x = conv(x, 4 * channels, 1, strides=stride, name=f"{name}_shortcut")
+    return _add(x, y, name)
+
+
+def _add(x, y, name):
     y = keras.layers.Add(name=f"{name}_add")([y, x])
     return keras.layers.ReLU(name=f"{name}_relu")(y)
 
 
-_resnet18_features = partial(_features, depths=(2, 2, 2, 2))
+_SIZES = {
+    18: {"residual": _basic_block, "depths": (2, 2, 2, 2)},
+    34: {"residual": _basic_block, "depths": (3, 4, 6, 3)},
+    50: {"residual": _bottleneck, "depths": (3, 4, 6, 3)},
+}
 
-resnet18 = classifier(
-    "resnet18",
-    "ResNet-18 (arXiv 1512.03385): 11.69 M parameters.",
-    ConvBNBlock,
-    _resnet18_features,
-)
-ac_resnet18 = classifier(
-    "ac_resnet18",
-    "ResNet-18 whose 3x3 convolutions are ACNet's asymmetric blocks (arXiv 1908.03930).",
+
+def _networks(family, summary, block, pointwise=ConvBNBlock, stem=ConvBNBlock, **defaults):
+    """Registers the networks of a family, one for each size.
+
+    Args:
+        family: what their names begin with.
+        summary: their documentation, with {} for the size.
+        block: class of the 3x3 convolutions.
+        pointwise: class of the 1x1 ones.
+        stem: class of the 7x7 one.
+        **defaults: options of the blocks.
+    """
+    blocks = {1: pointwise, 3: block, 7: stem}
+    for size, arguments in _SIZES.items():
+        features = partial(_features, blocks=blocks, **arguments)
+        classifier(
+            f"{family}{size}",
+            summary.format(size),
+            block,
+            features,
+            plain=f"resnet{size}",
+            **defaults,
+        )
+
+
+_networks("resnet", "ResNet-{} (arXiv 1512.03385).", ConvBNBlock, kernel_initializer=_he())
+_networks(
+    "ac_resnet",
+    "ResNet-{} whose 3x3 convolutions are ACNet's asymmetric blocks (arXiv 1908.03930).",
     ACBlock,
-    _resnet18_features,
-    plain="resnet18",
+    kernel_initializer=_he(),
+)
+_networks(
+    "dbb_resnet",
+    "ResNet-{} whose 3x3 convolutions are diverse branch blocks (arXiv 2103.13425).",
+    DiverseBranchBlock,
+    kernel_initializer=_he(),
+)
+_networks(
+    "orepa_resnet",
+    "ResNet-{} whose kernels are generated online (OREPA, arXiv 2204.00826): all but those\n"
+    "    of basic blocks' shortcuts, the 7x7 stem's by the deep linear one.",
+    OREPABlock,
+    pointwise=OREPABlock,
+    stem=OREPAStem,
 )

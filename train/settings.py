@@ -118,7 +118,7 @@ def resolve(
     Raises:
         UserError: Naming the flag, what was received and what is allowed.
     """
-    _one_of("model", model, list_models())
+    _check_model(model)
     _one_of("method", method, METHODS)
     _one_of("strategy", strategy, STRATEGIES)
     _one_of("mixed_precision", mixed_precision, PRECISIONS)
@@ -161,6 +161,17 @@ def resolve(
     )
     _check_values(chosen)
     return chosen
+
+
+def _check_model(name):
+    """Refuses unknown models, and those of tasks that the program does not train."""
+    trained = list_models("classification")
+    if name in list_models() and name not in trained:
+        raise UserError(
+            f"--model={name} is no classification network, which is what this program trains."
+            f" Those are: {', '.join(trained)}."
+        )
+    _one_of("model", name, trained)
 
 
 def _check_conflicts(given):

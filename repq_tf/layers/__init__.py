@@ -2,6 +2,7 @@
 
 from repq_tf.layers.acnet import ACBlock
 from repq_tf.layers.dbb import DiverseBranchBlock
+from repq_tf.layers.depth_to_space import DepthToSpace
 from repq_tf.layers.ecb import ECB
 from repq_tf.layers.expandnet import ExpandNet
 from repq_tf.layers.mobileone import MobileOneBlock
@@ -21,6 +22,7 @@ __all__ = [
     "ConvBNBlock",
     "ConvBlock",
     "DenseBlock",
+    "DepthToSpace",
     "DiracConv",
     "DiverseBranchBlock",
     "ECB",

@@ -1,7 +1,12 @@
-"""Numbers of parameters against the published ones."""
+"""Numbers of parameters against the published ones.
 
+Networks are built without values: only the shapes of their variables are counted.
+"""
+
+import functools
 import math
 
+import keras
 import pytest
 
 from repq_tf import models
@@ -10,8 +15,8 @@ from repq_tf.deployment import merge
 MILLION = 1e6
 
 # Millions of parameters, deployed and in training, as in mmpretrain's table of the authors'
-# checkpoints (configs/repvgg); OpenVINO's model zoo has B3 as 110.9609. B2g2 and B3g2 have
-# no published numbers.
+# checkpoints (configs/repvgg). It lacks B2g2 and B3g2, whose deployed numbers are those that
+# a Keras port prints.
 REPVGG = {
     "repvgg_a0": (8.31, 9.11),
     "repvgg_a1": (12.79, 14.09),
@@ -21,83 +26,160 @@ REPVGG = {
     "repvgg_b1g2": (41.36, 45.78),
     "repvgg_b1g4": (36.13, 39.97),
     "repvgg_b2": (80.32, 89.02),
-    "repvgg_b2g2": None,
+    "repvgg_b2g2": (63.96, None),
     "repvgg_b2g4": (55.78, 61.76),
     "repvgg_b3": (110.96, 123.09),
-    "repvgg_b3g2": None,
+    "repvgg_b3g2": (87.40, None),
     "repvgg_b3g4": (75.63, 83.83),
+    "repvgg_d2se": (120.39, 133.33),
+}
+# The deployed networks of mmpretrain (configs/mobileone/metafile.yml), to the last parameter,
+# and timm's millions in training.
+MOBILEONE = {
+    "mobileone_s0": (2_078_504, 5.29),
+    "mobileone_s1": (4_764_840, 4.83),
+    "mobileone_s2": (7_808_168, 7.88),
+    "mobileone_s3": (10_078_312, 10.17),
+    "mobileone_s4": (14_838_352, 14.95),
+}
+# torchvision's parameters, of which so many are gammas: deployed networks have none.
+RESNET = {
+    18: (11_689_512, 4_800),
+    34: (21_797_672, 8_512),
+    50: (25_557_032, 26_560),
 }
 
 
-def build(name):
-    return models.build(name, kernel_initializer="zeros")
+@functools.cache
+def build(name, **arguments):
+    with keras.StatelessScope(initialize_variables=False):
+        return models.build(name, **arguments)
+
+
+def size(variables):
+    return sum(math.prod(variable.shape) for variable in variables)
 
 
 def in_training(model):
-    return sum(math.prod(variable.shape) for variable in model.trainable_variables)
+    return size(model.trainable_variables)
+
+
+def blocks(model):
+    return [layer for layer in model.layers if hasattr(layer, "merge")]
 
 
 def deployed(model):
-    """Merged kernels and biases, and the classifier."""
-    total = model.get_layer("logits").count_params()
-    for block in model.layers:
-        if hasattr(block, "merge"):
-            inputs = block.input.shape[-1] // block.groups
-            total += (math.prod(block.kernel_size) * inputs + 1) * block.filters
+    """Merged kernels and biases, and the weights of ordinary layers."""
+    others = [layer for layer in model.layers if not hasattr(layer, "merge")]
+    total = sum(size(layer.trainable_variables) for layer in others)
+    for block in blocks(model):
+        inputs = block.input.shape[-1] // block.groups
+        total += (math.prod(block.kernel_size) * inputs + 1) * block.filters
     return total
 
 
-def repvgg_formula(depths, a, b, groups):
-    """Deployed and training parameters, counted layer by layer."""
+def repvgg_counts(name):
+    """Channels, taps of the 1x1 branches and numbers of batch norms, layer by layer."""
+    size = name.rpartition("_")[2]
+    depths = {"a": (2, 4, 14, 1), "b": (4, 6, 16, 1), "d": (8, 14, 24, 1)}[size[0]]
+    a, b = {
+        **{"a0": (0.75, 2.5), "a1": (1, 2.5), "a2": (1.5, 2.75)},
+        **{"b0": (1, 2.5), "b1": (2, 4), "b2": (2.5, 5), "b3": (3, 5), "d2": (2.5, 5)},
+    }[size[:2]]
+    groups = int(size[3:]) if size[2:3] == "g" else 1
     widths = [min(64, 64 * a), 64 * a, 128 * a, 256 * a, 512 * b]
     channels = [3] + [w for w, d in zip(widths, (1, *depths), strict=True) for _ in range(d)]
-    kernels = taps = norms = 0
+    taps = identities = 0
     for layer, (inputs, outputs) in enumerate(zip(channels, channels[1:], strict=False)):
-        pairs = inputs * outputs / (groups if layer % 2 == 0 and 2 <= layer <= 26 else 1)
-        kernels += 9 * pairs
-        taps += pairs
-        first = layer in (0, 1, *(1 + sum(depths[:stage]) for stage in (1, 2, 3)))
-        norms += outputs * (2 if first else 3)
-    logits = 1000 * (channels[-1] + 1)
-    return kernels + sum(channels[1:]) + logits, kernels + taps + 2 * norms + logits
+        taps += inputs * outputs / (groups if layer % 2 == 0 and 2 <= layer <= 26 else 1)
+        first = layer in (0, *(1 + sum(depths[:stage]) for stage in range(4)))
+        identities += 0 if first else outputs
+    excite = sum(2 * c * (c // 16) + c + c // 16 for c in channels[1:]) if "se" in size else 0
+    return taps, sum(channels[1:]), identities, 1000 * (channels[-1] + 1) + excite
 
 
 @pytest.mark.parametrize("name", REPVGG)
 def test_repvgg(name):
+    taps, outputs, identities, other = repvgg_counts(name)
     model = build(name)
-    size = name.removeprefix("repvgg_")
-    depths = (2, 4, 14, 1) if size[0] == "a" else (4, 6, 16, 1)
-    a, b = {
-        **{"a0": (0.75, 2.5), "a1": (1, 2.5), "a2": (1.5, 2.75)},
-        **{"b0": (1, 2.5), "b1": (2, 4), "b2": (2.5, 5), "b3": (3, 5)},
-    }[size[:2]]
-    groups = int(size[3:] or 1)
-    assert (deployed(model), in_training(model)) == repvgg_formula(depths, a, b, groups)
-    if REPVGG[name]:
-        published = REPVGG[name]
-        assert deployed(model) / MILLION == pytest.approx(published[0], abs=0.0051)
-        assert in_training(model) / MILLION == pytest.approx(published[1], abs=0.0051)
+    assert deployed(model) == 9 * taps + outputs + other
+    assert in_training(model) == 10 * taps + 2 * (2 * outputs + identities) + other
+    for counted, published in zip((deployed, in_training), REPVGG[name], strict=True):
+        if published:
+            assert counted(model) / MILLION == pytest.approx(published, abs=0.0051)
 
 
-def test_merged_repvgg_a0_to_the_last_parameter():
-    assert merge(build("repvgg_a0")).count_params() == 8_309_384
+@pytest.mark.parametrize("name", ["repvgg_a0", "repvgg_b1", "repvgg_b2g4"])
+def test_qarepvgg(name):
+    taps, outputs, _, logits = repvgg_counts(name)
+    model = build(f"qa{name}")
+    assert deployed(model) == deployed(build(name))
+    assert in_training(model) == 10 * taps + 2 * 2 * outputs + logits
 
 
-def test_plain_twins_have_one_kernel_and_one_batch_norm_a_block():
-    model = build("repvgg_a0_plain")
-    assert deployed(model) == 8_309_384
-    biases = sum(block.filters for block in model.layers if hasattr(block, "merge"))
-    assert in_training(model) == 8_309_384 + biases
+@pytest.mark.parametrize("name", ["repvgg_a0", "repvgg_a1", "repvgg_a2"])
+def test_orepa_repvgg_deploys_as_repvgg(name):
+    assert deployed(build(f"orepa_{name}")) == deployed(build(name))
+    assert in_training(build(f"orepa_{name}")) > in_training(build(name))
 
 
-def test_resnet18():
-    model = build("resnet18")
-    assert in_training(model) == 11_689_512  # torchvision's
-    assert deployed(model) == 11_689_512 - 4800  # a bias instead of gamma and beta
+def test_deployed_is_what_merging_leaves():
+    model = models.repvgg_a0(classes=3, input_shape=(8, 8, 3), width=0.125)
+    assert merge(model).count_params() == deployed(model)
 
 
-def test_ac_resnet18_deploys_as_resnet18():
-    model = build("ac_resnet18")
-    assert deployed(model) == 11_689_512 - 4800
-    square = 16 * 2 * 9 * 64 * 64  # just to be sure that there are branches to merge
-    assert in_training(model) > deployed(model) + square
+@pytest.mark.parametrize("name", ["repvgg_a0", "repvgg_d2se", "mobileone_s0", "mobileone_s4"])
+def test_plain_twins_have_one_kernel_and_one_batch_norm_a_block(name):
+    model = build(f"{name}_plain")
+    assert deployed(model) == deployed(build(name))
+    biases = sum(block.filters for block in blocks(model))
+    assert in_training(model) == deployed(model) + biases
+
+
+@pytest.mark.parametrize("name", MOBILEONE)
+def test_mobileone(name):
+    assert deployed(build(name)) == MOBILEONE[name][0]
+    assert in_training(build(name)) / MILLION == pytest.approx(MOBILEONE[name][1], abs=0.0051)
+
+
+@pytest.mark.parametrize("depth", RESNET)
+def test_resnet(depth):
+    parameters, gammas = RESNET[depth]
+    assert in_training(build(f"resnet{depth}")) == parameters
+    assert deployed(build(f"resnet{depth}")) == parameters - gammas
+
+
+@pytest.mark.parametrize("depth", RESNET)
+@pytest.mark.parametrize("family", ["ac", "dbb", "orepa"])
+def test_every_resnet_deploys_as_the_plain_one(family, depth):
+    model, plain = build(f"{family}_resnet{depth}"), build(f"resnet{depth}")
+    assert deployed(model) == deployed(plain)
+    squares = sum(
+        9 * b.filters * b.input.shape[-1] for b in blocks(plain) if b.kernel_size[0] == 3
+    )
+    # More by the smallest of the blocks' branches: ACNet's six taps beside nine.
+    assert in_training(model) > in_training(plain) + 6 / 9 * squares
+
+
+def check_ecbsr(name, scale, channels):
+    m, c = (int(n) for n in name.removeprefix("ecbsr_m").removesuffix("_plain").split("c"))
+    outputs = channels * scale**2
+    convolutions = (9 * channels + 1) * c + m * (9 * c + 1) * c + (9 * c + 1) * outputs
+    model = build(name, scale=scale, channels=channels)
+    assert deployed(model) == convolutions + (m + 1) * c
+    return convolutions
+
+
+@pytest.mark.parametrize("name", models.list_models("super_resolution"))
+def test_ecbsr(name):
+    check_ecbsr(name, scale=2, channels=1)
+
+
+@pytest.mark.parametrize(("scale", "channels"), [(2, 3), (3, 1), (4, 3)])
+def test_ecbsr_of_other_scales(scale, channels):
+    check_ecbsr("ecbsr_m4c8", scale, channels)
+
+
+def test_ecbsr_has_the_numbers_of_public_networks():
+    assert check_ecbsr("ecbsr_m4c8", scale=2, channels=1) == 2708  # the authors'
+    assert check_ecbsr("ecbsr_m4c16", scale=2, channels=3) == 11_468  # a public checkpoint

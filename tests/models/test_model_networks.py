@@ -5,10 +5,23 @@ import functools
 import numpy as np
 import pytest
 
+import repq_tf
 from repq_tf import models
 from repq_tf.keras_api import keras
-from repq_tf.layers import ACBlock, ConvBNBlock, RepVGGBlock
-from repq_tf.models.classifier import scale_channels
+from repq_tf.layers import (
+    ACBlock,
+    ConvBNBlock,
+    DiverseBranchBlock,
+    MobileOneBlock,
+    OREPABlock,
+    OREPARepVGGBlock,
+    OREPAStem,
+    QARepVGGBlock,
+    RepVGGBlock,
+    SqueezeExcite,
+)
+from repq_tf.models.parts import scale_channels
+from tests.branches.expressions import randomize
 
 
 @functools.cache  # building takes longer than what is asked of a network here
@@ -87,13 +100,87 @@ def test_runs(name, shape):
     assert np.ptp(logits) > 0
 
 
-def test_ac_resnet18_is_made_of_asymmetric_blocks():
-    model = tiny("ac_resnet18", (224, 224, 3))
-    assert len(blocks(model)) == 20
+# Classes of the 1x1, 3x3 and 7x7 convolutions, and of projection shortcuts.
+RESNET_BLOCKS = {
+    "resnet34": (ConvBNBlock, ConvBNBlock, ConvBNBlock, ConvBNBlock),
+    "ac_resnet18": (ConvBNBlock, ACBlock, ConvBNBlock, ConvBNBlock),
+    "ac_resnet50": (ConvBNBlock, ACBlock, ConvBNBlock, ConvBNBlock),
+    "dbb_resnet18": (ConvBNBlock, DiverseBranchBlock, ConvBNBlock, ConvBNBlock),
+    "orepa_resnet18": (OREPABlock, OREPABlock, OREPAStem, ConvBNBlock),
+    "orepa_resnet50": (OREPABlock, OREPABlock, OREPAStem, OREPABlock),
+}
+
+
+@pytest.mark.parametrize("name", RESNET_BLOCKS)
+def test_resnets_are_made_of_their_blocks(name):
+    pointwise, square, stem, shortcut = RESNET_BLOCKS[name]
+    model = tiny(name, (66, 66, 3))
+    shortcuts = 4 if name.endswith("50") else 3
+    depth = int(name[-2:])
+    assert len(blocks(model)) == depth - 1 + shortcuts
     for block in blocks(model):
-        expected = ACBlock if block.kernel_size == (3, 3) else ConvBNBlock
+        expected = {1: pointwise, 3: square, 7: stem}[block.kernel_size[0]]
+        if block.name.endswith("shortcut"):
+            expected = shortcut
         assert type(block) is expected, block.name
-    assert type(tiny("ac_resnet18").get_layer("stem")) is ACBlock
+    assert type(tiny(name).get_layer("stem")) is square
+
+
+def test_bottlenecks_have_their_stride_in_the_middle():
+    model = tiny("resnet50", (64, 64, 3), width=1 / 8)
+    first = [model.get_layer(f"stage2_block1_{part}") for part in ("conv1", "conv2", "conv3")]
+    assert [block.kernel_size[0] for block in first] == [1, 3, 1]
+    assert [block.strides[0] for block in first] == [1, 2, 1]
+    assert [block.filters for block in first] == [16, 16, 64]
+    activations = [block.activation.__name__ for block in first]
+    assert activations == ["relu", "relu", "linear"]
+    assert model.get_layer("stage2_block1_shortcut").strides == (2, 2)
+    assert model.get_layer("stage1_block1_shortcut").strides == (1, 1)
+    assert sides(model) == [64, 32, 16, 8]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("qarepvgg_a0", QARepVGGBlock), ("orepa_repvgg_a0", OREPARepVGGBlock)],
+)
+def test_descendants_of_repvgg_are_repvggs_of_another_block(name, kind):
+    model, repvgg = tiny(name), tiny("repvgg_a0")
+    assert [layer.name for layer in model.layers] == [layer.name for layer in repvgg.layers]
+    assert {type(block) for block in blocks(model)} == {kind}
+
+
+def test_repvgg_d2se_squeezes_between_block_and_relu():
+    model = tiny("repvgg_d2se")
+    assert len(blocks(model)) == 1 + 8 + 14 + 24 + 1
+    assert [layer.name for layer in model.layers][1:5] == [
+        *("stem", "stem_se", "stem_relu", "stage1_block1")
+    ]
+    assert {block.activation.__name__ for block in blocks(model)} == {"linear"}
+    filters = 8 * round(2560 * 0.125 / 8)
+    assert model.get_layer("stage4_block1_se").reduced == filters // 16
+
+
+def test_mobileone_is_made_of_pairs():
+    model = tiny("mobileone_s0", (224, 224, 3))
+    assert sides(model) == REPVGG_SIDES[224]
+    stem, *pairs = blocks(model)
+    assert type(stem) is MobileOneBlock and stem.branches == 1
+    assert len(pairs) == 2 * (2 + 8 + 10 + 1)
+    for depthwise, pointwise in zip(pairs[::2], pairs[1::2], strict=True):
+        assert depthwise.kernel_size == (3, 3) and pointwise.kernel_size == (1, 1)
+        channels = depthwise.input.shape[-1]
+        assert depthwise.groups == depthwise.filters == channels
+        assert pointwise.groups == 1 and pointwise.strides == (1, 1)
+    assert {block.branches for block in pairs} == {4}
+
+
+def test_mobileone_s4_squeezes_its_last_six_pairs():
+    model = tiny("mobileone_s4")
+    squeezed = [layer.name for layer in model.layers if isinstance(layer, SqueezeExcite)]
+    pairs = [f"stage3_block{index}" for index in range(6, 11)] + ["stage4_block1"]
+    parts = ("depthwise_se", "pointwise_se")
+    assert squeezed == [f"{pair}_{part}" for pair in pairs for part in parts]
+    assert not any(isinstance(layer, SqueezeExcite) for layer in tiny("mobileone_s0").layers)
 
 
 def test_groups_are_on_even_layers():
@@ -129,7 +216,9 @@ def test_names_can_be_read():
     ]
 
 
-@pytest.mark.parametrize("name", ["ac_resnet18", "repvgg_a0", "repvgg_b1g4"])
+@pytest.mark.parametrize(
+    "name", ["ac_resnet18", "orepa_resnet50", "repvgg_a0", "repvgg_b1g4", "mobileone_s4"]
+)
 def test_plain_twin_is_the_same_network(name):
     model, twin = tiny(name), tiny(models.plain_twin(name))
     assert [layer.name for layer in model.layers] == [layer.name for layer in twin.layers]
@@ -181,18 +270,40 @@ def test_equal_shapes_start_from_different_values():
     assert not np.array_equal(first, second)
 
 
-@pytest.mark.parametrize("name", ["ac_resnet18", "repvgg_a0"])
-def test_one_step_moves_every_weight(name):
-    keras.utils.set_random_seed(0)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ac_resnet18",
+        "dbb_resnet18",
+        "orepa_resnet18",
+        "repvgg_a0",
+        "qarepvgg_a0",
+        "mobileone_s4",
+    ],
+)
+def test_two_steps_move_every_weight(name):
+    """Two: OREPA's prior starts with a vector of zeros, which stops the first gradient."""
     model = models.build(name, classes=3, input_shape=(8, 8, 1), width=0.125)
     before = [np.asarray(variable) for variable in model.trainable_variables]
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.SGD(0.1), loss, run_eagerly=True)
+    model.compile(keras.optimizers.SGD(0.1), loss)
     images = np.random.default_rng(0).normal(size=(16, 8, 8, 1)).astype("float32")
-    assert np.isfinite(model.train_on_batch(images, np.arange(16) % 3))
+    for _ in range(2):
+        assert np.isfinite(model.train_on_batch(images, np.arange(16) % 3))
     for variable, old in zip(model.trainable_variables, before, strict=True):
         new = np.asarray(variable)
         assert np.isfinite(new).all() and (new != old).any(), variable.path
+
+
+@pytest.mark.parametrize("name", ["orepa_resnet50", "mobileone_s4"])
+def test_merging_keeps_the_function(name):
+    model = models.build(name, classes=3, input_shape=(66, 66, 3), width=0.05)
+    for block in blocks(model):
+        randomize(block.expression, seed=0, dead=False)
+    images = np.random.default_rng(0).normal(size=(2, 66, 66, 3)).astype("float32")
+    merged, logits = repq_tf.merge(model), np.asarray(model(images))
+    assert not blocks(merged)
+    np.testing.assert_allclose(merged(images), logits, atol=1e-4 * abs(logits).max())
 
 
 def test_save_and_load(tmp_path):

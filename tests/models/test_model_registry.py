@@ -9,12 +9,23 @@ import pytest
 from repq_tf import models
 from repq_tf.models.registry import register
 
-REPVGG = [
-    *("repvgg_a0", "repvgg_a1", "repvgg_a2", "repvgg_b0"),
-    *("repvgg_b1", "repvgg_b1g2", "repvgg_b1g4"),
-    *("repvgg_b2", "repvgg_b2g2", "repvgg_b2g4"),
-    *("repvgg_b3", "repvgg_b3g2", "repvgg_b3g4"),
+SIZES = [
+    *("a0", "a1", "a2", "b0", "b1", "b1g2", "b1g4", "b2", "b2g2", "b2g4", "b3", "b3g2", "b3g4"),
 ]
+MOBILEONE = [f"mobileone_s{size}" for size in range(5)]
+ECBSR = [f"ecbsr_m{m}c{c}" for m in (4, 10, 16) for c in (8, 16, 32, 64)]
+# The names that the README and papers give, and the plain twin of each.
+PLAIN_TWINS = {
+    **{
+        f"{family}resnet{depth}": f"resnet{depth}"
+        for family in ("", "ac_", "dbb_", "orepa_")
+        for depth in (18, 34, 50)
+    },
+    **{f"repvgg_{size}": f"repvgg_{size}_plain" for size in [*SIZES, "d2se"]},
+    **{f"qarepvgg_{size}": f"repvgg_{size}_plain" for size in SIZES},
+    **{f"orepa_repvgg_{size}": f"repvgg_{size}_plain" for size in ("a0", "a1", "a2")},
+    **{name: f"{name}_plain" for name in (*MOBILEONE, *ECBSR)},
+}
 
 
 def blocks(model):
@@ -22,31 +33,56 @@ def blocks(model):
 
 
 def test_list():
-    plain = [f"{name}_plain" for name in REPVGG]
-    assert models.list_models() == sorted(["ac_resnet18", "resnet18", *REPVGG, *plain])
+    assert set(models.list_models()) >= {*PLAIN_TWINS, *PLAIN_TWINS.values()}
+    assert models.list_models() == sorted(models.list_models())
+
+
+def test_list_by_task():
+    plain = [PLAIN_TWINS[name] for name in ECBSR]
+    assert models.list_models("super_resolution") == sorted([*ECBSR, *plain])
+    both = [*models.list_models("classification"), *models.list_models("super_resolution")]
+    assert sorted(both) == models.list_models()
+    with pytest.raises(ValueError, match="classification, super_resolution. Received: 'segm'"):
+        models.list_models("segm")
+
+
+def defaults(function):
+    return {
+        argument: parameter.default
+        for argument, parameter in inspect.signature(function).parameters.items()
+    }
 
 
 @pytest.mark.parametrize("name", models.list_models())
 def test_every_model_is_a_public_function(name):
     function = getattr(models, name)
-    assert name in models.__all__
+    assert name in models.__all__ and name in dir(models)
     assert function.__name__ == name
-    assert f"models.{name}(classes=10" in function.__doc__
     assert pickle.loads(pickle.dumps(function)) is function
-    defaults = {
-        argument: parameter.default
-        for argument, parameter in inspect.signature(function).parameters.items()
-    }
-    assert defaults.pop("block_options") is inspect.Parameter.empty
-    assert defaults == {"classes": 1000, "input_shape": (224, 224, 3), "width": 1.0}
+    expected = {"classes": 1000, "input_shape": (224, 224, 3), "width": 1.0}
+    if name in models.list_models("super_resolution"):
+        expected = {"scale": 2, "channels": 1, "input_shape": None}
+    assert f"models.{name}({next(iter(expected))}=" in function.__doc__
+    assert defaults(function) == {**expected, "block_options": inspect.Parameter.empty}
+
+
+def test_names_can_be_imported():
+    from repq_tf.models import orepa_resnet34
+
+    assert orepa_resnet34 is models.orepa_resnet34
+    with pytest.raises(ImportError, match="resnet35"):
+        from repq_tf.models import resnet35  # noqa: F401
+
+
+def test_a_typo_is_told_what_exists():
+    with pytest.raises(AttributeError, match="has no 'resnet51'; .*ac_resnet50.*repvgg_a0"):
+        models.resnet51  # noqa: B018
 
 
 def test_plain_twins():
-    assert models.plain_twin("ac_resnet18") == "resnet18"
-    assert models.plain_twin("resnet18") == "resnet18"
-    for name in REPVGG:
-        assert models.plain_twin(name) == f"{name}_plain"
-        assert models.plain_twin(f"{name}_plain") == f"{name}_plain"
+    for name, plain in PLAIN_TWINS.items():
+        assert models.plain_twin(name) == plain
+        assert models.plain_twin(plain) == plain
 
 
 def test_build_takes_what_shapes_and_labels_are_made_of():
@@ -78,6 +114,17 @@ def test_options_reach_every_block():
             assert block.gamma_initializer == "zeros"
 
 
+def test_options_reach_all_of_orepa():
+    model = models.orepa_resnet50(3, (96, 96, 3), 0.01, momentum=0.5)
+    assert {block.momentum for block in blocks(model)} == {0.5}
+
+
+def test_options_reach_mobileone_but_not_its_stem():
+    stem, *others = blocks(models.mobileone_s1(3, (8, 8, 1), 0.01, branches=2, momentum=0.5))
+    assert (stem.branches, stem.momentum) == (1, 0.5)
+    assert {(block.branches, block.momentum) for block in others} == {(2, 0.5)}
+
+
 def test_options_reach_repvgg():
     model = models.repvgg_a0(3, (8, 8, 1), 0.01, momentum=0.5, weight_bits=4)
     assert {(block.momentum, block.weight_bits) for block in blocks(model)} == {(0.5, 4)}
@@ -85,7 +132,7 @@ def test_options_reach_repvgg():
 
 @pytest.mark.parametrize("find", [models.build, models.plain_twin])
 def test_unknown_name(find):
-    with pytest.raises(ValueError, match="ac_resnet18, repvgg_a0.*Received: 'resnet19'"):
+    with pytest.raises(ValueError, match="ac_resnet18, .*repvgg_a0.*Received: 'resnet19'"):
         find("resnet19")
 
 
@@ -95,6 +142,15 @@ def test_names_are_unique():
 
     with pytest.raises(ValueError, match="'resnet18', which is registered"):
         register(resnet18)
+
+
+def test_tasks_are_known():
+    def sharpen():
+        pass
+
+    with pytest.raises(ValueError, match="task must be one of: .* Received: 'sharpening'"):
+        register(sharpen, task="sharpening")
+    assert "sharpen" not in models.list_models()
 
 
 @pytest.mark.parametrize("name", ["resnet18", "repvgg_a0"])

@@ -98,8 +98,13 @@ def test_bad_values_are_refused_by_name(given, words):
 def test_an_unknown_model_gets_the_whole_list():
     with pytest.raises(UserError) as error:
         resolve(model="resnet19")
-    for name in list_models():
+    for name in list_models("classification"):
         assert name in str(error.value)
+
+
+def test_a_model_of_another_task_is_refused_by_name():
+    with pytest.raises(UserError, match="--model=ecbsr_m4c8 is no classification network.*res"):
+        resolve(model="ecbsr_m4c8")
 
 
 def test_differences_name_what_decides_the_result():

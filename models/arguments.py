@@ -1,0 +1,68 @@
+"""Checks of the arguments of networks."""
+
+import inspect
+import math
+from numbers import Real
+
+from repq_tf.layers import ReparamConv
+from repq_tf.layers.arguments import positive
+
+# What a network decides for its blocks; every other option of a block is the user's.
+_DECIDED = {
+    *("self", "filters", "kernel_size", "strides", "padding", "groups", "activation"),
+    *("options", "kwargs"),
+}
+
+
+def check_input_shape(shape, unknown_size=False):
+    """`(height, width, channels)` as a tuple, or a ValueError that says what is wrong.
+
+    Args:
+        shape: what the user gave.
+        unknown_size: whether height and width may be None.
+    """
+    sizes = tuple(shape) if isinstance(shape, (tuple, list)) else ()
+    if len(sizes) != 3:
+        raise ValueError(
+            "input_shape must be (height, width, channels) of one image, without the batch. "
+            f"Received: {shape!r}"
+        )
+    *spatial, channels = sizes
+    argument = f"each size of input_shape {sizes}"
+    spatial = [
+        None if size is None and unknown_size else positive(size, argument) for size in spatial
+    ]
+    return *spatial, positive(channels, argument)
+
+
+def check_width(width):
+    """Refuses a multiplier of channels that is not a positive number."""
+    good = isinstance(width, Real) and not isinstance(width, bool) and math.isfinite(width)
+    if not good or width <= 0:
+        raise ValueError(f"width must be a positive number. Received: {width!r}")
+
+
+def check_block_options(name, block, options):
+    """Refuses options that a network's blocks do not have, or that the network decides."""
+    allowed = _option_names(block)
+    unknown = sorted(set(options) - allowed)
+    if unknown:
+        raise ValueError(
+            f"block_options of {name} must be among: {', '.join(sorted(allowed))}. "
+            f"Received: {', '.join(unknown)}"
+        )
+
+
+def common_options(options):
+    """Returns those of the options that every block takes, not only one class of them."""
+    common = _option_names(ReparamConv)
+    return {name: value for name, value in options.items() if name in common}
+
+
+def _option_names(block):
+    """The options of a class of blocks that a network leaves to its user."""
+    names = set()
+    for ancestor in inspect.getmro(block):
+        if issubclass(ancestor, ReparamConv):
+            names.update(inspect.signature(ancestor.__init__).parameters)
+    return names - _DECIDED

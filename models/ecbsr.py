@@ -1,0 +1,109 @@
+"""ECBSR (ACM MM 2021): super resolution with edge-oriented blocks, and its plain twins.
+
+A 3x3 block to c channels, m of c to c, each with a PReLU, and one to `scale^2` times the
+image's channels; the image is added to every `scale^2`-th part, and depth to space follows.
+Pixels may have any range: there is no batch norm. The authors train on the luma of images
+in 0 to 255.
+"""
+
+import itertools
+
+from repq_tf.keras_api import keras
+from repq_tf.layers import ECB, ConvBlock, DepthToSpace
+from repq_tf.layers.arguments import positive
+from repq_tf.models.arguments import check_block_options, check_input_shape
+from repq_tf.models.parts import torch_uniform
+from repq_tf.models.registry import register
+
+_DOCUMENTATION = """{summary}
+
+    Args:
+        scale: how many times larger the image becomes; 2 to 4 in the paper.
+        channels: number of channels of the image: 1, the luma, or 3.
+        input_shape: `(height, width, channels)` of the images. Default: any size.
+        **block_options: passed to every block, such as `merged`{own}.
+
+    Returns:
+        A Functional `keras.Model` from images to images.
+
+    Example:
+        >>> model = repq_tf.models.{name}(scale=2)
+    """
+
+
+def ecbsr(m, c, scale=2, channels=1, input_shape=None, **block_options):
+    """ECBSR of any depth and width.
+
+    Args:
+        m: number of blocks between the first and the last.
+        c: their number of channels.
+        scale: how many times larger the image becomes; 2 to 4 in the paper.
+        channels: number of channels of the image: 1, the luma, or 3.
+        input_shape: `(height, width, channels)` of the images. Default: any size.
+        **block_options: passed to every block, such as `merged` or `multiplier`; `identity`
+            to those with as many inputs as outputs.
+
+    Returns:
+        A Functional `keras.Model` from images to images.
+
+    Example:
+        >>> model = repq_tf.models.ecbsr(m=4, c=8, scale=2)
+    """
+    m, c = positive(m, "m"), positive(c, "c")
+    return _network(f"ecbsr_m{m}c{c}", ECB, m, c, scale, channels, input_shape, block_options)
+
+
+def _network(name, block, m, c, scale, channels, input_shape, options):
+    scale, channels = positive(scale, "scale"), positive(channels, "channels")
+    if scale == 1:
+        raise ValueError("scale must be at least 2. Received: 1")
+    if input_shape is None:
+        input_shape = (None, None, channels)
+    input_shape = check_input_shape(input_shape, unknown_size=True)
+    if input_shape[-1] != channels:
+        raise ValueError(
+            f"input_shape must end in channels, {channels}. Received: {input_shape}"
+        )
+    check_block_options(name, block, options)
+    if block is ConvBlock:
+        options = {"kernel_initializer": torch_uniform(), **options}
+    # The first block and the last change the number of channels.
+    edge_options = {key: value for key, value in options.items() if key != "identity"}
+
+    images = keras.Input(input_shape, name="image")
+    x = _prelu(block(c, name="first", **edge_options)(images), "first")
+    for index in range(1, m + 1):
+        x = _prelu(block(c, name=f"block{index}", **options)(x), f"block{index}")
+    x = block(channels * scale**2, name="last", **edge_options)(x)
+    copies = keras.layers.Concatenate(name="copies")([images] * scale**2)
+    x = keras.layers.Add(name="add")([x, copies])
+    return keras.Model(images, DepthToSpace(scale, name="upscaled")(x), name=name)
+
+
+def _prelu(x, name):
+    start = keras.initializers.Constant(0.25)
+    return keras.layers.PReLU(start, shared_axes=[1, 2], name=f"{name}_prelu")(x)
+
+
+def _make(name, summary, block, m, c, plain=None, own=""):
+    """Makes and registers the function that builds a network."""
+
+    def build(scale=2, channels=1, input_shape=None, **block_options):
+        return _network(name, block, m, c, scale, channels, input_shape, block_options)
+
+    build.__name__ = build.__qualname__ = name
+    build.__module__ = "repq_tf.models"
+    build.__doc__ = _DOCUMENTATION.format(summary=summary, name=name, own=own)
+    register(build, plain, task="super_resolution")
+
+
+def _networks(m, c):
+    """Registers a network and its plain twin."""
+    name, title = f"ecbsr_m{m}c{c}", f"ECBSR-M{m}C{c}"
+    summary = f"{title}: super resolution (ACM MM 2021)."
+    _make(name, summary, ECB, m, c, f"{name}_plain", own=", `multiplier` or `identity`")
+    _make(f"{name}_plain", f"The plain twin of {title}: 3x3 convolutions.", ConvBlock, m, c)
+
+
+for _m, _c in itertools.product((4, 10, 16), (8, 16, 32, 64)):
+    _networks(_m, _c)
