@@ -1,6 +1,6 @@
 """repq_tf: quantization-aware training of re-parameterized networks, on merged kernels."""
 
-from repq_tf import branches, layers, models, quantizers
+from repq_tf import branches, layers, models, optimizers, quantizers
 from repq_tf.deployment import check_parity, export_tflite, export_tflite_float, merge
 from repq_tf.quantization import quantization_table, quantize, reestimate_batch_norm
 
@@ -12,6 +12,7 @@ __all__ = [
     "layers",
     "merge",
     "models",
+    "optimizers",
     "quantization_table",
     "quantize",
     "quantizers",
