@@ -3,7 +3,7 @@
 Every name in `list_models()` is a function here: `repq_tf.models.ac_resnet18(classes=10)`.
 """
 
-from repq_tf.models import mobileone, repvgg, resnet  # noqa: F401  they fill the table
+from repq_tf.models import mobileone, repopt, repvgg, resnet  # noqa: F401  they fill the table
 from repq_tf.models.ecbsr import ecbsr
 from repq_tf.models.registry import build, find, list_models, plain_twin
 

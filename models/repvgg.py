@@ -17,7 +17,9 @@ _DEPTHS_B = (4, 6, 16, 1)
 _DEPTHS_D = (8, 14, 24, 1)
 
 
-def _features(images, width, block, options, depths, a, b, groups=1, squeeze=False):
+def features(
+    images, width, block, options, depths, a, b, groups=1, squeeze=False, own_options=None
+):
     """The last feature map.
 
     Args:
@@ -30,6 +32,8 @@ def _features(images, width, block, options, depths, a, b, groups=1, squeeze=Fal
         b: the paper's multiplier of the last stage's channels.
         groups: of every other convolution.
         squeeze: whether squeeze and excite follows every block.
+        own_options: a function from a block's position in its stage, 1 the first, to options
+            of its own, where the user gives none.
     """
     depths = (1, *depths)
     channels = (min(64, 64 * a), 64 * a, 128 * a, 256 * a, 512 * b)
@@ -48,17 +52,17 @@ def _features(images, width, block, options, depths, a, b, groups=1, squeeze=Fal
                 strides=stride if index == 1 else 1,
                 padding=1,
                 groups=groups if layer > 0 and layer % 2 == 0 else 1,
-                **options,
+                **{**(own_options(index) if own_options else {}), **options},
             )
             layer += 1
     return x
 
 
 def _networks(size, **arguments):
-    """Registers all networks of one size, whose arguments are those of `_features`."""
+    """Registers all networks of one size, whose arguments are those of `features`."""
     title = f"RepVGG-{size.capitalize()}"
     plain = f"repvgg_{size}_plain"
-    make = partial(classifier, features=partial(_features, **arguments), plain=plain)
+    make = partial(classifier, features=partial(features, **arguments), plain=plain)
     like_torch = partial(make, kernel_initializer=torch_uniform())
     like_torch(
         plain,
