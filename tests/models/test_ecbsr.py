@@ -7,10 +7,7 @@ import pytest
 import repq_tf
 from repq_tf import models
 from repq_tf.layers import ECB, ConvBlock
-
-
-def blocks(model):
-    return [layer for layer in model.layers if hasattr(layer, "merge")]
+from tests.models.outline import blocks
 
 
 @pytest.fixture

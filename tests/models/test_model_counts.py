@@ -1,16 +1,12 @@
-"""Numbers of parameters against the published ones.
+"""Numbers of parameters against the published ones."""
 
-Networks are built without values: only the shapes of their variables are counted.
-"""
-
-import functools
 import math
 
-import keras
 import pytest
 
 from repq_tf import models
 from repq_tf.deployment import merge
+from tests.models.outline import blocks, outline
 
 MILLION = 1e6
 
@@ -50,22 +46,12 @@ RESNET = {
 }
 
 
-@functools.cache
-def build(name, **arguments):
-    with keras.StatelessScope(initialize_variables=False):
-        return models.build(name, **arguments)
-
-
 def size(variables):
     return sum(math.prod(variable.shape) for variable in variables)
 
 
 def in_training(model):
     return size(model.trainable_variables)
-
-
-def blocks(model):
-    return [layer for layer in model.layers if hasattr(layer, "merge")]
 
 
 def deployed(model):
@@ -101,7 +87,7 @@ def repvgg_counts(name):
 @pytest.mark.parametrize("name", REPVGG)
 def test_repvgg(name):
     taps, outputs, identities, other = repvgg_counts(name)
-    model = build(name)
+    model = outline(name)
     assert deployed(model) == 9 * taps + outputs + other
     assert in_training(model) == 10 * taps + 2 * (2 * outputs + identities) + other
     for counted, published in zip((deployed, in_training), REPVGG[name], strict=True):
@@ -112,15 +98,15 @@ def test_repvgg(name):
 @pytest.mark.parametrize("name", ["repvgg_a0", "repvgg_b1", "repvgg_b2g4"])
 def test_qarepvgg(name):
     taps, outputs, _, logits = repvgg_counts(name)
-    model = build(f"qa{name}")
-    assert deployed(model) == deployed(build(name))
+    model = outline(f"qa{name}")
+    assert deployed(model) == deployed(outline(name))
     assert in_training(model) == 10 * taps + 2 * 2 * outputs + logits
 
 
 @pytest.mark.parametrize("name", ["repvgg_a0", "repvgg_a1", "repvgg_a2"])
 def test_orepa_repvgg_deploys_as_repvgg(name):
-    assert deployed(build(f"orepa_{name}")) == deployed(build(name))
-    assert in_training(build(f"orepa_{name}")) > in_training(build(name))
+    assert deployed(outline(f"orepa_{name}")) == deployed(outline(name))
+    assert in_training(outline(f"orepa_{name}")) > in_training(outline(name))
 
 
 def test_deployed_is_what_merging_leaves():
@@ -130,29 +116,29 @@ def test_deployed_is_what_merging_leaves():
 
 @pytest.mark.parametrize("name", ["repvgg_a0", "repvgg_d2se", "mobileone_s0", "mobileone_s4"])
 def test_plain_twins_have_one_kernel_and_one_batch_norm_a_block(name):
-    model = build(f"{name}_plain")
-    assert deployed(model) == deployed(build(name))
+    model = outline(f"{name}_plain")
+    assert deployed(model) == deployed(outline(name))
     biases = sum(block.filters for block in blocks(model))
     assert in_training(model) == deployed(model) + biases
 
 
 @pytest.mark.parametrize("name", MOBILEONE)
 def test_mobileone(name):
-    assert deployed(build(name)) == MOBILEONE[name][0]
-    assert in_training(build(name)) / MILLION == pytest.approx(MOBILEONE[name][1], abs=0.0051)
+    assert deployed(outline(name)) == MOBILEONE[name][0]
+    assert in_training(outline(name)) / MILLION == pytest.approx(MOBILEONE[name][1], abs=0.0051)
 
 
 @pytest.mark.parametrize("depth", RESNET)
 def test_resnet(depth):
     parameters, gammas = RESNET[depth]
-    assert in_training(build(f"resnet{depth}")) == parameters
-    assert deployed(build(f"resnet{depth}")) == parameters - gammas
+    assert in_training(outline(f"resnet{depth}")) == parameters
+    assert deployed(outline(f"resnet{depth}")) == parameters - gammas
 
 
 @pytest.mark.parametrize("depth", RESNET)
 @pytest.mark.parametrize("family", ["ac", "dbb", "orepa"])
 def test_every_resnet_deploys_as_the_plain_one(family, depth):
-    model, plain = build(f"{family}_resnet{depth}"), build(f"resnet{depth}")
+    model, plain = outline(f"{family}_resnet{depth}"), outline(f"resnet{depth}")
     assert deployed(model) == deployed(plain)
     squares = sum(
         9 * b.filters * b.input.shape[-1] for b in blocks(plain) if b.kernel_size[0] == 3
@@ -165,7 +151,7 @@ def check_ecbsr(name, scale, channels):
     m, c = (int(n) for n in name.removeprefix("ecbsr_m").removesuffix("_plain").split("c"))
     outputs = channels * scale**2
     convolutions = (9 * channels + 1) * c + m * (9 * c + 1) * c + (9 * c + 1) * outputs
-    model = build(name, scale=scale, channels=channels)
+    model = outline(name, scale=scale, channels=channels)
     assert deployed(model) == convolutions + (m + 1) * c
     return convolutions
 

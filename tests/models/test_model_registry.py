@@ -8,13 +8,12 @@ import pytest
 
 from repq_tf import models
 from repq_tf.models.registry import register
+from tests.models.outline import blocks
 
-SIZES = [
-    *("a0", "a1", "a2", "b0", "b1", "b1g2", "b1g4", "b2", "b2g2", "b2g4", "b3", "b3g2", "b3g4"),
-]
+SIZES = "a0 a1 a2 b0 b1 b1g2 b1g4 b2 b2g2 b2g4 b3 b3g2 b3g4".split()
 MOBILEONE = [f"mobileone_s{size}" for size in range(5)]
 ECBSR = [f"ecbsr_m{m}c{c}" for m in (4, 10, 16) for c in (8, 16, 32, 64)]
-# The names that the README and papers give, and the plain twin of each.
+# Every re-parameterized network that the library promises, and its plain twin.
 PLAIN_TWINS = {
     **{
         f"{family}resnet{depth}": f"resnet{depth}"
@@ -26,10 +25,6 @@ PLAIN_TWINS = {
     **{f"orepa_repvgg_{size}": f"repvgg_{size}_plain" for size in ("a0", "a1", "a2")},
     **{name: f"{name}_plain" for name in (*MOBILEONE, *ECBSR)},
 }
-
-
-def blocks(model):
-    return [layer for layer in model.layers if hasattr(layer, "merge")]
 
 
 def test_list():
