@@ -127,7 +127,7 @@ class _Trace:
         (source,) = (node for node in graph.nodes.values() if node.is_input)
         readers = [reader.layer for reader in graph.consumers(source.name)]
         self.input_bits = min([r.bits for r in readers if isinstance(r, Quantize)], default=8)
-        self.input_shape = tuple(source.layer.batch_shape[1:])
+        self.input_shape = source.input_shape[1:]
         if any(size is None for size in self.input_shape):
             raise ValueError(
                 f"model {graph.name!r}: the input must have a known size to be exported. "

@@ -6,7 +6,8 @@ Read from `model.get_config()`, the public description that `.keras` files hold.
 import dataclasses
 from typing import Any
 
-from repq_tf.keras_api import keras
+from repq_tf.keras_api import LEGACY, keras
+from repq_tf.quantization import legacy_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,11 @@ class Node:
         """Whether it is an input of the model."""
         return isinstance(self.layer, keras.layers.InputLayer)
 
+    @property
+    def input_shape(self):
+        """The shape of an input of the model, with the batch."""
+        return tuple(self.layer.output.shape)
+
 
 @dataclasses.dataclass(frozen=True)
 class Graph:
@@ -51,11 +57,13 @@ class Graph:
     Attributes:
         name: the model's name.
         nodes: nodes by name.
+        inputs: a `Tensor`, or a list or dict of them: what the model is called with.
         outputs: a `Tensor`, or a list or dict of them.
     """
 
     name: str
     nodes: dict
+    inputs: Any
     outputs: Any
 
     def consumers(self, name):
@@ -129,7 +137,10 @@ def read_graph(model):
                 f"operation {name!r} ({entry['class_name']}) is not a Keras layer; use the "
                 "layer of the same meaning (keras.layers.Add for +, say)"
             )
-        calls = entry["inbound_nodes"] or [{"args": [], "kwargs": {}}]
+        calls = entry["inbound_nodes"]
+        if LEGACY:
+            calls = legacy_config.calls(layers[name], calls)
+        calls = calls or [{"args": [], "kwargs": {}}]
         for index, call in enumerate(calls):
             unique = name if index == 0 else f"{name}_call{index}"
             produced[name, index] = unique
@@ -141,14 +152,17 @@ def read_graph(model):
         # A nested model's calls are counted from 1 where it makes an output.
         return Tensor(produced.get((name, index)) or produced[name, 0], output)
 
-    def link_outputs(structure):
+    def link_ends(structure):
         if isinstance(structure, dict):
-            return {key: link_outputs(value) for key, value in structure.items()}
+            return {key: link_ends(value) for key, value in structure.items()}
         if structure and isinstance(structure[0], str):
             return link(structure)
-        return [link_outputs(item) for item in structure]
+        return [link_ends(item) for item in structure]
 
-    outputs = link_outputs(config["output_layers"])
+    ends = [config["input_layers"], config["output_layers"]]
+    if LEGACY:
+        ends = [legacy_config.ends(end) for end in ends]
+    inputs, outputs = map(link_ends, ends)
     nodes = {
         name: dataclasses.replace(
             node,
@@ -157,7 +171,7 @@ def read_graph(model):
         )
         for name, node in nodes.items()
     }
-    return _inline(Graph(model.name, _sort(nodes), outputs))
+    return _inline(Graph(model.name, _sort(nodes), inputs, outputs))
 
 
 def _decode(value):
@@ -178,13 +192,13 @@ def _read_sequential(model):
         raise ValueError(
             f"model {model.name!r} is not built; give it a keras.Input or call it once"
         )
-    source = keras.layers.InputLayer(batch_shape=model.input_shape, name="input")
-    nodes = {"input": Node("input", source)}
+    tensor = keras.Input(batch_shape=model.input_shape, name="input")
+    nodes = {"input": Node("input", keras.Model(tensor, tensor).layers[0])}
     last = "input"
     for layer in model.layers:
         nodes[layer.name] = Node(layer.name, layer, (Tensor(last),))
         last = layer.name
-    return _inline(Graph(model.name, nodes, Tensor(last)))
+    return _inline(Graph(model.name, nodes, Tensor("input"), Tensor(last)))
 
 
 def _sort(nodes):
@@ -215,11 +229,10 @@ def _inline(graph):
             nodes[node.name] = node
             continue
         inner = read_graph(node.layer)
-        sources = iter(node.inputs)
-        inside = {}
+        given = (*node.args, *node.kwargs.values())[0]
+        inside = {tensor.node: source for tensor, source in _pairs(inner.inputs, given)}
         for item in inner.nodes.values():
             if item.is_input:
-                inside[item.name] = next(sources)
                 continue
             name = f"{node.name}_{item.name}"
 
@@ -234,9 +247,16 @@ def _inline(graph):
                 kwargs=_map(relink, item.kwargs),
             )
             inside[item.name] = (name,)
-        for index, tensor in enumerate(_tensors(inner.outputs)):
+        for index, tensor in enumerate(keras.tree.flatten(inner.outputs)):
             renamed[Tensor(node.name, index)] = relink(tensor)
-    return Graph(graph.name, nodes, _map(link, graph.outputs))
+    return Graph(graph.name, nodes, graph.inputs, _map(link, graph.outputs))
+
+
+def _pairs(structure, values):
+    """The leaves of a structure with those of another one of the same form."""
+    if isinstance(structure, dict) and isinstance(values, dict):
+        return [pair for key, item in structure.items() for pair in _pairs(item, values[key])]
+    return list(zip(leaves(structure), leaves(values), strict=True))
 
 
 def evaluate(graph, feed, apply):
@@ -288,23 +308,44 @@ def rebuild(graph, apply, apply_input=None, name=None):
     Returns:
         A `keras.Model` with the graph's inputs and outputs.
     """
-    inputs = []
+    inputs = {}
 
     def feed(node):
-        config = node.layer.get_config()
-        inputs.append(
-            keras.Input(
-                batch_shape=config["batch_shape"], dtype=config["dtype"], name=node.name
-            )
+        tensor = inputs[node.name] = keras.Input(
+            batch_shape=node.input_shape, dtype=node.layer.output.dtype, name=node.name
         )
-        return inputs[-1] if apply_input is None else apply_input(node, inputs[-1])
+        return tensor if apply_input is None else apply_input(node, tensor)
 
     outputs = evaluate(graph, feed, apply)
-    single = inputs[0] if len(inputs) == 1 else inputs
-    return keras.Model(single, outputs, name=name or graph.name)
+    ends = graph.inputs
+    if isinstance(ends, list) and len(ends) == 1:
+        ends = ends[0]
+    return keras.Model(
+        _map(lambda end: inputs[end.node], ends), outputs, name=name or graph.name
+    )
 
 
 def copy_layer(layer, name=None, **changes):
     """A new, unbuilt layer of the same configuration, but for the changes."""
     config = layer.get_config()
     return type(layer).from_config({**config, "name": name or layer.name, **changes})
+
+
+def copy_call(node, args, kwargs, copies):
+    """Calls the copy of a node's layer, which has its weights.
+
+    Args:
+        node: the `Node`.
+        args: what to call with, positional.
+        kwargs: and by name.
+        copies: a dict that holds the copies made so far, one for each layer.
+    """
+    layer = node.layer
+    if id(layer) in copies:
+        return copies[id(layer)](*args, **kwargs)
+    copy = copies[id(layer)] = copy_layer(layer, node.name)
+    outputs = copy(*args, **kwargs)
+    copy.set_weights(layer.get_weights())
+    if isinstance(copy, keras.layers.Normalization):
+        copy.finalize_state()  # it computes with constants made of its weights
+    return outputs

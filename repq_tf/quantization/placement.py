@@ -11,6 +11,7 @@ from typing import Any
 
 from repq_tf.keras_api import keras
 from repq_tf.layers import ReparamConv
+from repq_tf.layers.stock import normalized_axis
 from repq_tf.quantization.config import LayerBits, apply_rules
 
 _layers = keras.layers
@@ -91,8 +92,9 @@ def activation_name(layer):
     """The name of the activation that a layer is or applies."""
     if isinstance(layer, _layers.ReLU):
         plain = not layer.negative_slope and not layer.threshold
-        names = {None: "relu", 6: "relu6"}
-        return names.get(layer.max_value, "ReLU") if plain else "ReLU with a slope or threshold"
+        limit = layer.max_value if layer.max_value is None else float(layer.max_value)
+        names = {None: "relu", 6.0: "relu6"}
+        return names.get(limit, "ReLU") if plain else "ReLU with a slope or threshold"
     if isinstance(layer, _layers.Softmax):
         return "softmax"
     name = keras.activations.serialize(layer.activation)
@@ -163,7 +165,7 @@ def _add_site(placement, graph, node):
         before = fuse(("convolution",))
         if before is None or not isinstance(before.layer, _STOCK) or before.batch_norm:
             _refuse(node, "a batch norm must follow a convolution that nobody else reads")
-        if layer.axis not in (-1, layer.input_spec.ndim - 1):
+        if normalized_axis(layer) not in (-1, layer.input_spec.ndim - 1):
             _refuse(node, f"axis must be the channels' (-1). Received: {layer.axis}")
         fused_into(before, batch_norm=layer)
     elif type(layer) in (_layers.ReLU, _layers.Activation, _layers.Softmax):

@@ -8,6 +8,7 @@ import numpy as np
 from repq_tf.branches import FeatureReading, Reading, estimated_moments, exact_moments
 from repq_tf.keras_api import keras, ops
 from repq_tf.layers import DenseBlock, ReparamConv
+from repq_tf.layers.stock import normalized_axis
 from repq_tf.quantization.execution import as_batches, run_batches
 from repq_tf.quantization.graph import read_graph
 
@@ -46,7 +47,7 @@ def reestimate_batch_norm(model, data, batch_size=128):
 
 
 def _axis_moments(layer, x):
-    axis = layer.axis % x.ndim
+    axis = normalized_axis(layer) % x.ndim
     axes = tuple(k for k in range(x.ndim) if k != axis)
     return len(x), ops.mean(x, axis=axes), ops.var(x, axis=axes)
 
@@ -136,10 +137,7 @@ class CalibrationReading(Reading):
             exact = batch_norm.gain_and_shift()
             self._set(statistics, self._estimated(statistics, affine))
             if self.keep_function:
-                gain, shift = exact
-                mean, variance = self.moving(statistics)
-                batch_norm.gamma.assign(gain * ops.sqrt(variance + batch_norm.epsilon))
-                batch_norm.beta.assign(shift + mean * gain)
+                batch_norm.keep(*exact)
         return self.moving(statistics)
 
     def _set(self, statistics, moments):
