@@ -1,6 +1,7 @@
 """repq_tf: quantization-aware training of re-parameterized networks, on merged kernels."""
 
 from repq_tf import branches, layers, models, optimizers, quantizers
+from repq_tf.checkpoints import load_torch_checkpoint
 from repq_tf.deployment import check_parity, export_tflite, export_tflite_float, merge
 from repq_tf.quantization import quantization_table, quantize, reestimate_batch_norm
 
@@ -10,6 +11,7 @@ __all__ = [
     "export_tflite",
     "export_tflite_float",
     "layers",
+    "load_torch_checkpoint",
     "merge",
     "models",
     "optimizers",

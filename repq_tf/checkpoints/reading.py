@@ -1,0 +1,145 @@
+"""File formats: a checkpoint as a dict of NumPy arrays, read without running anything."""
+
+import os
+import pickle
+from collections.abc import Mapping
+
+import numpy as np
+
+# Where training programs put the state dict; averaged weights before the others.
+_NESTED = (
+    *("state_dict_ema", "model_ema", "params_ema", "ema"),
+    *("state_dict", "model_state_dict", "model", "params", "net"),
+)
+
+# What wrappers of whole models put before every name.
+_WRAPPERS = ("module.", "_orig_mod.")
+
+# Counters of batch norms and of a profiler, which no output depends on.
+_COUNTERS = ("num_batches_tracked", "total_ops", "total_params")
+
+
+def read_checkpoint(path):
+    """Reads the tensors of a checkpoint.
+
+    Args:
+        path: a file whose ending is one of `.pth`, `.pt`, `.tar`, `.bin` (PyTorch),
+            `.safetensors`, `.npz`, `.hdf5` and `.h5`.
+
+    Returns:
+        A dict from names, without wrappers such as `module.`, to NumPy arrays. Counters are
+        left out.
+
+    Raises:
+        ValueError: there is no such file, it is of another format, or it holds more than
+            tensors.
+        ImportError: the package that reads the format is not installed.
+    """
+    path = os.fspath(path)
+    ending = os.path.splitext(path)[1].lower()
+    if ending not in _READERS:
+        raise ValueError(f"path must end in one of {', '.join(_READERS)}. Received: {path!r}")
+    if not os.path.isfile(path):
+        raise ValueError(f"path must be an existing file. Received: {path!r}")
+    content = _state_dict(_READERS[ending](path))
+    if not content:
+        raise ValueError(f"path must hold named tensors. Found none in: {path!r}")
+    start = len(_wrapper(content))
+    return {
+        name[start:]: tensor
+        for name, tensor in content.items()
+        if name.rpartition(".")[2] not in _COUNTERS
+    }
+
+
+def _state_dict(content):
+    """The innermost state dict, its tensors as arrays."""
+    for key in _NESTED:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            return _state_dict(content[key])
+    if not isinstance(content, Mapping):
+        return {}
+    arrays = {name: _array(value) for name, value in content.items()}
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
+def _array(value):
+    """A tensor as a NumPy array; None for anything else."""
+    if hasattr(value, "detach"):
+        value = value.detach()
+        value = (value.float() if value.is_floating_point() else value).numpy()
+    return value if isinstance(value, np.ndarray) else None
+
+
+def _wrapper(names):
+    """What all names begin with that no layer is called."""
+    prefix = ""
+    while True:
+        longer = [prefix + wrapper for wrapper in _WRAPPERS]
+        longer = [p for p in longer if all(name.startswith(p) for name in names)]
+        if not longer:
+            return prefix
+        prefix = longer[0]
+
+
+def _read_torch(path):
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(
+            f"{path!r} is a PyTorch file; install what reads it with: "
+            'pip install "repq_tf[torch]"'
+        ) from error
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"path must hold tensors only; other Python objects are not loaded, because "
+            f"loading them can run code. Received: {path!r}, which holds such objects or is "
+            "damaged. If you trust it, write its state dict to a file of its own in PyTorch"
+        ) from error
+    except RuntimeError as error:
+        raise ValueError(f"path must be a PyTorch file. Received: {path!r}: {error}") from error
+
+
+def _read_safetensors(path):
+    try:
+        from safetensors.numpy import load_file
+    except ImportError as error:
+        raise ImportError(
+            f"{path!r} is a safetensors file; install what reads it with: "
+            'pip install "repq_tf[torch]"'
+        ) from error
+    return load_file(path)
+
+
+def _read_npz(path):
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return dict(archive)
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"path must be a NumPy archive of arrays. Received: {path!r}: {error}"
+        ) from error
+
+
+def _read_hdf5(path):
+    import h5py
+
+    arrays = {}
+
+    def visit(name, item):
+        if isinstance(item, h5py.Dataset):
+            arrays[name] = item[()]
+
+    with h5py.File(path, "r") as file:
+        file.visititems(visit)
+    return arrays
+
+
+_READERS = {
+    **dict.fromkeys((".pth", ".pt", ".tar", ".bin"), _read_torch),
+    ".safetensors": _read_safetensors,
+    ".npz": _read_npz,
+    **dict.fromkeys((".hdf5", ".h5"), _read_hdf5),
+}

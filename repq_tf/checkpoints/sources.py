@@ -1,0 +1,105 @@
+"""Layouts: how PyTorch's tensors become our weights."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a weight comes from.
+
+    Attributes:
+        names: of the tensors it is made of, below the layer's own name.
+        convert: `convert(shape, *tensors)` returns the weight, if the tensors fit the shape.
+            Kernels have shape `(kh, kw, in_channels / groups, out_channels)`.
+        inner: whether its channels are not those of the block's output.
+    """
+
+    names: tuple
+    convert: Callable
+    inner: bool = False
+
+
+def kernel(name, mirrored=False, inner=False):
+    """A kernel `(out, in / groups, kh, kw)`; `mirrored` turns it by half a turn."""
+
+    def convert(shape, tensor):
+        value = _kernel(shape, tensor)
+        return value[::-1, ::-1] if mirrored else value
+
+    return Source((name,), convert, inner)
+
+
+def vector(name, inner=False):
+    """One number for each channel, whatever axes of size 1 there are."""
+
+    def convert(shape, tensor):
+        return tensor.reshape(shape) if tensor.size == math.prod(shape) else tensor
+
+    return Source((name,), convert, inner)
+
+
+def row(name, index):
+    """A row of a matrix `(rows, channels)`."""
+
+    def convert(shape, tensor):
+        return tensor[index] if tensor.ndim == 2 and len(tensor) > index else tensor
+
+    return Source((name,), convert)
+
+
+def total(*names):
+    """The sum of kernels."""
+    return Source(names, lambda shape, *tensors: sum(_kernel(shape, t) for t in tensors))
+
+
+def residual(*names):
+    """The sum of 1x1 kernels without the identity, which the block adds on its own."""
+
+    def convert(shape, *tensors):
+        value = sum(_kernel(shape, tensor) for tensor in tensors)
+        inputs, outputs = shape[2:]
+        if value.shape != tuple(shape):
+            return value
+        return value - np.tile(np.eye(inputs), outputs // inputs)
+
+    return Source(names, convert)
+
+
+def filtered(name, filters, ours, mirrored=False):
+    """A 1x1 kernel before one filter for each channel, where our filters are others.
+
+    Theirs must be multiples of ours; the factors go into the kernel.
+
+    Args:
+        name: of the kernel.
+        filters: name of their filters, `(channels, kh, kw)`.
+        ours: our filters, `(kh, kw, channels)`.
+        mirrored: whether their filters are to be turned by half a turn.
+    """
+
+    def convert(shape, tensor, theirs):
+        value, theirs = _kernel(shape, tensor), np.transpose(theirs, (1, 2, 0))
+        if value.shape != tuple(shape) or theirs.shape != ours.shape:
+            return value if value.shape != tuple(shape) else theirs
+        if mirrored:
+            theirs = theirs[::-1, ::-1]
+        factors = (theirs * ours).sum((0, 1)) / np.square(ours).sum((0, 1))
+        if not np.allclose(theirs, factors * ours, atol=1e-5):
+            raise ValueError(f"{filters}: these filters are no multiples of the block's own")
+        return value * factors
+
+    return Source((name, filters), convert)
+
+
+def _kernel(shape, tensor):
+    """A kernel in our layout; Linear's are 1x1, and flat ones are in PyTorch's order."""
+    if tensor.ndim == 1 and tensor.size == math.prod(shape):
+        height, width, inputs, outputs = shape
+        tensor = tensor.reshape(outputs, inputs, height, width)
+    elif tensor.ndim == 2:
+        tensor = tensor[:, :, None, None]
+    return tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor
