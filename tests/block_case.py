@@ -329,18 +329,16 @@ class BlockCase:
             return [two_replicas.reduce("SUM", g, axis=None) for g in gradients]
 
         actual = run(halves(x), [halves(w) for w in weights])
-        names, sampled = [], []
-        for options, block in zip(cases, one, strict=True):
-            names += [f"{options}: {v.path}" for v in block.trainable_variables]
-            # Replicas sample other images than one device does.
-            sample = options.get("bn_statistics") == "sample"
-            sampled += [sample] * len(block.trainable_variables)
+        names = [
+            f"{options}: {v.path}"
+            for options, block in zip(cases, one, strict=True)
+            for v in block.trainable_variables
+        ]
         largest = max(np.abs(array(g)).max() for g in expected)
-        for name, sample, g, other in zip(names, sampled, actual, expected, strict=True):
-            if not sample:
-                np.testing.assert_allclose(
-                    array(g), array(other), rtol=1e-7, atol=1e-9 * largest, err_msg=name
-                )
+        for name, g, other in zip(names, actual, expected, strict=True):
+            np.testing.assert_allclose(
+                array(g), array(other), rtol=1e-7, atol=1e-9 * largest, err_msg=name
+            )
         for options, block, other in zip(cases, mirrored, one, strict=True):
             for variable, value in zip(
                 block.non_trainable_variables, other.non_trainable_variables, strict=True
@@ -350,10 +348,9 @@ class BlockCase:
                 replicas = [array(v) for v in replicas]
                 assert len(replicas) == 2
                 np.testing.assert_array_equal(*replicas, err_msg=name)
-                if options.get("bn_statistics") != "sample":
-                    np.testing.assert_allclose(
-                        replicas[0], array(value), rtol=1e-10, atol=1e-12, err_msg=name
-                    )
+                np.testing.assert_allclose(
+                    replicas[0], array(value), rtol=1e-10, atol=1e-12, err_msg=name
+                )
 
     # Saving.
 

@@ -193,7 +193,7 @@ class BatchNormStatistics(Layer):
     |---|---|
     | `batch` | exact, by one more convolution (RepQ-BN, Algorithm 1) |
     | `estimate` | from the input's moments (RepQ-BNEst, Eq. 5-6) |
-    | `sample` | exact, on the first `sample_fraction` of the batch |
+    | `sample` | exact, on every k-th image, k = `1 / sample_fraction` rounded |
     | `running`, `restored` | the moving ones, which stay as they are |
 
     The first three update the moving statistics,
@@ -247,18 +247,13 @@ class BatchNormStatistics(Layer):
         else:
             x = reading.x
             if self.mode == "sample":
-                x = x[: self._sample_size(x)]
+                # Every k-th image, of which replicas take the same as one device does.
+                x = x[:: round(1 / self.sample_fraction)]
             mean, variance = exact_moments(
                 x, affine, reading.strides, reading.window, self.synchronized
             )
         self.update(mean, variance)
         return mean, variance
-
-    def _sample_size(self, x):
-        share = int(round(1 / self.sample_fraction))
-        if x.shape[0] is not None:
-            return max(x.shape[0] // share, 1)
-        return ops.maximum(ops.shape(x)[0] // share, 1)
 
     def of_features(self, y, training, bias=None):
         """Moments of features, of `y + bias` if a bias is given.

@@ -161,13 +161,13 @@ def test_per_channel_scaling_needs_no_convolution_and_stays_exact(mode, window):
 
 @pytest.mark.parametrize(
     ("batch", "fraction", "images"),
-    [(16, 1 / 8, 2), (17, 1 / 8, 2), (3, 1 / 8, 1), (9, 1 / 4, 2)],
+    [(16, 1 / 8, [0, 8]), (17, 1 / 8, [0, 8, 16]), (3, 1 / 8, [0]), (7, 0.3, [0, 3, 6])],
 )
-def test_sample_is_exact_on_the_first_images(batch, fraction, images):
+def test_sample_is_exact_on_every_kth_image(batch, fraction, images):
     x, affine = features(1, batch, 4), kernel(1, (3, 3), 4, 5, 1)
     window = ((1, 1), (1, 1))
     mean, variance, layer = taken("sample", x, affine, window, sample_fraction=fraction)
-    y = convolution(x[:images], affine.kernel, affine.bias, window=window)
+    y = convolution(x[images], affine.kernel, affine.bias, window=window)
     np.testing.assert_allclose(mean, moments(y)[0], atol=1e-12)
     np.testing.assert_allclose(variance, moments(y)[1], atol=1e-12)
     moved = 0.9 * np.linspace(-1, 1, 5) + 0.1 * mean
@@ -274,7 +274,7 @@ def test_half_precision_features_have_float32_moments(mode, dtype):
     layer = statistics(mode, 2)
     mean, variance = layer.of_kernel(FeatureReading(x, ((0, 0), (0, 0)), (1, 1)), affine)
     seen = array(ops.cast(x, "float32")).astype("float64")
-    seen = seen[:8] if mode == "sample" else seen
+    seen = seen[::8] if mode == "sample" else seen
     np.testing.assert_allclose(array(mean), moments(seen)[0], rtol=1e-5)
     np.testing.assert_allclose(array(variance), moments(seen)[1], rtol=1e-2)
     for value in (mean, variance, layer.moving_mean, layer.moving_variance):
