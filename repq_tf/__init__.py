@@ -4,6 +4,7 @@ from repq_tf import branches, layers, models, optimizers, quantizers
 from repq_tf.checkpoints import load_torch_checkpoint
 from repq_tf.deployment import check_parity, export_tflite, export_tflite_float, merge
 from repq_tf.quantization import quantization_table, quantize, reestimate_batch_norm
+from repq_tf.reparameterization import reparameterize
 
 __all__ = [
     "branches",
@@ -19,4 +20,5 @@ __all__ = [
     "quantize",
     "quantizers",
     "reestimate_batch_norm",
+    "reparameterize",
 ]

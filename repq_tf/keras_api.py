@@ -8,7 +8,7 @@ TensorFlow backend; only the base classes differ.
 import os
 
 import keras as _keras3
-from keras import ops
+from keras import ops, tree
 
 LEGACY = os.environ.get("TF_USE_LEGACY_KERAS", "0").lower() in ("1", "true")
 
@@ -32,6 +32,7 @@ __all__ = [
     "ops",
     "register",
     "replica_mean",
+    "tree",
 ]
 
 

@@ -5,7 +5,7 @@ import numpy as np
 from repq_tf.branches import NumpyReading
 from repq_tf.keras_api import keras, ops
 from repq_tf.layers import DenseBlock, Quantize, ReparamConv
-from repq_tf.quantization.graph import copy_layer, read_graph, rebuild
+from repq_tf.quantization.graph import copy_call, read_graph, rebuild
 
 
 def merge(model):
@@ -38,11 +38,7 @@ def merge(model):
             return y, None
         if type(layer) is Quantize:
             args = args[:1]  # without the scale, which plain convolutions do not know
-        if id(layer) not in copies:
-            copies[id(layer)] = copy_layer(layer, node.name)
-            if layer.weights:
-                weights[node.name] = [ops.convert_to_numpy(w) for w in layer.weights]
-        return copies[id(layer)](*args, **kwargs)
+        return copy_call(node, args, kwargs, copies)
 
     merged = rebuild(graph, apply, name=f"{model.name}_merged")
     for name, values in weights.items():

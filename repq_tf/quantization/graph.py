@@ -6,7 +6,7 @@ Read from `model.get_config()`, the public description that `.keras` files hold.
 import dataclasses
 from typing import Any
 
-from repq_tf.keras_api import LEGACY, keras
+from repq_tf.keras_api import LEGACY, keras, tree
 from repq_tf.quantization import legacy_config
 
 
@@ -247,7 +247,7 @@ def _inline(graph):
                 kwargs=_map(relink, item.kwargs),
             )
             inside[item.name] = (name,)
-        for index, tensor in enumerate(keras.tree.flatten(inner.outputs)):
+        for index, tensor in enumerate(tree.flatten(inner.outputs)):
             renamed[Tensor(node.name, index)] = relink(tensor)
     return Graph(graph.name, nodes, graph.inputs, _map(link, graph.outputs))
 

@@ -13,6 +13,7 @@ from repq_tf.layers import (
     QuantizedMean,
     ReparamConv,
 )
+from repq_tf.layers.stock import stock_kernel, stock_options
 from repq_tf.quantization.calibration import calibrate
 from repq_tf.quantization.config import LayerBits, check_rules
 from repq_tf.quantization.execution import as_batches, run_batches
@@ -264,41 +265,26 @@ def _has_trained_root(layer):
 
 def _stock_block(site):
     """The block class and configuration of a stock convolution or dense layer."""
-    layer = site.layer
-    regularizer = getattr(layer, "depthwise_regularizer", None) or getattr(
-        layer, "kernel_regularizer", None
-    )
-    config = {
+    layer, norm = site.layer, site.batch_norm
+    if not isinstance(layer, keras.layers.Dense):
+        config = {**stock_options(layer, norm), "use_bias": layer.use_bias}
+        return (ConvBlock if norm is None else ConvBNBlock), config
+    if norm is not None:
+        raise ValueError(
+            f"layer {norm.name!r} (BatchNormalization): after a Dense layer it "
+            "cannot be quantized; fold it into the Dense layer first"
+        )
+    return DenseBlock, {
         "dtype": layer.dtype_policy,
         "use_bias": layer.use_bias,
-        "kernel_regularizer": regularizer,
+        "kernel_regularizer": layer.kernel_regularizer,
+        "filters": layer.units,
     }
-    if isinstance(layer, keras.layers.Dense):
-        if site.batch_norm is not None:
-            raise ValueError(
-                f"layer {site.batch_norm.name!r} (BatchNormalization): after a Dense layer it "
-                "cannot be quantized; fold it into the Dense layer first"
-            )
-        return DenseBlock, {**config, "filters": layer.units}
-    config.update(
-        kernel_size=tuple(layer.kernel_size),
-        strides=tuple(layer.strides),
-        padding=layer.padding,
-    )
-    if isinstance(layer, keras.layers.DepthwiseConv2D):
-        channels, multiplier = layer.kernel.shape[2:]
-        config.update(filters=channels * multiplier, groups=channels)
-    else:
-        config.update(filters=layer.filters, groups=layer.groups)
-    if site.batch_norm is None:
-        return ConvBlock, config
-    config.update(epsilon=site.batch_norm.epsilon, momentum=site.batch_norm.momentum)
-    return ConvBNBlock, config
 
 
 def _copy_stock(site, block):
     convolution, norm = block.inner, site.batch_norm
-    kernel = ops.convert_to_numpy(site.layer.kernel)
+    kernel = stock_kernel(site.layer)
     convolution.kernel.assign(np.reshape(kernel, convolution.kernel.shape))
     if site.layer.use_bias:
         _assign([convolution.bias], [site.layer.bias])

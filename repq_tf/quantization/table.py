@@ -8,6 +8,7 @@ from repq_tf.branches import NumpyReading
 from repq_tf.keras_api import keras
 from repq_tf.layers import Quantize, ReparamConv
 from repq_tf.quantization.graph import read_graph
+from repq_tf.text import columns
 
 _LARGE_GAIN = 100.0
 
@@ -53,13 +54,8 @@ class QuantizationTable:
             (row.name, row.kind, row.weight, row.output, _number(row.gain), _number(row.peak))
             for row in self.rows
         ]
-        widths = [max(len(line[k]) for line in [header, *body]) for k in range(len(header))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-            for line in [header, *body]
-        ]
-        lines += [f"warning: {warning}" for warning in self.warnings]
-        return "\n".join(line.rstrip() for line in lines)
+        warnings = [f"warning: {warning}" for warning in self.warnings]
+        return "\n".join([columns([header, *body]), *warnings])
 
 
 def _number(value):

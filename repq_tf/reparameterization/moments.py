@@ -1,0 +1,56 @@
+"""Statistics of new batch norms, measured on images without a change of the function."""
+
+from repq_tf.quantization.execution import run_batches
+from repq_tf.quantization.graph import read_graph
+from repq_tf.quantization.statistics import (
+    CalibrationReading,
+    feature_readings,
+    reestimate_root,
+)
+
+
+def measure_moments(model, fits, batches):
+    """Gives the batch norms of fitted blocks the moments of their features.
+
+    The known ones keep what they have. The guessed ones get gamma and beta that keep the
+    function, so that a training step starts from it too.
+
+    Args:
+        model: the model of the blocks.
+        fits: the `Fit` of each block, by layer name.
+        batches: list of arrays.
+    """
+
+    def visit(node, calls):
+        if node.name not in fits:
+            return
+        block, fit = node.layer, fits[node.name]
+        readings = feature_readings(block, calls)
+        affine = block.inner.merge(_MeasuringReading(readings, fit))
+        if block.root is not None and block.root not in fit.known:
+            before = block.root.gain_and_shift()
+            reestimate_root(block, readings, affine)
+            block.root.keep(*before)
+
+    run_batches(read_graph(model), batches, visit)
+
+
+class _MeasuringReading(CalibrationReading):
+    """The reading that measures the statistics of all batch norms but the known ones."""
+
+    def __init__(self, readings, fit):
+        super().__init__(readings, exact=True)
+        self.fit = fit
+
+    def _derive(self, readings):
+        return type(self)(readings, self.fit)
+
+    def moments(self, batch_norm, affine):
+        """Measures, sets and returns the moving statistics."""
+        if batch_norm in self.fit.known:
+            return self.moving(batch_norm.statistics)
+        before = batch_norm.gain_and_shift()
+        self._set(batch_norm.statistics, self._exact(affine))
+        if batch_norm in self.fit.guessed:
+            batch_norm.keep(*before)
+        return self.moving(batch_norm.statistics)

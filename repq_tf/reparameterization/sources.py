@@ -1,0 +1,89 @@
+"""Convolutions of a model that can become blocks, and what they compute."""
+
+import collections
+
+import numpy as np
+
+from repq_tf.keras_api import keras, ops
+from repq_tf.kernels import AffineKernel
+from repq_tf.layers.stock import normalized_axis, stock_kernel, stock_options
+from repq_tf.reparameterization.fit import Target
+
+STOCK = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
+# What blocks have no equivalent of.
+_EXTRAS = (
+    "activity_regularizer beta_constraint beta_regularizer bias_constraint bias_regularizer "
+    "depthwise_constraint gamma_constraint gamma_regularizer kernel_constraint"
+).split()
+
+
+class Sources:
+    """Finds what a node of a model's graph can be converted with.
+
+    Args:
+        graph: the `Graph`.
+    """
+
+    def __init__(self, graph):
+        self.graph = graph
+        self.calls = collections.Counter(id(node.layer) for node in graph.nodes.values())
+
+    def check(self, node):
+        """Raises a ValueError with the reason why a convolution cannot be converted."""
+        layer = node.layer
+        reasons = {
+            "a subclass may compute something else": type(layer) not in STOCK,
+            "called more than once": self.calls[id(layer)] > 1,
+            "channels_first": layer.data_format != "channels_last",
+            f"dilation_rate {layer.dilation_rate}": any(d != 1 for d in layer.dilation_rate),
+            **{f"{name} is set": value for name, value in _extras(layer).items()},
+        }
+        for reason, holds in reasons.items():
+            if holds:
+                raise ValueError(reason)
+
+    def batch_norm(self, node):
+        """The node of the BatchNormalization right behind a convolution, or None.
+
+        Raises:
+            ValueError: there is one, but it cannot become part of the convolution's block.
+        """
+        readers = self.graph.consumers(node.name)
+        alone = len(readers) == 1 and not self.graph.is_output(node.name)
+        if not alone or type(readers[0].layer) is not keras.layers.BatchNormalization:
+            return None
+        norm, layer = readers[0].layer, node.layer
+        if layer.activation is not keras.activations.linear or self.calls[id(norm)] > 1:
+            return None
+        name = norm.name
+        reasons = {
+            f"the axis of {name} is not the channels'": normalized_axis(norm) not in (-1, 3),
+            f"{name} differs in trainable": norm.trainable != layer.trainable,
+            f"{name} differs in dtype": norm.dtype_policy.name != layer.dtype_policy.name,
+            **{f"{key} of {name} is set": value for key, value in _extras(norm).items()},
+        }
+        for reason, holds in reasons.items():
+            if holds:
+                raise ValueError(reason)
+        return readers[0]
+
+
+def _extras(layer):
+    return {name: getattr(layer, name, None) is not None for name in _EXTRAS}
+
+
+def target(layer, norm=None):
+    """The `Target` that a convolution and the batch norm behind it are."""
+    kernel = np.asarray(stock_kernel(layer), np.float64)
+    bias = _array(layer.bias) if layer.use_bias else np.zeros(kernel.shape[3])
+    affine = AffineKernel(kernel, bias, stock_options(layer)["groups"])
+    if norm is None:
+        return Target(affine)
+    mean, variance = _array(norm.moving_mean), _array(norm.moving_variance)
+    gamma = _array(norm.gamma) if norm.scale else np.ones_like(mean)
+    beta = _array(norm.beta) if norm.center else np.zeros_like(mean)
+    return Target(affine, (mean, variance), (gamma / np.sqrt(variance + norm.epsilon), beta))
+
+
+def _array(variable):
+    return np.asarray(ops.convert_to_numpy(variable), np.float64)
