@@ -52,6 +52,36 @@ flags.DEFINE_string(
     "none; crop: random shift; crop_flip: and mirror; resized_crop: random area and aspect, and"
     f" mirror; auto: by image size. {_AUTO}",
 )
+flags.DEFINE_integer(
+    "randaugment",
+    0,
+    "Random operations of RandAugment (arXiv 1909.13719, magnitude 9 of 10) on each training"
+    " image, 0 for none; 2 is usual.",
+)
+flags.DEFINE_float(
+    "mixup",
+    0.0,
+    "Alpha of mixup (arXiv 1710.09412): training images are blended in pairs by a weight from"
+    " Beta(alpha, alpha). 0 for none; 0.2 is usual.",
+)
+flags.DEFINE_float(
+    "label_smoothing",
+    0.0,
+    "Share of each training label that is spread over all classes, 0 to 1; 0.1 is usual.",
+)
+flags.DEFINE_bool(
+    "cache",
+    False,
+    "Keep the compressed images of a TFDS set in memory after they were read once; an epoch is"
+    " then a shuffle of the whole set. Sets of small images are in memory anyway.",
+)
+flags.DEFINE_bool(
+    "skip_bad_images",
+    False,
+    "Leave out images that cannot be decoded, and count them in the report. All images are"
+    " decoded once at every start to find them. Default: such an image ends the run with its"
+    " name.",
+)
 flags.DEFINE_float("width", 1.0, "Multiplier of the network's channels.")
 flags.DEFINE_float("epochs", None, f"Epochs of the float stage. {_AUTO}")
 flags.DEFINE_float("qat_epochs", None, f"Epochs of quantization-aware training. {_AUTO}")
@@ -63,6 +93,11 @@ flags.DEFINE_integer(
     "calibration_images", 256, "Training images from which step sizes are initialised."
 )
 flags.DEFINE_integer("seed", 0, "Seed of weights, data order and augmentation.")
+flags.DEFINE_bool(
+    "deterministic",
+    None,
+    "Repeat a run bit for bit, on GPUs too, where it is slower. Default: on CPUs, without XLA.",
+)
 flags.DEFINE_string(
     "workdir", None, "Run folder. Default: runs/<model>-<method>-<bits>bit-<dataset>."
 )

@@ -26,7 +26,7 @@ class Settings:
 
     Attributes mirror the flags of `main.py`; `decay`, `warmup_epochs` and `branch_gamma` come
     from the recipe.
-    `sync_bn` and `jit_compile` stay `None` where the machine decides.
+    `sync_bn`, `jit_compile` and `deterministic` stay `None` where the machine decides.
     """
 
     model: str
@@ -47,10 +47,16 @@ class Settings:
     decay: str
     warmup_epochs: float
     augment: str
+    randaugment: int
+    mixup: float
+    label_smoothing: float
+    cache: bool
+    skip_bad_images: bool
     branch_gamma: float | None
     batch_size: int
     calibration_images: int
     seed: int
+    deterministic: bool | None
     workdir: str
     init_from: str | None
     strategy: str
@@ -100,9 +106,15 @@ def resolve(
     qat_learning_rate=None,
     weight_decay=None,
     augment=None,
+    randaugment=0,
+    mixup=0.0,
+    label_smoothing=0.0,
+    cache=False,
+    skip_bad_images=False,
     batch_size=None,
     calibration_images=256,
     seed=0,
+    deterministic=None,
     workdir=None,
     init_from=None,
     strategy="auto",
@@ -146,10 +158,16 @@ def resolve(
         decay=recipe.decay,
         warmup_epochs=recipe.warmup_epochs,
         augment=_default(augment, recipe.augment),
+        randaugment=randaugment,
+        mixup=mixup,
+        label_smoothing=label_smoothing,
+        cache=cache,
+        skip_bad_images=skip_bad_images,
         branch_gamma=None if method == "plain" else recipe.branch_gamma,
         batch_size=_default(batch_size, recipe.batch_size),
         calibration_images=calibration_images,
         seed=seed,
+        deterministic=deterministic,
         workdir=workdir
         or _default_workdir(model, method, weight_bits, activation_bits, dataset),
         init_from=init_from and _absolute(init_from),
@@ -237,6 +255,11 @@ def _check_values(s):
     if s.image_size is not None:
         _number("image_size", s.image_size, 1)
     _one_of("augment", s.augment, ("auto", *KINDS))
+    _number("randaugment", s.randaugment, 0)
+    _number("mixup", s.mixup, 0)
+    _number("label_smoothing", s.label_smoothing, 0)
+    if s.label_smoothing >= 1:
+        raise UserError(f"--label_smoothing must be less than 1. Received: {s.label_smoothing}")
     if not s.dataset:
         raise UserError("--dataset must name a data set. Received an empty string")
     if s.init_from and not os.path.exists(s.init_from):
