@@ -3,7 +3,7 @@
 import numpy as np
 
 from repq_tf.branches import NumpyReading
-from repq_tf.keras_api import keras, ops
+from repq_tf.keras_api import LEGACY, keras, ops
 from repq_tf.layers import DenseBlock, Quantize, ReparamConv
 from repq_tf.quantization.graph import copy_call, read_graph, rebuild
 
@@ -26,7 +26,7 @@ def merge(model):
         >>> merged = repq_tf.merge(model)
         >>> merged.save("deployed.keras")
     """
-    graph = read_graph(model)
+    graph = read_deployable(model)
     weights, copies = {}, {}
 
     def apply(node, args, kwargs):
@@ -44,6 +44,20 @@ def merge(model):
     for name, values in weights.items():
         merged.get_layer(name).set_weights(values)
     return merged
+
+
+def read_deployable(model):
+    """The graph of a model; of what TFMOT trained, that of the equal model of our layers."""
+    graph = read_graph(model)
+    if LEGACY and any(_is_tfmot(node.layer) for node in graph.nodes.values()):
+        from repq_tf.tfmot import from_tfmot  # TFMOT is optional
+
+        return read_graph(from_tfmot(model))
+    return graph
+
+
+def _is_tfmot(layer):
+    return type(layer).__module__.split(".")[0] == "tensorflow_model_optimization"
 
 
 def input_quantizer(graph, node):

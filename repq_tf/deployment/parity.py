@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from repq_tf.deployment.merge import grid_layer, quantized_node
+from repq_tf.deployment.merge import grid_layer, quantized_node, read_deployable
 from repq_tf.keras_api import ops
 from repq_tf.layers import Quantize
 from repq_tf.quantization.execution import as_batches, run_batches
-from repq_tf.quantization.graph import leaves, read_graph
+from repq_tf.quantization.graph import leaves
 
 # A layer diverges when more outputs differ than rounding ties explain.
 _TIES = 0.005
@@ -89,7 +89,7 @@ def check_parity(model, path, images, batch_size=100):
     and compares every stored tensor as integers.
 
     Args:
-        model: the quantized model.
+        model: the quantized model, as for `export_tflite`.
         path: the `.tflite` file that was exported from it.
         images: an array of images, or an iterable of batches.
         batch_size: used to cut an array.
@@ -103,7 +103,7 @@ def check_parity(model, path, images, batch_size=100):
     Example:
         >>> print(repq_tf.check_parity(qat, "model.tflite", images[:500]))
     """
-    graph, batches = read_graph(model), as_batches(images, model, batch_size)
+    graph, batches = read_deployable(model), as_batches(images, model, batch_size)
     file = _File(Path(path), batches[0].shape[1:])
     counts, equal, agree, largest = {}, [], [], 0
     for batch in batches:

@@ -8,12 +8,13 @@ from repq_tf.deployment.merge import (
     input_quantizer,
     merge,
     quantized_node,
+    read_deployable,
     stock_padding,
 )
 from repq_tf.files import write_atomically
 from repq_tf.keras_api import backend, keras, ops
 from repq_tf.layers import DenseBlock, Quantize, ReparamConv
-from repq_tf.quantization.graph import evaluate, leaves, read_graph
+from repq_tf.quantization.graph import evaluate, leaves
 from repq_tf.quantization.placement import activation_name
 from repq_tf.quantizers import levels, zero_point
 
@@ -28,7 +29,8 @@ def export_tflite(model, path, input_type="int8", output_type="int8"):
     inside int8 tensors. Tensors are called after the Keras layers that make them.
 
     Args:
-        model: what `repq_tf.quantize` returned, trained or not.
+        model: what `repq_tf.quantize` returned, trained or not; or what TFMOT trained with
+            `repq_tf.tfmot`.
         path: the file to write.
         input_type: "int8", "uint8" or "float32"; what the caller of the file passes.
             int8 input must lie on the model's input grid.
@@ -52,7 +54,7 @@ def export_tflite(model, path, input_type="int8", output_type="int8"):
         if value not in END_TYPES:
             raise ValueError(f"{name} must be one of {END_TYPES}. Received: {value!r}")
     _need_tensorflow("export_tflite")
-    trace = _Trace(read_graph(model))
+    trace = _Trace(read_deployable(model))
     if input_type != "int8" and trace.input_bits < 8:
         raise ValueError(
             f"input_type must be 'int8' for a model input of {trace.input_bits} bits: the "

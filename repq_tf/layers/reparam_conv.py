@@ -130,6 +130,8 @@ class ReparamConv(Layer):
         self.oabn_k = oabn_k
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+        # What is put here quantizes the merged kernel from outside (TFMOT).
+        self.kernel_hook = None
         self.weight_quantizer = None
         if weight_bits is not None:
             self.weight_quantizer = LSQ(
@@ -311,8 +313,9 @@ class ReparamConv(Layer):
         reading = FeatureReading(x, window, self.strides) if training else Reading()
         affine = self.inner.merge(reading)
         kernel = affine.kernel
-        if self.weight_quantizer is not None:
-            kernel = self.weight_quantizer(kernel)
+        quantizer = self.weight_quantizer or self.kernel_hook
+        if quantizer is not None:
+            kernel = quantizer(kernel)
         y = convolve(x, kernel, affine.groups, self.strides, window)
         if self.root is None:
             return y + ops.cast(affine.bias, y.dtype)
@@ -344,7 +347,7 @@ class ReparamConv(Layer):
     @property
     def uses_merged_kernel(self):
         """Whether it computes with the merged kernel rather than branch by branch."""
-        return self.merged or self.weight_quantizer is not None
+        return self.merged or (self.weight_quantizer or self.kernel_hook) is not None
 
     def integer_weights(self, input_step):
         """The weights of the deployed integer layer; see `repq_tf.layers.integer`."""

@@ -1,24 +1,20 @@
 """`quantize`: a float model in, a model ready for quantization-aware training out."""
 
-import numpy as np
-
 from repq_tf.branches import check_mode
-from repq_tf.keras_api import keras, ops
+from repq_tf.keras_api import keras
 from repq_tf.layers import (
-    ConvBlock,
-    ConvBNBlock,
     DenseBlock,
     Quantize,
     QuantizedAdd,
     QuantizedMean,
     ReparamConv,
 )
-from repq_tf.layers.stock import stock_kernel, stock_options
 from repq_tf.quantization.calibration import calibrate
 from repq_tf.quantization.config import LayerBits, check_rules
 from repq_tf.quantization.execution import as_batches, run_batches
 from repq_tf.quantization.graph import copy_layer, read_graph, rebuild
 from repq_tf.quantization.placement import place
+from repq_tf.quantization.stock_blocks import assign, copy_stock, stock_block
 from repq_tf.quantization.table import quantization_table
 from repq_tf.quantizers import check_bits, zero_point
 
@@ -78,33 +74,63 @@ def quantize(
         >>> qat.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss)
         >>> qat.fit(images, labels)
     """
-    default = LayerBits(
-        check_bits(bits if weight_bits is None else weight_bits, "weight_bits"),
-        check_bits(bits if activation_bits is None else activation_bits, "activation_bits"),
-        per_channel,
-    )
+    default = default_bits(bits, weight_bits, activation_bits, per_channel)
     check_mode(bn_statistics)
     rules = check_rules(rules)
     graph = read_graph(model)
-    if sum(node.is_input for node in graph.nodes.values()) != 1:
-        raise ValueError(f"model {model.name!r} must have one input")
+    _one_input(graph)
     batches = as_batches(calibration_data, model)
     signed = bool(min(batch.min() for batch in batches) < 0)
-    signed_inputs = {node.name: signed for node in graph.nodes.values() if node.is_input}
-    placement = place(graph, default, rules, signed_inputs)
-    builder = _Builder(placement, bn_statistics, restore_batch_norm)
-    quantized = rebuild(graph, builder.apply, builder.apply_input, f"{model.name}_quantized")
-    builder.copy_weights()
+    quantized, builder = uncalibrated(
+        graph, default, rules, signed, bn_statistics, restore_batch_norm
+    )
     calibrate(
         quantized,
         batches,
         builder.fresh_roots,
         builder.true_moments,
-        _shared_values(graph, placement, batches),
+        _shared_values(graph, builder.placement, batches),
     )
     if verbose:
         print(quantization_table(quantized))
     return quantized
+
+
+def default_bits(bits, weight_bits=None, activation_bits=None, per_channel=True):
+    """The `LayerBits` of layers that no rule names, from the arguments of `quantize`."""
+    return LayerBits(
+        check_bits(bits if weight_bits is None else weight_bits, "weight_bits"),
+        check_bits(bits if activation_bits is None else activation_bits, "activation_bits"),
+        per_channel,
+    )
+
+
+def uncalibrated(graph, bits, rules, signed, bn_statistics, restore_batch_norm=None):
+    """The quantized model with the float one's weights, before it has seen images.
+
+    Args:
+        graph: the float model's `Graph`.
+        bits: the default `LayerBits`.
+        rules: pairs from `check_rules`.
+        signed: whether the model's input has negative values.
+        bn_statistics: as in `quantize`.
+        restore_batch_norm: likewise.
+
+    Returns:
+        `(model, builder)`; the builder knows the placement, and which batch norms are new.
+    """
+    placement = place(graph, bits, rules, {_one_input(graph): signed})
+    builder = _Builder(placement, bn_statistics, restore_batch_norm)
+    quantized = rebuild(graph, builder.apply, builder.apply_input, f"{graph.name}_quantized")
+    builder.copy_weights()
+    return quantized, builder
+
+
+def _one_input(graph):
+    inputs = [node.name for node in graph.nodes.values() if node.is_input]
+    if len(inputs) != 1:
+        raise ValueError(f"model {graph.name!r} must have one input")
+    return inputs[0]
 
 
 class _Builder:
@@ -207,7 +233,7 @@ class _Builder:
         if isinstance(site.layer, ReparamConv):
             kind, config = type(site.layer), site.layer.get_config()
         else:
-            kind, config = _stock_block(site)
+            kind, config = stock_block(site.layer, site.batch_norm)
         config.update(
             name=site.name,
             weight_bits=site.bits.weight_bits,
@@ -226,11 +252,11 @@ class _Builder:
         for name, block in self.blocks.items():
             site = self.placement.sites[name]
             if isinstance(site.layer, ReparamConv):
-                _assign(block.expression.weights, site.layer.expression.weights)
+                assign(block.expression.weights, site.layer.expression.weights)
                 if block.restored is not None and _has_trained_root(site.layer):
-                    _assign(block.restored.weights, site.layer.restored.weights)
+                    assign(block.restored.weights, site.layer.restored.weights)
             else:
-                _copy_stock(site, block)
+                copy_stock(site.layer, site.batch_norm, block)
             block.trainable = site.layer.trainable
 
     @property
@@ -261,48 +287,6 @@ _DENSE = (keras.layers.Dense, DenseBlock)
 def _has_trained_root(layer):
     """Whether a source block computes with a restored batch norm already."""
     return isinstance(layer, ReparamConv) and layer.merged and layer.restored is not None
-
-
-def _stock_block(site):
-    """The block class and configuration of a stock convolution or dense layer."""
-    layer, norm = site.layer, site.batch_norm
-    if not isinstance(layer, keras.layers.Dense):
-        config = {**stock_options(layer, norm), "use_bias": layer.use_bias}
-        return (ConvBlock if norm is None else ConvBNBlock), config
-    if norm is not None:
-        raise ValueError(
-            f"layer {norm.name!r} (BatchNormalization): after a Dense layer it "
-            "cannot be quantized; fold it into the Dense layer first"
-        )
-    return DenseBlock, {
-        "dtype": layer.dtype_policy,
-        "use_bias": layer.use_bias,
-        "kernel_regularizer": layer.kernel_regularizer,
-        "filters": layer.units,
-    }
-
-
-def _copy_stock(site, block):
-    convolution, norm = block.inner, site.batch_norm
-    kernel = stock_kernel(site.layer)
-    convolution.kernel.assign(np.reshape(kernel, convolution.kernel.shape))
-    if site.layer.use_bias:
-        _assign([convolution.bias], [site.layer.bias])
-    if norm is not None:
-        root = block.expression
-        if norm.scale:
-            _assign([root.gamma], [norm.gamma])
-        if norm.center:
-            _assign([root.beta], [norm.beta])
-        statistics = root.statistics
-        _assign([statistics.moving_mean], [norm.moving_mean])
-        _assign([statistics.moving_variance], [norm.moving_variance])
-
-
-def _assign(targets, sources):
-    for target, source in zip(targets, sources, strict=True):
-        # Through NumPy: JAX would share the array, and training gives it away.
-        target.assign(ops.convert_to_numpy(source))
 
 
 def _shared_values(graph, placement, batches):

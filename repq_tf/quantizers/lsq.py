@@ -117,6 +117,52 @@ def lsq(x, initial_step, log_ratio, low, high, gradient_scale, bounded=False):
     return fake_quantize(x, initial_step, log_ratio)
 
 
+def fake_quantize(
+    x,
+    initial_step,
+    log_ratio,
+    low,
+    high,
+    gradient_scale="auto",
+    per_image=False,
+    bounded=False,
+):
+    """`lsq` of values of any dtype with the step in variables.
+
+    Args:
+        x: a tensor; computed in the variables' dtype, returned in its own.
+        initial_step: a variable `()` or `(channels,)`.
+        log_ratio: likewise.
+        low: the lowest level.
+        high: the highest level.
+        gradient_scale: a number, or "auto": `1 / sqrt(N * high)`, N the number of
+            values that share a step.
+        per_image: whether the first axis is a batch, which N leaves out.
+        bounded: see `lsq`.
+    """
+    wide = ops.cast(x, log_ratio.dtype)
+    # Copies, because TensorFlow's custom gradients refuse variables.
+    initial = ops.copy(ops.convert_to_tensor(initial_step))
+    ratio = ops.copy(ops.convert_to_tensor(log_ratio))
+    if gradient_scale == "auto":
+        gradient_scale = _gradient_scale(x, high, len(ratio.shape) > 0, per_image)
+    return ops.cast(lsq(wide, initial, ratio, low, high, gradient_scale, bounded), x.dtype)
+
+
+def _gradient_scale(x, high, per_channel, per_image):
+    shape = x.shape[1:] if per_image else x.shape
+    if per_channel:
+        shape = shape[:-1]
+    if all(size is not None for size in shape):
+        return 1.0 / math.sqrt(max(math.prod(shape), 1) * high)
+    count = ops.cast(ops.size(x), "float32")
+    if per_image:
+        count = count / ops.cast(ops.shape(x)[0], "float32")
+    if per_channel:
+        count = count / x.shape[-1]
+    return ops.rsqrt(count * high)
+
+
 @register
 class LSQ(Layer):
     """An LSQ quantizer: a grid of `2^bits` levels whose step is learned.
@@ -210,34 +256,22 @@ class LSQ(Layer):
 
     def call(self, x):
         """Fake-quantizes `x`; computed in float32 at least, returned in x's dtype."""
-        wide = ops.cast(x, self.log_ratio.dtype)
-        # Copies, because TensorFlow's custom gradients refuse variables.
-        initial = ops.copy(ops.convert_to_tensor(self.initial_step))
-        ratio = ops.copy(ops.convert_to_tensor(self.log_ratio))
-        scale = self._gradient_scale(x)
-        y = lsq(wide, initial, ratio, self.low, self.high, scale, self.bounded)
-        return ops.cast(y, x.dtype)
+        return fake_quantize(
+            x,
+            self.initial_step,
+            self.log_ratio,
+            self.low,
+            self.high,
+            self.gradient_scale,
+            self.per_image,
+            self.bounded,
+        )
 
     def clip_rate(self, x):
         """The share of values outside the grid's range by more than half a step."""
         v = ops.cast(x, self.log_ratio.dtype) / self.step
         outside = ops.logical_or(v < self.low - 0.5, v > self.high + 0.5)
         return ops.mean(ops.cast(outside, "float32"))
-
-    def _gradient_scale(self, x):
-        if self.gradient_scale != "auto":
-            return self.gradient_scale
-        shape = x.shape[1:] if self.per_image else x.shape
-        if self.channels is not None:
-            shape = shape[:-1]
-        if all(size is not None for size in shape):
-            return 1.0 / math.sqrt(max(math.prod(shape), 1) * self.high)
-        count = ops.cast(ops.size(x), "float32")
-        if self.per_image:
-            count = count / ops.cast(ops.shape(x)[0], "float32")
-        if self.channels is not None:
-            count = count / self.channels
-        return ops.rsqrt(count * self.high)
 
     def get_config(self):
         """The arguments of the constructor."""

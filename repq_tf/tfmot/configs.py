@@ -1,0 +1,188 @@
+"""How TFMOT quantizes a layer with LSQ: its weights, or its merged kernel, and its output."""
+
+import numpy as np
+import tensorflow as tf
+
+from repq_tf.keras_api import keras, ops, register
+from repq_tf.layers import ReparamConv
+from repq_tf.layers.stock import stock_kernel
+from repq_tf.quantizers import check_bits, levels, min_error_step
+from repq_tf.tfmot.quantizer import LSQQuantizer
+from repq_tf.tfmot.requirements import tfmot_keras
+
+
+@register
+class OutputQuantizeConfig(tfmot_keras.QuantizeConfig):
+    """Quantizes a layer's output, and nothing else of it.
+
+    Args:
+        activation_bits: 2 to 8; None leaves the output as it is.
+        signed: whether the output can be negative. Default: unless the layer is or ends
+            with a ReLU.
+        step: the step to start with; None: MinError on the first batch in training.
+        learned: whether the step is trained.
+    """
+
+    def __init__(self, activation_bits=8, signed=None, step=None, learned=True):
+        if activation_bits is not None:
+            check_bits(activation_bits, "activation_bits")
+        self.activation_bits = activation_bits
+        self.signed = signed
+        self.step = step
+        self.learned = learned
+
+    def get_weights_and_quantizers(self, layer):
+        """No weights: TFMOT would quantize those of branches."""
+        return []
+
+    def set_quantize_weights(self, layer, quantize_weights):
+        """Nothing to set."""
+        return None  # AutoGraph cannot read a body that is a docstring alone
+
+    def get_activations_and_quantizers(self, layer):
+        """No activations: what is fused stands in front of the output quantizer."""
+        return []
+
+    def set_quantize_activations(self, layer, quantize_activations):
+        """Nothing to set."""
+        return None
+
+    def get_output_quantizers(self, layer):
+        """The quantizer of the output, if there is one."""
+        if self.activation_bits is None:
+            return []
+        signed = not _rectifies(layer) if self.signed is None else self.signed
+        return [
+            LSQQuantizer(
+                self.activation_bits,
+                signed,
+                per_image=True,
+                step=self.step,
+                learned=self.learned,
+            )
+        ]
+
+    def get_config(self):
+        """The arguments of the constructor."""
+        names = "activation_bits signed step learned"
+        return {name: getattr(self, name) for name in names.split()}
+
+
+class _WeightConfig(OutputQuantizeConfig):
+    """The base of the two that also quantize a kernel.
+
+    Args:
+        weight_bits: 2 to 8.
+        activation_bits: of the output.
+        per_channel: whether each output channel has a step of its own.
+        **options: those of `OutputQuantizeConfig`.
+    """
+
+    def __init__(self, weight_bits=8, activation_bits=8, per_channel=True, **options):
+        super().__init__(activation_bits, **options)
+        self.weight_bits = check_bits(weight_bits, "weight_bits")
+        self.per_channel = per_channel
+
+    def weight_quantizer(self, kernel):
+        """The quantizer of a kernel, a NumPy array whose last axis is the outputs'.
+
+        Its step is MinError's for this kernel.
+        """
+        low, high = levels(self.weight_bits, True, narrow=self.weight_bits == 8)
+        step = ops.convert_to_numpy(min_error_step(kernel, low, high, self.per_channel))
+        channels = kernel.shape[-1] if self.per_channel else None
+        return LSQQuantizer(self.weight_bits, channels=channels, step=step.tolist())
+
+    def get_config(self):
+        """The arguments of the constructor."""
+        return {
+            **super().get_config(),
+            "weight_bits": self.weight_bits,
+            "per_channel": self.per_channel,
+        }
+
+
+@register
+class ReparamQuantizeConfig(_WeightConfig):
+    """Quantizes a block of `repq_tf.layers` on its merged kernel, and its output.
+
+    TFMOT is handed the block's kernel hook as an "activation", which it replaces by a
+    quantizing one; so LSQ sits on the merged kernel, inside `call`. The block must have
+    been made with `merged=True`.
+
+    Args:
+        weight_bits: 2 to 8, of the merged kernel.
+        activation_bits: 2 to 8, of the output; None: the output is quantized elsewhere.
+        per_channel: whether each output channel of the kernel has a step of its own.
+        **options: those of `OutputQuantizeConfig`.
+
+    Example:
+        >>> block = repq_tf.layers.ACBlock(16, activation="relu", merged=True)
+        >>> config = repq_tf.tfmot.ReparamQuantizeConfig(weight_bits=4)
+        >>> block = tfmot.quantization.keras.quantize_annotate_layer(block, config)
+    """
+
+    def get_activations_and_quantizers(self, layer):
+        """The merged kernel, as the value of an activation, and its quantizer."""
+        if not isinstance(layer, ReparamConv):
+            raise ValueError(
+                f"layer {layer.name!r}: ReparamQuantizeConfig is for blocks of repq_tf.layers. "
+                f"Received: {type(layer).__name__}"
+            )
+        with tf.init_scope():
+            kernel = ops.convert_to_numpy(layer.inner.merge().kernel)
+        return [(keras.activations.linear, self.weight_quantizer(kernel))]
+
+    def set_quantize_activations(self, layer, quantize_activations):
+        """Puts the quantizer on the merged kernel."""
+        (layer.kernel_hook,) = quantize_activations
+
+
+@register
+class LSQQuantizeConfig(_WeightConfig):
+    """Quantizes a stock Conv2D, DepthwiseConv2D or Dense, per output channel, and its output.
+
+    The layer's own activation stands in front of the output quantizer.
+
+    Args:
+        weight_bits: 2 to 8, of the kernel.
+        activation_bits: 2 to 8, of the output; None: the output is quantized elsewhere.
+        per_channel: whether each output channel of the kernel has a step of its own; with
+            DepthwiseConv2D truly each (TFMOT's own has one for all at multiplier 1).
+        **options: those of `OutputQuantizeConfig`.
+
+    Example:
+        >>> conv = keras.layers.DepthwiseConv2D(3, activation="relu")
+        >>> config = repq_tf.tfmot.LSQQuantizeConfig(weight_bits=8)
+        >>> conv = tfmot.quantization.keras.quantize_annotate_layer(conv, config)
+    """
+
+    def get_weights_and_quantizers(self, layer):
+        """The kernel and its quantizer."""
+        with tf.init_scope():
+            kernel = stock_kernel(layer)
+        variable = getattr(layer, _kernel_name(layer))
+        return [(variable, self.weight_quantizer(np.reshape(kernel, (-1, kernel.shape[-1]))))]
+
+    def set_quantize_weights(self, layer, quantize_weights):
+        """Puts the quantized kernel into the layer."""
+        (kernel,) = quantize_weights
+        setattr(layer, _kernel_name(layer), kernel)
+
+
+def _kernel_name(layer):
+    if isinstance(layer, keras.layers.DepthwiseConv2D):
+        return "depthwise_kernel"
+    if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense):
+        return "kernel"
+    raise ValueError(
+        f"layer {layer.name!r}: LSQQuantizeConfig is for Conv2D, DepthwiseConv2D and Dense. "
+        f"Received: {type(layer).__name__}"
+    )
+
+
+def _rectifies(layer):
+    if isinstance(layer, keras.layers.ReLU):
+        return not layer.negative_slope
+    name = keras.activations.serialize(getattr(layer, "activation", keras.activations.linear))
+    return name in ("relu", "relu6", "softmax", "sigmoid")

@@ -1,0 +1,105 @@
+"""LSQ as a quantizer of TFMOT."""
+
+import tensorflow as tf
+
+from repq_tf.keras_api import (
+    add_parameter,
+    add_statistic,
+    keras,
+    ops,
+    register,
+    replica_mean,
+)
+from repq_tf.quantizers import check_bits, fake_quantize, levels, min_error_step
+from repq_tf.tfmot.requirements import tfmot_keras
+
+
+@register
+class LSQQuantizer(tfmot_keras.quantizers.Quantizer):
+    """LSQ in TFMOT: `repq_tf.quantizers.LSQ`, its arithmetic and its variables.
+
+    Weights have a step for each output channel, also those of depthwise convolutions.
+
+    Args:
+        bits: 2 to 8.
+        signed: whether the grid has negative levels.
+        channels: number of steps, over the last axes of the tensor that have as many
+            indices together; None: one step.
+        per_image: whether the first axis is a batch: True for activations.
+        step: the step to start with, a number or a list of `channels` numbers. None:
+            the first batch in training sets it by MinError; until then, inference takes
+            MinError's step of each batch.
+        learned: whether the step is trained.
+
+    Example:
+        >>> quantizer = LSQQuantizer(bits=4, signed=False, per_image=True)
+        >>> weights = quantizer.build(None, "output", layer)
+        >>> y = quantizer(features, training=True, weights=weights)
+    """
+
+    def __init__(
+        self, bits=8, signed=True, channels=None, per_image=False, step=None, learned=True
+    ):
+        self.bits = check_bits(bits)
+        self.signed = signed
+        self.channels = channels
+        self.per_image = per_image
+        self.step = step
+        self.learned = learned
+        # An 8-bit weight's grid is symmetric, as in `LSQ`.
+        self.low, self.high = levels(bits, signed, narrow=bits == 8 and not per_image)
+
+    def build(self, tensor_shape, name, layer):
+        """Creates the step in `layer`, and says by which names `__call__` gets it."""
+        shape = () if self.channels is None else (self.channels,)
+        start = "ones" if self.step is None else keras.initializers.Constant(self.step)
+        weights = {
+            "initial_step": add_statistic(layer, f"{name}_initial_step", shape, start),
+            "log_ratio": add_parameter(
+                layer, f"{name}_step_log_ratio", shape, "zeros", trainable=self.learned
+            ),
+        }
+        if self.step is None:
+            weights["seen"] = add_statistic(layer, f"{name}_step_seen", (), "zeros")
+        # TFMOT's QuantizeLayer does not say so, and would be built again after loading.
+        layer.built = True
+        return weights
+
+    def __call__(self, inputs, training, weights, **kwargs):
+        """Fake-quantizes a tensor."""
+        values = inputs
+        if self.channels is not None:
+            values = ops.reshape(inputs, (-1, self.channels))
+        start = weights["initial_step"]
+        if self.step is None:
+            start = self._first_step(values, training, weights)
+        y = fake_quantize(
+            values,
+            start,
+            weights["log_ratio"],
+            self.low,
+            self.high,
+            per_image=self.per_image,
+            bounded=not self.per_image,
+        )
+        return ops.reshape(y, ops.shape(inputs))
+
+    def _first_step(self, values, training, weights):
+        """The initial step; the first batch's MinError, which training keeps."""
+
+        def search():
+            return min_error_step(values, self.low, self.high, self.channels is not None)
+
+        step = tf.cond(
+            weights["seen"] > 0, lambda: tf.identity(weights["initial_step"]), search
+        )
+        step = replica_mean(tf.stop_gradient(step))
+        if training:
+            weights["initial_step"].assign(step)
+            weights["seen"].assign(1.0)
+        return step
+
+    def get_config(self):
+        """The arguments of the constructor."""
+        names = "bits signed channels per_image step learned"
+        return {name: getattr(self, name) for name in names.split()}

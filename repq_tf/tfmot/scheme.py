@@ -1,0 +1,163 @@
+"""RepQ as a scheme of TFMOT: what is quantized where in a whole model."""
+
+import glob
+
+from repq_tf.branches import check_mode
+from repq_tf.keras_api import keras
+from repq_tf.layers import ReparamConv
+from repq_tf.quantization import quantize
+from repq_tf.quantization.config import check_rules
+from repq_tf.quantization.graph import read_graph
+from repq_tf.quantization.quantize import default_bits, uncalibrated
+from repq_tf.tfmot.configs import LSQQuantizeConfig, OutputQuantizeConfig, ReparamQuantizeConfig
+from repq_tf.tfmot.requirements import tfmot_keras
+from repq_tf.tfmot.wrap import to_tfmot
+
+_STOCK = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
+
+
+class RepQRegistry(tfmot_keras.QuantizeRegistry):
+    """Which `QuantizeConfig` a layer gets that is annotated on its own.
+
+    Args:
+        bits: the `LayerBits` of every layer.
+    """
+
+    def __init__(self, bits):
+        self.bits = bits
+
+    def supports(self, layer):
+        """Whether there is a configuration for the layer."""
+        return isinstance(layer, ReparamConv) or type(layer) in _STOCK
+
+    def get_quantize_config(self, layer):
+        """The configuration of the layer."""
+        if not self.supports(layer):
+            raise ValueError(
+                f"layer {layer.name!r} ({type(layer).__name__}) has no kernel to quantize"
+            )
+        kind = ReparamQuantizeConfig if isinstance(layer, ReparamConv) else LSQQuantizeConfig
+        return kind(self.bits.weight_bits, self.bits.activation_bits, self.bits.per_channel)
+
+
+class RepQScheme(tfmot_keras.QuantizeScheme):
+    """Quantizes a whole model for `quantize_apply`, with no annotation by hand.
+
+    The placement is that of `repq_tf.quantize`: the model's input, every merged kernel, and
+    one quantizer for each tensor that the integer runtime stores, behind the fused
+    activation; none for operators that keep the scale of their input. Stock convolutions
+    become blocks, with the BatchNormalization and the ReLU behind them. A layer that was
+    annotated with a config of `repq_tf.tfmot` gets its bits.
+
+    Args:
+        bits: 2 to 8, of weights and activations; the first and last layers get 8.
+        weight_bits: of weights; default `bits`.
+        activation_bits: of activations; default `bits`.
+        rules: as in `repq_tf.quantize`.
+        bn_statistics: likewise. Default: "restored" with calibration data, and without,
+            "batch", which needs none.
+        restore_batch_norm: likewise; True needs calibration data.
+        per_channel: likewise.
+        calibration_data: an array of images, or an iterable of batches: sets the steps,
+            re-estimates the batch norms and tells whether the input has negative values.
+            Without, the first training batch sets the steps, and the input is signed.
+
+    Raises:
+        ValueError: an argument is bad; or, from `quantize_apply`, a layer cannot be
+            quantized (it is named).
+    """
+
+    def __init__(
+        self,
+        bits=8,
+        weight_bits=None,
+        activation_bits=None,
+        rules=(),
+        bn_statistics=None,
+        restore_batch_norm=None,
+        per_channel=True,
+        calibration_data=None,
+    ):
+        self._bits = default_bits(bits, weight_bits, activation_bits, per_channel)
+        self._rules = check_rules(rules)
+        self._data = calibration_data
+        if bn_statistics is None:
+            bn_statistics = "batch" if calibration_data is None else "restored"
+        self._bn_statistics = check_mode(bn_statistics)
+        self._restore_batch_norm = restore_batch_norm
+        if calibration_data is None and (bn_statistics == "restored" or restore_batch_norm):
+            raise ValueError(
+                "calibration_data must be given to restore batch norms, which start from the "
+                f"moments of features. Received: bn_statistics={bn_statistics!r}, "
+                f"restore_batch_norm={restore_batch_norm}, calibration_data=None"
+            )
+
+    def get_layout_transformer(self):
+        """The transform that places the quantizers."""
+        return _Layout(self._quantize, calibrated=self._data is not None)
+
+    def get_quantize_registry(self):
+        """The registry, for layers that are annotated on their own."""
+        return RepQRegistry(self._bits)
+
+    def _quantize(self, model, rules):
+        """The model quantized by our own layers."""
+        rules = [*self._rules, *rules]
+        options = {
+            "bn_statistics": self._bn_statistics,
+            "restore_batch_norm": self._restore_batch_norm,
+        }
+        if self._data is None:
+            graph = read_graph(model)
+            return uncalibrated(graph, self._bits, rules, True, **options)[0]
+        return quantize(
+            model,
+            weight_bits=self._bits.weight_bits,
+            activation_bits=self._bits.activation_bits,
+            per_channel=self._bits.per_channel,
+            rules=rules,
+            calibration_data=self._data,
+            verbose=False,
+            **options,
+        )
+
+
+class _Layout(tfmot_keras.QuantizeLayoutTransform):
+    """Rearranges a model so that TFMOT has only to wrap its layers.
+
+    Args:
+        quantize: `quantize(model, rules)` returns the model quantized by our own layers.
+        calibrated: whether its activations' steps are set then.
+    """
+
+    def __init__(self, quantize, calibrated):
+        self._quantize = quantize
+        self._calibrated = calibrated
+
+    def apply(self, model, layer_quantize_map):
+        """Returns the model with what TFMOT shall wrap, and the configs by layer name."""
+        rules = []
+        for layer in model.layers:
+            if isinstance(layer, keras.layers.InputLayer):
+                continue
+            if layer.name not in layer_quantize_map:
+                raise ValueError(
+                    f"layer {layer.name!r} is not annotated. Use quantize_annotate_model; "
+                    "rules leave layers in floating point: RepQScheme(rules=[(name, "
+                    '{"weight_bits": None, "activation_bits": None})])'
+                )
+            config = layer_quantize_map[layer.name].get("quantize_config")
+            if config is not None:
+                rules.append((glob.escape(layer.name), _settings(layer, config)))
+        return to_tfmot(self._quantize(model, rules), self._calibrated)
+
+
+def _settings(layer, config):
+    """The rule that says what a config says."""
+    if not isinstance(config, OutputQuantizeConfig):
+        raise ValueError(
+            f"layer {layer.name!r}: a config must be one of repq_tf.tfmot. "
+            f"Received: {type(config).__name__}"
+        )
+    names = ("weight_bits", "activation_bits", "per_channel")
+    return {name: getattr(config, name) for name in names if hasattr(config, name)}

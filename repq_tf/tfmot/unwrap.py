@@ -1,0 +1,216 @@
+"""From a model that TFMOT wrapped to the equal one of our layers, which deployment takes."""
+
+import dataclasses
+
+from repq_tf.keras_api import keras
+from repq_tf.layers import Quantize, QuantizedAdd, QuantizedMean, ReparamConv
+from repq_tf.quantization.graph import copy_call, copy_layer, read_graph, rebuild
+from repq_tf.quantization.placement import FUSED, activation_name
+from repq_tf.quantization.stock_blocks import copy_stock, stock_block
+from repq_tf.quantizers import zero_point
+from repq_tf.tfmot.configs import LSQQuantizeConfig, OutputQuantizeConfig
+from repq_tf.tfmot.quantizer import LSQQuantizer
+from repq_tf.tfmot.requirements import QuantizeLayer, tfmot_keras
+from repq_tf.tfmot.wrap import copy_parts
+
+
+def from_tfmot(model):
+    """Returns the quantized model of our layers that equals a TFMOT-trained one.
+
+    It has the same branches, batch norms and steps, and its inference is the integer
+    runtime's. `repq_tf.export_tflite`, `check_parity` and `merge` call this themselves.
+
+    Args:
+        model: a model from `quantize_apply` whose quantizers are all `LSQQuantizer`s.
+
+    Returns:
+        An uncompiled `keras.Model`; `model` itself if TFMOT has wrapped nothing in it.
+
+    Raises:
+        ValueError: a layer has a quantizer or a config that is not one of
+            `repq_tf.tfmot` (it is named).
+    """
+    graph = read_graph(model)
+    if not any(isinstance(node.layer, _WRAPPERS) for node in graph.nodes.values()):
+        return model
+    return rebuild(graph, _Unwrapping(graph).apply, name=model.name)
+
+
+_WRAPPERS = (tfmot_keras.QuantizeWrapper, QuantizeLayer)
+
+
+class _Unwrapping:
+    """Makes the layers of our model while TFMOT's graph is walked."""
+
+    def __init__(self, graph):
+        self.graph = graph
+        self.copies = {}
+        # By the identity of a Keras tensor: its grid, and a convolution's scale.
+        self.steps = {}
+        self.zero_points = {}
+        self.scales = {}
+
+    def apply(self, node, args, kwargs):
+        """Applies what a node becomes."""
+        layer, config = _unwrapped(node.layer)
+        if isinstance(layer, QuantizeLayer):
+            return self._quantize(args[0], node.layer, layer.quantizer, layer.name, layer.name)
+        quantizers = config.get_output_quantizers(layer) if config else []
+        x = args[0]
+        if isinstance(layer, ReparamConv):
+            y = self._block(node.layer, layer, config, x)
+        elif isinstance(config, LSQQuantizeConfig):
+            y = self._stock(node.layer, layer, config, x)
+        elif self._awaits_activation(node, layer):
+            return list(x)
+        elif quantizers and isinstance(x, list):
+            return self._sum(node, layer, quantizers[0], x)
+        elif quantizers and isinstance(layer, keras.layers.GlobalAveragePooling2D):
+            return self._mean(node, layer, quantizers[0], x)
+        else:
+            plain = dataclasses.replace(node, name=layer.name, layer=layer)
+            y = copy_call(plain, args, kwargs, self.copies)
+            first = x[0] if isinstance(x, list) else x
+            self._on_grid(y, self.steps.get(id(first)), self.zero_points.get(id(first)))
+        if not quantizers:
+            return y
+        name = f"{layer.name}_quantize"
+        return self._quantize(y, node.layer, quantizers[0], "output", name)
+
+    def _on_grid(self, y, step, zero):
+        if step is not None:
+            self.steps[id(y)], self.zero_points[id(y)] = step, zero
+        return y
+
+    def _quantize(self, x, owner, quantizer, prefix, name):
+        """Applies the `Quantize` layer that equals a quantizer of TFMOT."""
+        _check(owner, quantizer, LSQQuantizer, "quantizer")
+        scale = self.scales.get(id(x))
+        step = None if quantizer.learned else quantizer.step
+        return self._call(
+            Quantize(quantizer.bits, quantizer.signed, step=step, name=name),
+            (x,) if scale is None else (x, scale),
+            owner,
+            prefix,
+        )
+
+    def _call(self, layer, args, owner, prefix="output"):
+        """Calls a layer that has the steps of TFMOT's; shared ones are made once."""
+        layer = self.copies.setdefault(layer.name, layer)
+        y, step = layer(*args)
+        _copy_step(owner, prefix, layer.activation_quantizer)
+        return self._on_grid(y, step, zero_point(layer.bits, layer.signed))
+
+    def _convolution(self, owner, block, prefix, x):
+        """Calls a block, whose output the next quantizer rounds."""
+        step = self.steps.get(id(x))
+        if step is None:
+            raise ValueError(
+                f"layer {block.name!r}: its input has no quantizer; annotate the whole model, "
+                "or quantize it with repq_tf.tfmot.RepQScheme"
+            )
+        y, scale = block(x, step)
+        self.scales[id(y)] = scale
+        _copy_step(owner, prefix, block.weight_quantizer)
+        return y
+
+    def _block(self, owner, layer, config, x):
+        if not hasattr(config, "weight_bits"):  # rules left it in floating point
+            block = copy_layer(layer)
+            y = block(x)
+        else:
+            block = copy_layer(
+                layer, weight_bits=config.weight_bits, per_channel=config.per_channel
+            )
+            y = self._convolution(owner, block, "post_activation", x)
+        copy_parts(layer, block)
+        return y
+
+    def _stock(self, owner, layer, config, x):
+        activation = activation_name(layer)
+        if activation not in FUSED:
+            raise ValueError(
+                f"layer {layer.name!r}: activation must be one of {FUSED}. "
+                f"Received: {activation}"
+            )
+        # TFMOT has put a tensor in the place of its kernel; a copy has a variable.
+        copy = copy_layer(layer)
+        copy.build(layer.input_shape)
+        copy.set_weights(layer.get_weights())
+        kind, options = stock_block(copy)
+        block = kind(
+            **options,
+            name=layer.name,
+            activation=activation,
+            weight_bits=config.weight_bits,
+            per_channel=config.per_channel,
+        )
+        (kernel,) = (w for w in layer.weights if "kernel" in w.name)
+        y = self._convolution(owner, block, _variable_name(kernel), x)
+        copy_stock(copy, None, block)
+        return y
+
+    def _awaits_activation(self, node, layer):
+        """Whether a sum is quantized behind the activation that alone reads it."""
+        if not isinstance(layer, keras.layers.Add) or isinstance(node.layer, _WRAPPERS):
+            return False
+        readers = self.graph.consumers(node.name)
+        if len(readers) != 1 or self.graph.is_output(node.name):
+            return False
+        reader, config = _unwrapped(readers[0].layer)
+        activation = isinstance(reader, keras.layers.ReLU | keras.layers.Activation)
+        return activation and bool(config and config.get_output_quantizers(reader))
+
+    def _sum(self, node, layer, quantizer, terms):
+        name, activation = layer.name, "linear"
+        if not isinstance(layer, keras.layers.Add):
+            activation = activation_name(layer)
+            name = node.inputs[0].node
+        _check(node.layer, quantizer, LSQQuantizer, "quantizer")
+        add = QuantizedAdd(quantizer.bits, quantizer.signed, activation, name=name)
+        return self._call(add, (*terms, *(self.steps[id(x)] for x in terms)), node.layer)
+
+    def _mean(self, node, layer, quantizer, x):
+        _check(node.layer, quantizer, LSQQuantizer, "quantizer")
+        mean = QuantizedMean(
+            quantizer.bits,
+            quantizer.signed,
+            layer.keepdims,
+            self.zero_points[id(x)],
+            name=layer.name,
+        )
+        return self._call(mean, (x, self.steps[id(x)]), node.layer)
+
+
+def _unwrapped(layer):
+    """The layer inside TFMOT's wrapper and its config; without one, itself and None."""
+    if not isinstance(layer, tfmot_keras.QuantizeWrapper):
+        return layer, None
+    config = layer.quantize_config
+    return layer.layer, _check(layer, config, OutputQuantizeConfig, "config")
+
+
+def _check(layer, part, kind, what):
+    if not isinstance(part, kind):
+        raise ValueError(
+            f"layer {layer.name!r}: its {what} must be one of repq_tf.tfmot for the file to "
+            f"compute what was trained. Received: {type(part).__name__}"
+        )
+    return part
+
+
+def _copy_step(owner, prefix, quantizer):
+    """Gives a quantizer the step that TFMOT's has among the weights of its owner."""
+    weights = {_variable_name(weight): weight for weight in owner.weights}
+    seen = weights.get(f"{prefix}_step_seen")
+    if seen is not None and not float(seen):
+        raise ValueError(
+            f"layer {owner.name!r}: its step is not set; train the model, or give RepQScheme "
+            "calibration_data"
+        )
+    quantizer.initial_step.assign(weights[f"{prefix}_initial_step"])
+    quantizer.log_ratio.assign(weights[f"{prefix}_step_log_ratio"])
+
+
+def _variable_name(variable):
+    return variable.name.split("/")[-1].split(":")[0]
