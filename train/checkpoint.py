@@ -52,7 +52,7 @@ def load_model(path):
         raise UserError(f"{path} cannot be loaded as a .keras model: {reason[0]}") from error
 
 
-def save_state(path, model, optimizer, progress):
+def save_state(path, model, optimizer, progress, write=True):
     """Writes all that training needs to continue.
 
     Args:
@@ -60,9 +60,12 @@ def save_state(path, model, optimizer, progress):
         model: The model, with its seed generators.
         optimizer: Its optimizer, built.
         progress: Anything JSON can hold: epoch, history.
+        write: Whether this worker writes the file; all of them must read the variables.
     """
     variables = [*model.variables, *optimizer.variables]
     arrays = {f"v{k}": keras.ops.convert_to_numpy(v) for k, v in enumerate(variables)}
+    if not write:
+        return
     record = {"variables": _names(model, optimizer), "progress": progress}
     with replacing(path) as temporary:
         np.savez(temporary, record=np.array(json.dumps(record)), **arrays)

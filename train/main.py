@@ -110,8 +110,10 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "strategy",
     "auto",
-    "mirrored: train on all devices of this machine (TensorFlow only). none: on one. auto:"
-    " mirrored when there is more than one GPU.",
+    "none: train on one device. mirrored: on all of this machine (TensorFlow). multi_worker:"
+    " on several machines, which TF_CONFIG describes (tf_keras). data_parallel: on all of this"
+    " machine, or of those that KERAS_DISTRIBUTION_* describes (JAX). auto: mirrored or"
+    " data_parallel when there is more than one GPU. See docs/scaling.md.",
 )
 flags.DEFINE_bool(
     "sync_bn", None, "Synchronise batch norm over devices. Default: with several devices."

@@ -5,6 +5,7 @@ product is there is not repeated, and what is measured is what lies on disk.
 """
 
 import contextlib
+import dataclasses
 import os
 import time
 
@@ -44,7 +45,21 @@ def run(settings, make_task=Classification):
     folder = RunFolder(settings.workdir)
     folder.check(settings)
     _make_repeatable(settings)
-    _Pipeline(settings, folder, make_task(settings)).run()
+    engine = _make_engine(settings, folder)
+    if not engine.is_chief:
+        settings = dataclasses.replace(settings, verbose=0)
+    _Pipeline(settings, folder, make_task(settings), engine).run()
+
+
+def _make_engine(settings, folder):
+    """Returns the engine of `--strategy`, before anything is computed.
+
+    What JAX has trained, on whatever devices, TensorFlow exports on one.
+    """
+    trained = folder.has(QUANTIZED) and settings.strategy == "data_parallel"
+    if trained and keras.backend.backend() == "tensorflow":
+        return distribution.Engine()
+    return distribution.make_engine(settings.strategy)
 
 
 def _make_repeatable(settings):
@@ -60,22 +75,21 @@ def _make_repeatable(settings):
 class _Pipeline:
     """The stages, and what they share."""
 
-    def __init__(self, settings, folder, task):
+    def __init__(self, settings, folder, task, engine):
         self.settings = settings
         self.folder = folder
         self.task = task
-        self.strategy = distribution.make_strategy(settings.strategy)
-        self.devices = distribution.replicas(self.strategy)
+        self.engine = engine
         self._check_devices()
         self.float_model = None if folder.has(FLOAT) else self._build()
 
     def run(self):
         """Runs the stages in order."""
         folder, task, notes = self.folder, self.task, []
-        folder.claim(self.settings)
-        self._stage("float", self._train_float, FLOAT)
+        self._open_folder()
+        self._stage("float", self._train_float, FLOAT, together=True)
         self._stage("quantize", self._quantize, QUANTIZED_START)
-        self._stage("qat", self._train_quantized, QUANTIZED)
+        self._stage("qat", self._train_quantized, QUANTIZED, together=True)
         self._stage("merge", self._merge, MERGED)
         self._stage("evaluate", lambda: judgement.evaluate(folder, task), judgement.EVALUATION)
         if keras.backend.backend() == "tensorflow":
@@ -89,33 +103,49 @@ class _Pipeline:
                 " with KERAS_BACKEND=tensorflow goes on from here."
             )
         self._stage("draw", lambda: judgement.draw(folder), judgement.WEIGHTS_PLOT)
+        if not self.engine.is_chief:
+            return
         results = judgement.read_results(folder)
         if notes:
             results["notes"] = notes
         print(report.make_report(self.settings, task, folder, results))
         print(f"Report: {folder.file('report.md')}")
 
-    def _stage(self, name, work, *products):
-        """Does a stage's work, which may return its seconds, unless its products are there."""
-        if all(self.folder.has(product) for product in products):
+    def _open_folder(self):
+        """The chief makes the folder its own, and the other workers find it."""
+        if self.engine.is_chief:
+            self.folder.claim(self.settings)
+        self.engine.wait("run folder")
+        self.folder.join(self.settings)
+
+    def _stage(self, name, work, *products, together=False):
+        """Does a stage's work, which may return its seconds, unless its products are there.
+
+        All workers train together; the chief does everything else while they wait.
+        """
+        chief, done = self.engine.is_chief, all(map(self.folder.has, products))
+        self.engine.wait(f"begin of stage {name}")  # all have looked before anything changes
+        if done:
             self._say(f"{name}: done before")
             return
         self._say(name)
         begin = time.monotonic()
-        seconds = work()
-        self.folder.add_seconds(name, seconds or time.monotonic() - begin)
+        seconds = work() if chief or together else None
+        if chief:
+            self.folder.add_seconds(name, seconds or time.monotonic() - begin)
+        self.engine.wait(f"end of stage {name}")
 
     def _say(self, text):
         if self.settings.verbose:
             print(f"[{text}]", flush=True)
 
     def _check_devices(self):
-        if self.settings.batch_size % self.devices:
+        if self.settings.batch_size % self.engine.devices:
             raise UserError(
-                f"--batch_size must be a multiple of the number of devices, {self.devices}."
-                f" Received: {self.settings.batch_size}"
+                "--batch_size must be a multiple of the number of devices,"
+                f" {self.engine.devices}. Received: {self.settings.batch_size}"
             )
-        self.task.validation_batches(self.devices)  # refuses what cannot be shared
+        self.task.validation_batches(self.engine.devices)  # refuses what cannot be shared
 
     def _build(self):
         """Returns the float model, with the weights of `--init_from` if given."""
@@ -123,12 +153,12 @@ class _Pipeline:
         name = settings.model
         if settings.method == "plain":
             name = models.plain_twin(name)
-        sync_bn = self.devices > 1 if settings.sync_bn is None else settings.sync_bn
+        sync_bn = self.engine.devices > 1 if settings.sync_bn is None else settings.sync_bn
         options = {"synchronized": sync_bn}
         if settings.branch_gamma:
             options["gamma_initializer"] = keras.initializers.Constant(settings.branch_gamma)
         keras.utils.set_random_seed(settings.seed)
-        with distribution.scope(self.strategy), precision.policy(settings.mixed_precision):
+        with self.engine.scope(), precision.policy(settings.mixed_precision):
             model = self.task.build(name, **options)
         if settings.init_from:
             path = _find_float_model(settings.init_from)
@@ -167,8 +197,9 @@ class _Pipeline:
 
     def _train_quantized(self):
         settings = self.settings
-        with distribution.scope(self.strategy):
-            model = self.folder.load_model(QUANTIZED_START)
+        model = self.folder.load_model(QUANTIZED_START)
+        keras.utils.set_random_seed(settings.seed)  # workers begin with equal variables
+        with self.engine.scope():
             model = precision.convert(model, settings.mixed_precision)
         images = self.task.calibration_data(_CLIP_RATE_IMAGES)
         seconds = self._train(
@@ -182,7 +213,7 @@ class _Pipeline:
         return seconds
 
     def _train(self, model, stage, epochs, learning_rate, scalars=None):
-        with distribution.scope(self.strategy):
+        with self.engine.scope():
             return train(
                 model,
                 self.task,
@@ -191,13 +222,16 @@ class _Pipeline:
                 stage,
                 epochs,
                 learning_rate,
-                devices=self.devices,
+                engine=self.engine,
                 scalars=scalars,
             )
 
     def _save_trained(self, model, name, stage):
         """Writes a training stage's product, which makes its checkpoint superfluous."""
-        self.folder.save_model(precision.convert(model, "none"), name)
+        model = precision.convert(model, "none")  # read by all workers
+        if not self.engine.is_chief:
+            return
+        self.folder.save_model(model, name)
         with contextlib.suppress(FileNotFoundError):
             os.remove(self.folder.state(stage))
 

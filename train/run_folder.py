@@ -100,6 +100,19 @@ class RunFolder:
         if not os.path.exists(self.file(_SETTINGS)):
             checkpoint.write_json(self.file(_SETTINGS), settings.as_dict())
 
+    def join(self, settings):
+        """Makes sure that the folder is the one that the chief has claimed.
+
+        Raises:
+            UserError: If it is not, or the chief's settings are others.
+        """
+        if not os.path.exists(self.file(_SETTINGS)):
+            raise UserError(
+                "--workdir must lie on a file system that all machines share. Received:"
+                f" {self.path}, which is empty here after the first worker has written to it"
+            )
+        self._check_same(settings)
+
     def seconds(self):
         """Returns stage -> seconds it took."""
         path = self.file(_SECONDS)

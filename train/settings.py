@@ -12,7 +12,7 @@ from repq_tf.train.recipes import find_recipe
 
 METHODS = ("plain", "merged", "repq")
 BN_STATISTICS = ("restored", "batch", "estimate", "sample", "running")
-STRATEGIES = ("auto", "none", "mirrored")
+STRATEGIES = ("auto", "none", "mirrored", "multi_worker", "data_parallel")
 PRECISIONS = ("none", "bfloat16", "float16")
 BITS = range(2, 9)
 
@@ -216,6 +216,11 @@ def _check_conflicts(given):
                     " --weight_bits and --activation_bits."
                     f" Received: --bits={given['bits']} --{name}={given[name]}"
                 )
+    if given["strategy"] == "data_parallel" and given["sync_bn"] is False:
+        raise UserError(
+            "--strategy=data_parallel always synchronises batch norm: JAX's arrays are those of"
+            " all devices. Received: --sync_bn=false"
+        )
     if given["init_from"] is not None:
         for name in ("epochs", "learning_rate"):
             if given[name] is not None:

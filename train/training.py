@@ -8,12 +8,17 @@ import keras
 import numpy as np
 
 from repq_tf.train import checkpoint
+from repq_tf.train.distribution import Engine
 from repq_tf.train.errors import DivergedError
 from repq_tf.train.optimizer import make_optimizer
 from repq_tf.train.records import Records
 
+_ALONE = Engine()
 
-def train(model, task, settings, run, stage, epochs, learning_rate, devices=1, scalars=None):
+
+def train(
+    model, task, settings, run, stage, epochs, learning_rate, engine=_ALONE, scalars=None
+):
     """Trains a model; after each epoch all state is on disk.
 
     The batches of an epoch depend on the seed and the epoch, the learning rate on the
@@ -21,14 +26,14 @@ def train(model, task, settings, run, stage, epochs, learning_rate, devices=1, s
     ended with.
 
     Args:
-        model: The model, made in the scope of the strategy, if any.
+        model: The model, made in the scope of the engine.
         task: The `tasks.base.Task`.
         settings: The run's `settings.Settings`.
         run: The `run_folder.RunFolder`.
         stage: Name of the stage, for files and messages.
         epochs: Number of epochs; the last one may be a fraction.
         learning_rate: Peak learning rate.
-        devices: Number of devices that train.
+        engine: The `distribution.Engine`; its chief writes what goes to disk.
         scalars: Function of the model that returns name -> number, called after each epoch
             and logged beside the losses.
 
@@ -54,30 +59,35 @@ def train(model, task, settings, run, stage, epochs, learning_rate, devices=1, s
     progress = {"history": [], "scalars": [], "seconds": 0.0}
     if os.path.exists(state):
         progress = checkpoint.load_state(state, model, model.optimizer)
-    records = Records(run, stage, progress["history"], progress["scalars"])
+    records = None
+    if engine.is_chief:
+        records = Records(run, stage, progress["history"], progress["scalars"])
     guard = _Guard(stage, per_epoch, state)
     for epoch in range(len(progress["history"]), math.ceil(total / per_epoch)):
         begin = time.monotonic()
-        row = _fit_epoch(model, task, epoch, total, settings.verbose, devices, guard)
+        row = _fit_epoch(model, task, epoch, total, settings.verbose, engine, guard)
         guard.check_weights(model, epoch)
         extra = scalars(model) if scalars else {}
         progress["history"].append(row)
         progress["scalars"].append(extra)
         progress["seconds"] += time.monotonic() - begin
-        checkpoint.save_state(state, model, model.optimizer, progress)
-        records.add(row, extra)
-    records.close()
+        checkpoint.save_state(state, model, model.optimizer, progress, engine.is_chief)
+        if records:
+            records.add(row, extra)
+    if records:
+        records.close()
     return progress["seconds"]
 
 
-def _fit_epoch(model, task, epoch, total, verbose, devices, guard):
+def _fit_epoch(model, task, epoch, total, verbose, engine, guard):
     """Trains one epoch and returns its losses and metrics."""
     per_epoch = task.steps_per_epoch
+    steps = min(per_epoch, total - epoch * per_epoch)
     history = model.fit(
-        task.train_batches(epoch, min(per_epoch, total - epoch * per_epoch)),
+        engine.feed(task.train_batches(epoch, steps, engine.shard)),
         initial_epoch=epoch,
         epochs=math.ceil(total / per_epoch),
-        validation_data=task.validation_batches(devices),
+        validation_data=engine.feed(task.validation_batches(engine.devices), cut=True),
         shuffle=False,  # the batches come in the epoch's own order
         callbacks=[guard],
         verbose=verbose,

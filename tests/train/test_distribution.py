@@ -40,7 +40,7 @@ class _Blocks(Task):
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(optimizer or "sgd", loss, jit_compile=jit_compile)
 
-    def train_batches(self, epoch, steps):
+    def train_batches(self, epoch, steps, shard=(0, 1)):
         return ArrayDataset(*self.data, 10, (8, 8), "crop", epoch=epoch, steps=steps)
 
     def validation_batches(self, devices=1):
@@ -55,10 +55,10 @@ class _Blocks(Task):
 def _train(folder, strategy, epochs=2):
     task, run = _Blocks(), RunFolder(folder)
     os.makedirs(run.path, exist_ok=True)
-    with distribution.scope(strategy):
+    engine = distribution.Mirrored(strategy) if strategy else distribution.Engine()
+    with engine.scope():
         model = task.build(synchronized=True)
-        devices = distribution.replicas(strategy)
-        train(model, task, resolve(verbose=0), run, "float", epochs, 0.05, devices)
+        train(model, task, resolve(verbose=0), run, "float", epochs, 0.05, engine)
     return model, run
 
 
@@ -123,7 +123,8 @@ def test_two_devices_continue_where_they_stopped(tmp_path, strategy):
     calls = []
     with pytest.raises(KeyboardInterrupt), strategy.scope():
         model = task.build(synchronized=True)
-        train(model, task, resolve(verbose=0), run, "float", 2, 0.05, 2, stop)
+        engine = distribution.Mirrored(strategy)
+        train(model, task, resolve(verbose=0), run, "float", 2, 0.05, engine, stop)
     again, _ = _train(tmp_path / "stopped", strategy, epochs=2)
     for a, b in zip(whole.weights, again.weights, strict=True):
         a, b = (keras.ops.convert_to_numpy(v) for v in (a, b))
@@ -143,20 +144,29 @@ def test_too_few_images_for_the_devices():
         distribution.even_batch(3, 8, 2)
 
 
-def test_which_strategy_is_made():
-    assert distribution.make_strategy("none") is None
-    assert distribution.make_strategy("auto") is None  # there is no GPU in the tests
-    assert distribution.replicas(None) == 1
-    mirrored = distribution.make_strategy("mirrored")
-    assert isinstance(mirrored, tf.distribute.MirroredStrategy)
-    assert distribution.replicas(mirrored) == 2
+def test_which_engine_is_made():
+    for name in ("none", "auto"):  # there is no GPU in the tests
+        engine = distribution.make_engine(name)
+        assert type(engine) is distribution.Engine
+        assert (engine.devices, engine.workers, engine.is_chief) == (1, 1, True)
+    mirrored = distribution.make_engine("mirrored")
+    assert isinstance(mirrored.strategy, tf.distribute.MirroredStrategy)
+    assert mirrored.devices == 2
 
 
-def test_mirrored_needs_tensorflow(monkeypatch):
-    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
-    assert distribution.make_strategy("auto") is None
-    with pytest.raises(UserError, match="--strategy=mirrored.*jax"):
-        distribution.make_strategy("mirrored")
+@pytest.mark.parametrize(
+    "backend, name, words",
+    [
+        ("jax", "mirrored", ["KERAS_BACKEND=tensorflow", "KERAS_BACKEND=jax", "data_parallel"]),
+        ("tensorflow", "data_parallel", ["KERAS_BACKEND=jax", "--strategy=mirrored"]),
+        ("tensorflow", "multi_worker", ["TF_USE_LEGACY_KERAS=1", "KERAS_BACKEND=jax"]),
+    ],
+)
+def test_an_engine_that_the_backend_does_not_have(monkeypatch, backend, name, words):
+    monkeypatch.setattr(distribution, "backend", lambda: backend)
+    with pytest.raises(UserError, match=f"--strategy={name}") as error:
+        distribution.make_engine(name)
+    assert all(word in str(error.value) for word in words)
 
 
 def test_models_take_the_option_that_synchronizes():

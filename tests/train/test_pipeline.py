@@ -87,18 +87,17 @@ def test_half_precision_is_of_training_alone(tmp_path, precision):
 
 
 def test_several_devices(tmp_path, two_replicas, monkeypatch):
-    monkeypatch.setattr(distribution, "make_strategy", lambda name: two_replicas)
+    engines = {"mirrored": distribution.Mirrored(two_replicas), "none": distribution.Engine()}
+    monkeypatch.setattr(distribution, "make_engine", engines.get)
     report = _run(tmp_path, strategy="mirrored")
     assert _file_is_the_model(report)
     model = checkpoint.load_model(str(tmp_path / run_folder.QUANTIZED))
     blocks = [layer for layer in model.layers if isinstance(layer, ReparamConv)]
     assert blocks and all(block.synchronized for block in blocks)
-    monkeypatch.setattr(distribution, "make_strategy", lambda name: None)
-    alone = _run(tmp_path / "alone")
+    alone = _run(tmp_path / "alone", strategy="none")
     assert abs(_accuracy(report)["float"] - _accuracy(alone)["float"]) <= 2 / 360
     with pytest.raises(UserError, match="--batch_size must be a multiple .*2.*Received: 63"):
-        monkeypatch.setattr(distribution, "make_strategy", lambda name: two_replicas)
-        _run(tmp_path / "odd", batch_size=63)
+        _run(tmp_path / "odd", strategy="mirrored", batch_size=63)
 
 
 def test_products_hold_weights_only(tmp_path):

@@ -28,8 +28,14 @@ class Task(abc.ABC):
         """Compiles a model with the loss and metrics; without an optimizer, to evaluate it."""
 
     @abc.abstractmethod
-    def train_batches(self, epoch, steps):
-        """Returns the first `steps` training batches of an epoch, for `fit`."""
+    def train_batches(self, epoch, steps, shard=(0, 1)):
+        """Returns the first `steps` training batches of an epoch, for `fit`.
+
+        Args:
+            epoch: Which epoch.
+            steps: Number of batches.
+            shard: `(worker, workers)`: of each batch, the worker's equal part.
+        """
 
     @abc.abstractmethod
     def validation_batches(self, devices=1):

@@ -71,9 +71,9 @@ class Classification(Task):
             jit_compile=jit_compile,
         )
 
-    def train_batches(self, epoch, steps):  # noqa: D102
+    def train_batches(self, epoch, steps, shard=(0, 1)):  # noqa: D102
         return self.images.train_batches(
-            epoch, self._batch_size, self._seed, self._augment, steps
+            epoch, self._batch_size, self._seed, self._augment, steps, shard=shard
         )
 
     def validation_batches(self, devices=1):  # noqa: D102
