@@ -27,6 +27,7 @@ __all__ = [
     "add_parameter",
     "add_statistic",
     "backend",
+    "check_same_keras",
     "dtype_name",
     "keras",
     "ops",
@@ -39,6 +40,31 @@ __all__ = [
 def backend():
     """Returns the name of the array backend: `"tensorflow"`, `"jax"` or `"torch"`."""
     return _keras3.backend.backend()
+
+
+def check_same_keras(thing, name):
+    """Raises ValueError for a model or symbolic tensor of the Keras that was not chosen.
+
+    Args:
+        thing: anything.
+        name: what to call it in the message.
+    """
+    roots = {kind.__module__.split(".")[0] for kind in type(thing).__mro__}
+    if LEGACY and "keras" in roots and "tf_keras" not in roots:
+        raise ValueError(
+            f"{name} is made with Keras 3, but repq_tf works on tf_keras in this process, "
+            "because TF_USE_LEGACY_KERAS was 1 when it was imported (importing "
+            "tensorflow_model_optimization sets it). Make models with tf_keras (`from "
+            "repq_tf.keras_api import keras`); or, for Keras 3, start Python with "
+            "TF_USE_LEGACY_KERAS=0 and import repq_tf before tensorflow_model_optimization."
+        )
+    if not LEGACY and "tf_keras" in roots and "keras" not in roots:
+        raise ValueError(
+            f"{name} is made with tf_keras, but repq_tf works on Keras 3 in this process. Make "
+            "models with keras; or, for tf_keras and TFMOT, start Python with "
+            "TF_USE_LEGACY_KERAS=1, or set it in os.environ before the first import of "
+            "tensorflow, keras or repq_tf."
+        )
 
 
 def dtype_name(array):

@@ -13,7 +13,7 @@ from repq_tf.branches import (
     check_mode,
 )
 from repq_tf.convolution import convolve, same_window
-from repq_tf.keras_api import LEGACY, Layer, keras, ops, register
+from repq_tf.keras_api import LEGACY, Layer, check_same_keras, keras, ops, register
 from repq_tf.layers.arguments import explicit_window, pair, positive, tuples
 from repq_tf.layers.integer import integer_weights
 from repq_tf.quantizers import LSQ, check_bits
@@ -295,6 +295,7 @@ class ReparamConv(Layer):
                 quantized block's inference is the integer runtime's.
             training: whether batch norms use the batch's moments.
         """
+        check_same_keras(inputs, f"the input of {self.name}")
         x = ops.cast(inputs, self.compute_dtype)
         window = self.window(x.shape[1:3])
         integer = self.weight_quantizer is not None and input_step is not None

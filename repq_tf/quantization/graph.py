@@ -6,7 +6,7 @@ Read from `model.get_config()`, the public description that `.keras` files hold.
 import dataclasses
 from typing import Any
 
-from repq_tf.keras_api import LEGACY, keras, tree
+from repq_tf.keras_api import LEGACY, check_same_keras, keras, tree
 from repq_tf.quantization import legacy_config
 
 
@@ -120,6 +120,7 @@ def read_graph(model):
         ValueError: the model is subclassed, not built, or holds an operation that
             is not a layer.
     """
+    check_same_keras(model, "model")
     if isinstance(model, keras.Sequential):
         return _read_sequential(model)
     config = model.get_config() if isinstance(model, keras.Model) else {}
