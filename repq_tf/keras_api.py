@@ -33,7 +33,9 @@ __all__ = [
     "ops",
     "register",
     "replica_mean",
+    "to_numpy",
     "tree",
+    "variable_path",
 ]
 
 
@@ -116,6 +118,16 @@ def add_parameter(layer, name, shape, initializer, regularizer=None, trainable=T
         trainable=trainable,
         **options,
     )
+
+
+def to_numpy(variable):
+    """Returns a variable's values; of one with copies on several devices, what they are."""
+    return variable.numpy() if LEGACY else ops.convert_to_numpy(variable)
+
+
+def variable_path(variable):
+    """Returns the name of a variable with those of what owns it: `"block/conv/kernel"`."""
+    return variable.name.removesuffix(":0") if LEGACY else variable.path
 
 
 def replica_mean(tensor):

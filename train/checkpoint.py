@@ -3,10 +3,10 @@
 import json
 import zipfile
 
-import keras
 import numpy as np
 
 from repq_tf.files import replacing, write_atomically
+from repq_tf.keras_api import keras, to_numpy, variable_path
 from repq_tf.train.errors import UserError
 
 
@@ -63,7 +63,7 @@ def save_state(path, model, optimizer, progress, write=True):
         write: Whether this worker writes the file; all of them must read the variables.
     """
     variables = [*model.variables, *optimizer.variables]
-    arrays = {f"v{k}": keras.ops.convert_to_numpy(v) for k, v in enumerate(variables)}
+    arrays = {f"v{k}": to_numpy(v) for k, v in enumerate(variables)}
     if not write:
         return
     record = {"variables": _names(model, optimizer), "progress": progress}
@@ -136,7 +136,7 @@ def _names(model, optimizer):
 
 
 def _name(variable):
-    return variable.path.split("/")[-1]
+    return variable_path(variable).split("/")[-1]
 
 
 def _first_difference(there, here):

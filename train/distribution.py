@@ -48,16 +48,15 @@ class Engine:
         """`(worker, workers)`: which part of each training batch is this worker's."""
         return self.worker, self.workers
 
-    def feed(self, batches, cut=False):
-        """Returns batches as `fit` wants them.
+    def fit_data(self, train, test):
+        """Returns the arguments of `fit` that are data.
 
         Args:
-            batches: A `PyDataset` or a `tf.data.Dataset` of tuples of arrays.
-            cut: Whether they are those of all workers, of which this one takes its part;
-                what devices cannot share evenly is left out.
+            train: This worker's training batches, a `PyDataset` or `tf.data.Dataset`.
+            test: The test batches of all workers. What several workers, or JAX's devices,
+                cannot share evenly is left out.
         """
-        del cut
-        return batches
+        return {"x": as_fit_wants(train), "validation_data": as_fit_wants(test)}
 
     def wait(self, border):
         """Returns when all workers have come here.
@@ -111,7 +110,22 @@ class MultiWorker(Mirrored):
         self.workers, self.worker = _read_tf_config()
         super().__init__(tf.distribute.MultiWorkerMirroredStrategy())
 
-    def feed(self, batches, cut=False):  # noqa: D102
+        def add_up():
+            context = tf.distribute.get_replica_context()
+            return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.constant(1.0))
+
+        self._meet = tf.function(lambda: self.strategy.run(add_up))
+
+    def fit_data(self, train, test):  # noqa: D102
+        return {
+            "x": self._distribute(train),
+            "steps_per_epoch": len(train),
+            "validation_data": self._distribute(test, cut=True),
+            "validation_steps": len(test),
+        }
+
+    def _distribute(self, batches, cut=False):
+        """Hands the replicas of this worker their pieces, of its part or of all batches."""
         import tensorflow as tf
 
         local = self.devices // self.workers
@@ -122,21 +136,14 @@ class MultiWorker(Mirrored):
             pieces = [tf.reshape(a, shape) for a, shape in zip(part, shapes, strict=True)]
             return tf.data.Dataset.from_tensor_slices(tuple(pieces))
 
-        batches = _as_tf_data(batches)
-        steps = batches.cardinality()
-        data = batches.flat_map(split)
-        data = data.apply(tf.data.experimental.assert_cardinality(steps * local))
+        data = _as_tf_data(batches).flat_map(split)
         return self.strategy.distribute_datasets_from_function(lambda context: data)
 
     def wait(self, border):  # noqa: D102
         import tensorflow as tf
 
-        def meet():
-            context = tf.distribute.get_replica_context()
-            return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.constant(1.0))
-
         try:
-            self.strategy.run(tf.function(meet))
+            self._meet()
         except tf.errors.OpError as error:
             raise _lost_worker(border) from error
 
@@ -172,14 +179,13 @@ class DataParallel(Engine):
     def scope(self):  # noqa: D102
         return self._distribution.scope()
 
-    def feed(self, batches, cut=False):  # noqa: D102
-        if not cut:
-            return batches
-        if isinstance(batches, keras.utils.PyDataset):
-            return _Share(batches, self._part)
+    def fit_data(self, train, test):  # noqa: D102
+        if isinstance(test, keras.utils.PyDataset):
+            return {"x": train, "validation_data": _Share(test, self._part)}
         import tensorflow as tf
 
-        return batches.map(lambda *batch: self._part(batch, tf.shape(batch[0])[0]))
+        part = test.map(lambda *batch: self._part(batch, tf.shape(batch[0])[0]))
+        return {"x": train, "validation_data": part}
 
     def wait(self, border):  # noqa: D102
         import jax
@@ -287,8 +293,12 @@ def _read_tf_config():
         ) from error
 
 
+def as_fit_wants(batches):
+    """Returns batches of a `PyDataset`, which tf_keras does not know, as `tf.data` there."""
+    return _as_tf_data(batches) if LEGACY else batches
+
+
 def _as_tf_data(batches):
-    """Returns batches that are indexed as a `tf.data.Dataset`."""
     import tensorflow as tf
 
     if isinstance(batches, tf.data.Dataset):

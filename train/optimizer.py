@@ -1,6 +1,6 @@
 """The optimizer of both training stages: SGD with momentum and a cosine learning rate."""
 
-import keras
+from repq_tf.keras_api import keras, variable_path
 
 MOMENTUM = 0.9
 
@@ -43,7 +43,9 @@ def make_optimizer(
         weight_decay=weight_decay / (1 - MOMENTUM) or None,
     )
     if weight_decay:
-        spared = [v for v in model.trainable_variables if not is_decayed(v.path, decay)]
+        spared = [
+            v for v in model.trainable_variables if not is_decayed(variable_path(v), decay)
+        ]
         optimizer.exclude_from_weight_decay(var_list=spared)
     return optimizer
 

@@ -1,7 +1,8 @@
 """Pictures of a run: training curves, weights, predictions."""
 
-import keras
 import numpy as np
+
+from repq_tf.keras_api import keras, ops
 
 _WIDTH = 4.0
 _COLUMNS = 4
@@ -82,7 +83,7 @@ def merged_kernels(model):
     """Returns layer name -> kernel of a merged model's convolutions and dense layers."""
     kinds = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
     return {
-        layer.name: keras.ops.convert_to_numpy(layer.kernel)
+        layer.name: ops.convert_to_numpy(layer.kernel)
         for layer in model.layers
         if isinstance(layer, kinds)
     }

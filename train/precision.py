@@ -2,7 +2,7 @@
 
 import contextlib
 
-import keras
+from repq_tf.keras_api import LEGACY, keras
 
 
 @contextlib.contextmanager
@@ -12,12 +12,16 @@ def policy(mixed_precision):
     Args:
         mixed_precision: `"none"`, `"bfloat16"` or `"float16"`.
     """
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(_policy_name(mixed_precision))
+    if LEGACY:
+        get, put = keras.mixed_precision.global_policy, keras.mixed_precision.set_global_policy
+    else:
+        get, put = keras.config.dtype_policy, keras.config.set_dtype_policy
+    before = get()
+    put(_policy_name(mixed_precision))
     try:
         yield
     finally:
-        keras.config.set_dtype_policy(before)
+        put(before)
 
 
 def convert(model, mixed_precision):

@@ -4,9 +4,9 @@ import importlib.metadata
 import os
 import platform
 
-import keras
 import numpy as np
 
+from repq_tf.keras_api import backend, keras
 from repq_tf.train import checkpoint
 
 _ROWS = (
@@ -114,16 +114,15 @@ def _markdown(settings, record, table, run):
 
 
 def _versions():
-    backend = keras.backend.backend()
     versions = {
         "python": platform.python_version(),
-        "keras": keras.version(),
-        "backend": backend,
+        keras.__name__: keras.__version__,
+        "backend": backend(),
         "numpy": np.__version__,
         "system": platform.platform(),
         "cpu": _cpu(),
     }
-    for name in ("repq_tf", backend, "ai-edge-litert"):
+    for name in ("repq_tf", backend(), "ai-edge-litert"):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

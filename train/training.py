@@ -4,9 +4,9 @@ import math
 import os
 import time
 
-import keras
 import numpy as np
 
+from repq_tf.keras_api import backend, keras, to_numpy, variable_path
 from repq_tf.train import checkpoint
 from repq_tf.train.distribution import Engine
 from repq_tf.train.errors import DivergedError
@@ -84,16 +84,18 @@ def _fit_epoch(model, task, epoch, total, verbose, engine, guard):
     per_epoch = task.steps_per_epoch
     steps = min(per_epoch, total - epoch * per_epoch)
     history = model.fit(
-        engine.feed(task.train_batches(epoch, steps, engine.shard)),
+        **engine.fit_data(
+            task.train_batches(epoch, steps, engine.shard),
+            task.validation_batches(engine.devices),
+        ),
         initial_epoch=epoch,
         epochs=math.ceil(total / per_epoch),
-        validation_data=engine.feed(task.validation_batches(engine.devices), cut=True),
         shuffle=False,  # the batches come in the epoch's own order
         callbacks=[guard],
         verbose=verbose,
     )
     row = {name: float(values[-1]) for name, values in history.history.items()}
-    rate = float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
+    rate = float(to_numpy(model.optimizer.learning_rate))
     return {"epoch": epoch + 1, **row, "learning_rate": rate}
 
 
@@ -121,9 +123,11 @@ class _Guard(keras.callbacks.Callback):
     def check_weights(self, model, epoch):
         """Refuses to call a state good that holds weights which are not finite."""
         for variable in model.weights:
-            if not np.isfinite(keras.ops.convert_to_numpy(variable)).all():
+            if not np.isfinite(to_numpy(variable)).all():
                 step = (epoch + 1) * self._per_epoch
-                self._stop(f"The weight {variable.path} is not finite after step {step}")
+                self._stop(
+                    f"The weight {variable_path(variable)} is not finite after step {step}"
+                )
 
     def _stop(self, what):
         if os.path.exists(self._state):
@@ -139,7 +143,7 @@ def _jit_compile(settings):
     """XLA wherever it pays: not with TensorFlow on the CPU, whose own kernels are faster."""
     if settings.jit_compile is not None:
         return settings.jit_compile
-    if keras.backend.backend() != "tensorflow":
+    if backend() != "tensorflow":
         return "auto"
     import tensorflow as tf
 

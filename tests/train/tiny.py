@@ -1,7 +1,6 @@
 """A network of two blocks, so that whole runs take seconds."""
 
-import keras
-
+from repq_tf.keras_api import keras
 from repq_tf.layers import ACBlock, ConvBNBlock
 from repq_tf.models.registry import register
 from repq_tf.train.tasks.classification import Classification
