@@ -133,6 +133,9 @@ def main(argv):
     # TensorFlow's C++ notes; what matters comes as a Python error. Read when it is imported,
     # so the imports are here, which also makes --help quick.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if flags.FLAGS.deterministic:  # JAX reads it when it first computes
+        wanted = "--xla_gpu_deterministic_ops=true"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {wanted}".strip()
     logging.set_verbosity(logging.WARNING)  # TFDS and tf.distribute tell each step
     from repq_tf.train import pipeline
     from repq_tf.train.errors import UserError

@@ -48,7 +48,9 @@ def run(settings, make_task=Classification):
     engine = _make_engine(settings, folder)
     if not engine.is_chief:
         settings = dataclasses.replace(settings, verbose=0)
-    _Pipeline(settings, folder, make_task(settings), engine).run()
+    task = make_task(settings)
+    with task.reading():
+        _Pipeline(settings, folder, task, engine).run()
 
 
 def _make_engine(settings, folder):
@@ -63,12 +65,15 @@ def _make_engine(settings, folder):
 
 
 def _make_repeatable(settings):
-    """Seeds everything, and makes TensorFlow on the CPU repeat itself exactly (without XLA)."""
+    """Seeds everything, and makes TensorFlow repeat itself exactly where that is wanted."""
     keras.utils.set_random_seed(settings.seed)
-    if keras.backend.backend() == "tensorflow" and not settings.jit_compile:
+    if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        if not tf.config.list_physical_devices("GPU"):
+        wanted = settings.deterministic
+        if wanted is None:
+            wanted = not settings.jit_compile and not tf.config.list_physical_devices("GPU")
+        if wanted:
             tf.config.experimental.enable_op_determinism()
 
 

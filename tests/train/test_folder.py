@@ -1,5 +1,6 @@
 import os
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
@@ -136,3 +137,44 @@ def test_a_file_that_is_no_picture_is_named(tmp_path):
 def test_data_dir_has_no_meaning_with_folders(tmp_path):
     with pytest.raises(UserError, match="--data_dir"):
         load_images(f"folder:{tmp_path}", data_dir=str(tmp_path))
+
+
+def test_pictures_may_lie_deeper_in_their_class(tmp_path):
+    _classes(tmp_path / "train", {"a": 2, "b": 2})
+    _write(f"{tmp_path}/train/a/images/deep.png", 7)
+    _classes(tmp_path / "val", {"a/images": 1, "b/images": 1})
+    data = load_folder(tmp_path)
+    assert (data.class_names, data.train_size, data.test_size) == (("a", "b"), 5, 2)
+
+
+def _cut(path):
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) - 30])
+
+
+def test_bad_pictures_are_skipped_and_named_if_wanted(tmp_path):
+    _classes(tmp_path / "train", {"a": 5, "b": 4})
+    _classes(tmp_path / "test", {"a": 2, "b": 2})
+    bad = [tmp_path / "train" / "b" / "001.png", tmp_path / "test" / "a" / "000.png"]
+    for path in bad:
+        _cut(path)
+    data = load_images(f"folder:{tmp_path}", skip_bad_images=True)
+    assert (data.train_size, data.test_size) == (8, 3)
+    assert data.skipped == tuple(map(str, bad))
+    np.testing.assert_array_equal(data.test_sample(3)[1], [0, 1, 1])
+    for path in (tmp_path / "test").rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match="no readable images; skipped: 5"):
+        load_images(f"folder:{tmp_path}", skip_bad_images=True)
+
+
+def test_a_picture_that_is_bad_in_the_midst_of_training_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, "MEMORY_LIMIT", 10)
+    _classes(tmp_path, {"a": 6, "b": 6})
+    data = load_folder(tmp_path, image_size=8)
+    for path in (tmp_path / "b").iterdir():
+        _cut(path)
+    model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(2)])
+    model.compile("sgd", "mse", run_eagerly=True)
+    with pytest.raises(UserError, match="b/00..png cannot be read"), data.reading():
+        model.fit(data.train_batches(0, 3, 0, "none", 3), verbose=0)

@@ -1,9 +1,14 @@
+import io
+
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from repq_tf.train.data import tfds_images
+from repq_tf.train.data.augment import resolve_kind
 from repq_tf.train.data.load import load_images
+from repq_tf.train.data.regularization import Regularization
 from repq_tf.train.data.tfds_stream import StreamedImages
 from repq_tf.train.errors import UserError
 
@@ -50,6 +55,18 @@ class RepqPhotos(_Shapes):
     """Each of its own size, as ImageNet's."""
 
     size = (None, None)
+
+
+class RepqBroken(_Shapes):
+    """With images of which two training images and a test image are cut off."""
+
+    def _examples(self, count):
+        for k, example in super()._examples(count):
+            file = io.BytesIO()
+            noise = np.random.default_rng(k).integers(0, 256, (12, 12, 3)).astype("uint8")
+            Image.fromarray(noise).save(file, "JPEG")
+            whole = file.getvalue()
+            yield k, {**example, "image": io.BytesIO(whole[: -200 if k in (3, 20) else None])}
 
 
 class RepqUnsplit(_Shapes):
@@ -125,6 +142,76 @@ def test_streamed_test_images_come_once_and_in_order(tmp_path):
     assert _matches(images, sampled) and len(sampled) == 5
 
 
+def _epoch(data, **given):
+    options = {"kind": "crop_flip", "steps": 3, **given}
+    return list(data.train_batches(1, 8, 5, **options).as_numpy_iterator())
+
+
+def test_workers_together_read_what_one_reads_alone(tmp_path):
+    data = load_images("repq_photos", str(tmp_path), image_size=66)
+    parts = [_epoch(data, shard=(worker, 2)) for worker in (0, 1)]
+    for k, (images, labels) in enumerate(_epoch(data)):
+        for worker, part in enumerate(parts):
+            np.testing.assert_array_equal(part[k][0], images[worker::2])
+            np.testing.assert_array_equal(part[k][1], labels[worker::2])
+
+
+def test_streams_are_regularized_and_repeatable(tmp_path):
+    data = load_images("repq_photos", str(tmp_path), image_size=66)
+    plain = _epoch(data, kind="none")
+    chosen = Regularization(mixup=0.5, label_smoothing=0.1)
+    mixed = _epoch(data, kind="none", regularization=chosen)
+    for (_, numbers), (images, labels) in zip(plain, mixed, strict=True):
+        np.testing.assert_allclose(labels.sum(-1), 1, rtol=1e-5)
+        colours = (images[:, 33, 33, 0] + 1) * 127.5 / 50
+        unsmoothed = (labels - 0.1 / 5) / 0.9
+        np.testing.assert_allclose(unsmoothed @ np.arange(5), colours, atol=1e-3)
+        assert len(np.unique(labels, axis=0)) > len(np.unique(numbers))
+    strong = _epoch(data, regularization=Regularization(randaugment=2))
+    again = _epoch(data, regularization=Regularization(randaugment=2))
+    for (a, labels), (b, same), (c, _) in zip(strong, again, _epoch(data), strict=True):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(labels, same)
+        assert not np.array_equal(a, c) and a.min() >= -1 and a.max() <= 1
+
+
+def test_a_cached_set_is_read_once(tmp_path):
+    data = load_images("repq_photos", str(tmp_path), image_size=66, cache=True)
+    first = _epoch(data)
+    for file in tmp_path.rglob("*train.tfrecord*"):
+        file.write_bytes(b"gone")
+    again = _epoch(data)
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a[0], b[0])
+        np.testing.assert_array_equal(a[1], b[1])
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "imagenet2012"])
+def test_the_sets_of_the_recipes(tmp_path, name, monkeypatch):
+    counts = {"train": 24, "validation" if name == "imagenet2012" else "test": 9}
+    make = tfds.builder
+
+    def builder(*args, **options):
+        made = make(*args, **options)
+        splits = [
+            tfds.core.SplitInfo(name=split, shard_lengths=[count], num_bytes=0)
+            for split, count in counts.items()
+        ]
+        made.info.set_splits(tfds.core.splits.SplitDict(splits))
+        return made
+
+    with tfds.testing.mock_data(num_examples=24):
+        monkeypatch.setattr(tfds, "builder", builder)
+        data = load_images(name, str(tmp_path))
+        size = 224 if name == "imagenet2012" else 32
+        classes = {"cifar10": 10, "cifar100": 100, "imagenet2012": 1000}[name]
+        assert data.image_shape == (size, size, 3) and len(data.class_names) == classes
+        batches = data.train_batches(0, 8, 0, resolve_kind("auto", size), 2)
+        images, labels = next(iter(batches)) if name == "imagenet2012" else batches[0]
+    assert images.shape == (8, size, size, 3) and labels.shape == (8,)
+    assert -1 <= np.min(images) < np.max(images) <= 1 and 0 <= np.max(labels) < classes
+
+
 def test_sets_too_large_for_memory_are_streamed(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds_images, "MEMORY_LIMIT", 1000)
     data = load_images("repq_shapes", str(tmp_path), image_size=12)
@@ -166,3 +253,39 @@ def test_a_set_that_cannot_be_prepared(tmp_path, monkeypatch):
     monkeypatch.setattr(RepqShapes, "download_and_prepare", fail)
     with pytest.raises(UserError, match="could not prepare.*no network here"):
         load_images("repq_shapes", str(tmp_path))
+
+
+@pytest.mark.parametrize("limit", [tfds_images.MEMORY_LIMIT, 10], ids=["arrays", "streamed"])
+def test_images_that_cannot_be_decoded(tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(tfds_images, "MEMORY_LIMIT", limit)
+    with pytest.raises(UserError, match="image repq_broken-t.*tfrecord.*__.*skip_bad_images"):
+        data = load_images("repq_broken", str(tmp_path), image_size=12)
+        with data.reading():
+            for _ in data.train_batches(0, TRAIN, 0, "none", 1):
+                pass
+    data = load_images("repq_broken", str(tmp_path), image_size=12, skip_bad_images=True)
+    assert (data.train_size, data.test_size) == (TRAIN - 2, TEST - 1)
+    assert len(data.skipped) == 3
+    assert sum("repq_broken-train" in name for name in data.skipped) == 2
+    batches = data.train_batches(0, TRAIN - 2, 0, "none", 1)
+    images, labels = batches[0] if limit > 10 else next(iter(batches))
+    assert len(images) == len(labels) == TRAIN - 2
+    assert len(data.test_sample(TEST)[1]) == TEST - 1
+
+
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("damage", ["flipped", "cut in a record", "cut between records"])
+def test_damaged_records_are_named(tmp_path, damage, skip):
+    load_images("repq_shapes", str(tmp_path))
+    (file,) = tmp_path.rglob("*train.tfrecord*")
+    whole = file.read_bytes()
+    if damage == "flipped":
+        middle = len(whole) // 2
+        file.write_bytes(whole[:middle] + bytes([whole[middle] ^ 4]) + whole[middle + 1 :])
+    elif damage == "cut in a record":
+        file.write_bytes(whole[: len(whole) - 50])
+    else:
+        size = int.from_bytes(whole[:8], "little") + 16
+        file.write_bytes(whole[:size])
+    with pytest.raises(UserError, match=f"{file.name} is damaged: .* of its {TRAIN} records"):
+        load_images("repq_shapes", str(tmp_path), skip_bad_images=skip)

@@ -1,5 +1,6 @@
 """Batches of images held by this process: `ArrayDataset` and `ArrayImages`."""
 
+import contextlib
 import os
 
 import keras
@@ -7,6 +8,8 @@ import numpy as np
 
 from repq_tf.train.data.augment import augment, central_crop
 from repq_tf.train.data.images import Images, scale_pixels
+from repq_tf.train.data.randaugment import randaugment
+from repq_tf.train.data.regularization import NONE
 
 
 class ArrayDataset(keras.utils.PyDataset):
@@ -21,13 +24,17 @@ class ArrayDataset(keras.utils.PyDataset):
         images: uint8 array `(n, h, w, c)`, or an object that, indexed by an array of
             integers, reads such an array (`folder.ImageFiles`).
         labels: Integer array `(n,)`.
-        batch_size: Images per batch.
+        batch_size: Images per batch, over all workers.
         size: `(height, width)` of the batches.
         kind: Augmentation, one of `augment.KINDS`.
         seed: Seed of order and augmentation.
         epoch: The epoch to begin with.
         steps: Batches per epoch; by default all.
         workers: Threads that prepare batches.
+        regularization: A `Regularization`.
+        classes: Number of classes, for soft labels.
+        shard: `(index, count)` of this worker among several: of each batch it gets the images
+            index, index + count, ...
     """
 
     def __init__(
@@ -41,6 +48,9 @@ class ArrayDataset(keras.utils.PyDataset):
         epoch=0,
         steps=None,
         workers=1,
+        regularization=NONE,
+        classes=None,
+        shard=(0, 1),
     ):
         super().__init__(workers=workers)
         self.images = images
@@ -49,6 +59,9 @@ class ArrayDataset(keras.utils.PyDataset):
         self.size = size
         self.kind = kind
         self.seed = seed
+        self.regularization = regularization
+        self.classes = classes
+        self.shard = shard
         self.steps = len(labels) // batch_size if steps is None else steps
         self._begin(epoch)
 
@@ -61,10 +74,18 @@ class ArrayDataset(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         first = index * self.batch_size
-        chosen = self.order[first : first + self.batch_size]
-        rng = np.random.default_rng([self.seed, self.epoch, index])
+        worker, workers = self.shard
+        chosen = self.order[first + worker : first + self.batch_size : workers]
+        rng = np.random.default_rng([self.seed, self.epoch, index, worker])
         batch = augment(self.images[chosen], self.kind, self.size, rng)
-        return scale_pixels(batch), self.labels[chosen]
+        more = self.regularization
+        if more.randaugment:
+            batch = np.stack([randaugment(image, more.randaugment, rng) for image in batch])
+        images, labels = scale_pixels(batch), self.labels[chosen]
+        if not more.soft_labels:
+            return images, labels
+        one_hot = keras.utils.to_categorical(labels, self.classes).astype("float32")
+        return more.soften(images, one_hot, more.draw_weights(len(chosen), rng))
 
     def on_epoch_end(self):
         """Moves on to the next epoch; Keras calls it."""
@@ -80,12 +101,14 @@ class EvaluationDataset(keras.utils.PyDataset):
         batch_size: Images per batch; the last one has what is left.
         size: `(height, width)` of the batches.
         workers: Threads that prepare batches.
+        classes: Number of classes, if labels are wanted as one-hot vectors.
     """
 
-    def __init__(self, images, labels, batch_size, size, workers=1):
+    def __init__(self, images, labels, batch_size, size, workers=1, classes=None):
         super().__init__(workers=workers)
         self.images = images
         self.labels = labels
+        self.classes = classes
         self.size = size
         self.batch_size = batch_size
 
@@ -95,7 +118,10 @@ class EvaluationDataset(keras.utils.PyDataset):
     def __getitem__(self, index):
         first = index * self.batch_size
         part = np.arange(first, min(first + self.batch_size, len(self.labels)))
-        return scale_pixels(central_crop(self.images[part], self.size)), self.labels[part]
+        labels = self.labels[part]
+        if self.classes is not None:
+            labels = keras.utils.to_categorical(labels, self.classes)
+        return scale_pixels(central_crop(self.images[part], self.size)), labels
 
 
 class ArrayImages(Images):
@@ -108,9 +134,10 @@ class ArrayImages(Images):
         test: The same of the test images.
         size: `(height, width)` of the network's input; by default that of the images. The
             images may be larger, to be cropped.
+        skipped: Names of the images that were left out because they cannot be decoded.
     """
 
-    def __init__(self, name, class_names, train, test, size=None):
+    def __init__(self, name, class_names, train, test, size=None, skipped=()):
         shape = train[0].shape
         super().__init__(
             name=name,
@@ -118,6 +145,7 @@ class ArrayImages(Images):
             image_shape=(*(size or shape[1:3]), shape[3]),
             train_size=len(train[1]),
             test_size=len(test[1]),
+            skipped=skipped,
         )
         self._train = train[0], np.asarray(train[1], "int32")
         self._test = test[0], np.asarray(test[1], "int32")
@@ -125,7 +153,9 @@ class ArrayImages(Images):
         in_memory = isinstance(train[0], np.ndarray)
         self._workers = 1 if in_memory else min(8, os.cpu_count() or 1)
 
-    def train_batches(self, epoch, batch_size, seed, kind, steps):  # noqa: D102
+    def train_batches(  # noqa: D102
+        self, epoch, batch_size, seed, kind, steps, regularization=NONE, shard=(0, 1)
+    ):
         return ArrayDataset(
             *self._train,
             batch_size=batch_size,
@@ -135,10 +165,25 @@ class ArrayImages(Images):
             epoch=epoch,
             steps=steps,
             workers=self._workers,
+            regularization=regularization,
+            classes=len(self.class_names),
+            shard=shard,
         )
 
-    def test_batches(self, batch_size):  # noqa: D102
-        return EvaluationDataset(*self._test, batch_size, self._size, self._workers)
+    def test_batches(self, batch_size, one_hot=False):  # noqa: D102
+        classes = len(self.class_names) if one_hot else None
+        return EvaluationDataset(*self._test, batch_size, self._size, self._workers, classes)
+
+    @contextlib.contextmanager
+    def reading(self):
+        """Turns errors of backends that were raised by an unreadable file into its name."""
+        try:
+            yield
+        except Exception as error:
+            faults = [getattr(images, "fault", None) for images, _ in (self._train, self._test)]
+            for fault in filter(None, faults):
+                raise fault from error
+            raise
 
     def train_sample(self, count, seed):  # noqa: D102
         chosen = np.random.default_rng(seed).permutation(self.train_size)[:count]

@@ -1,6 +1,7 @@
 """Folders of images, one folder per class."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image
@@ -24,6 +25,10 @@ class ImageFiles:
         channels: 1 or 3.
         size: Height and width to resize to; `None` if all have the size `shape` already.
         shape: `(height, width)` of the pictures after resizing.
+
+    Attributes:
+        fault: The error about a picture that could not be read, if any. Backends that read in
+            threads of their own raise something else in its place.
     """
 
     def __init__(self, paths, channels, size, shape):
@@ -31,15 +36,20 @@ class ImageFiles:
         self._channels = channels
         self._size = size
         self.shape = (len(paths), *shape, channels)
+        self.fault = None
 
     def __getitem__(self, indices):
         out = np.empty((len(indices), *self.shape[1:]), "uint8")
-        for k, index in enumerate(indices):
-            out[k] = read_picture(self._paths[index], self._channels, self._size)
+        try:
+            for k, index in enumerate(indices):
+                out[k] = read_picture(self._paths[index], self._channels, self._size)
+        except UserError as error:
+            self.fault = error
+            raise
         return out
 
 
-def load_folder(path, image_size=None):
+def load_folder(path, image_size=None, skip_bad_images=False):
     """Returns the images of a folder.
 
     Either `path` holds `train/` and one of `test/`, `val/`, `validation/`, each with one
@@ -50,10 +60,13 @@ def load_folder(path, image_size=None):
         path: The folder.
         image_size: Height and width to resize to; by default the images' own, which must
             then be the same for all.
+        skip_bad_images: Leave out files that are no pictures, which are then looked for in all
+            files.
 
     Raises:
         UserError: If the folder is missing or empty, classes differ between the two parts,
-            sizes differ and `image_size` is not given, or a file is no picture.
+            sizes differ and `image_size` is not given, or a file is no picture and shall
+            not be left out.
     """
     path = os.path.abspath(os.path.expanduser(path))
     if not os.path.isdir(path):
@@ -61,7 +74,11 @@ def load_folder(path, image_size=None):
             "--dataset=folder:PATH must name a folder with one folder of images per class."
             f" Received: {path}, which is not a folder"
         )
-    names, train, test = _list_files(path)
+    names, *parts = _list_files(path)
+    skipped = _unreadable([p for part in parts for p, _ in part]) if skip_bad_images else []
+    train, test = ([(p, label) for p, label in part if p not in skipped] for part in parts)
+    if not train or not test:
+        raise UserError(f"{path} holds no readable images; skipped: {len(skipped)}.")
     channels, native = _inspect([p for p, _ in train + test], image_size)
     size = stored_size(image_size) if image_size else None
     stored = (size, size) if size else native
@@ -73,7 +90,7 @@ def load_folder(path, image_size=None):
     if sum(int(np.prod(files.shape)) for files, _ in parts) <= MEMORY_LIMIT:
         parts = [(files[np.arange(len(labels))], labels) for files, labels in parts]
     wanted = (image_size, image_size) if image_size else None
-    return ArrayImages(f"folder:{path}", names, *parts, size=wanted)
+    return ArrayImages(f"folder:{path}", names, *parts, size=wanted, skipped=skipped)
 
 
 def _list_files(path):
@@ -106,7 +123,7 @@ def _classes(path):
     classes = {}
     for entry in sorted(os.scandir(path), key=lambda e: e.name):
         if entry.is_dir() and not entry.name.startswith("."):
-            files = sorted(f.path for f in os.scandir(entry.path) if _is_picture(f))
+            files = sorted(_pictures(entry.path))
             if not files:
                 raise UserError(
                     f"The class folder {entry.path} holds no images ({' '.join(SUFFIXES)})."
@@ -119,8 +136,26 @@ def _classes(path):
     return classes
 
 
-def _is_picture(entry):
-    return entry.is_file() and entry.name.lower().endswith(SUFFIXES)
+def _pictures(path):
+    """Yields the pictures of a class, also those in folders of its folder (Tiny ImageNet)."""
+    for folder, _, names in os.walk(path):
+        for name in names:
+            if name.lower().endswith(SUFFIXES):
+                yield os.path.join(folder, name)
+
+
+def _unreadable(paths):
+    """Returns those files that cannot be decoded, in their order."""
+
+    def is_bad(path):
+        try:
+            read_picture(path, 3)
+        except UserError:
+            return True
+        return False
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        return [p for p, bad in zip(paths, threads.map(is_bad, paths), strict=True) if bad]
 
 
 def _split(classes):

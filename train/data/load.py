@@ -3,13 +3,16 @@
 from repq_tf.train.errors import UserError
 
 
-def load_images(dataset, data_dir=None, image_size=None):
+def load_images(dataset, data_dir=None, image_size=None, cache=False, skip_bad_images=False):
     """Returns the images that `--dataset` names.
 
     Args:
         dataset: `"digits"`, `"folder:PATH"`, or the name of a TFDS set.
         data_dir: Folder of prepared TFDS sets.
         image_size: Height and width to resize to; by default the images' own.
+        cache: Keep compressed images of TFDS in memory.
+        skip_bad_images: Leave out images that cannot be decoded; their names are the
+            attribute `skipped` of the result. Default: they are errors.
 
     Returns:
         An `images.Images`.
@@ -30,7 +33,7 @@ def load_images(dataset, data_dir=None, image_size=None):
     if dataset.startswith("folder:"):
         from repq_tf.train.data.folder import load_folder
 
-        return load_folder(dataset.removeprefix("folder:"), image_size)
+        return load_folder(dataset.removeprefix("folder:"), image_size, skip_bad_images)
     from repq_tf.train.data.tfds_images import load_tfds
 
-    return load_tfds(dataset, data_dir, image_size)
+    return load_tfds(dataset, data_dir, image_size, cache, skip_bad_images)

@@ -8,6 +8,7 @@ import numpy as np
 
 from repq_tf.train.data.arrays import ArrayImages
 from repq_tf.train.data.pictures import resize_all, stored_size
+from repq_tf.train.data.tfds_reading import Examples
 from repq_tf.train.data.tfds_stream import StreamedImages
 from repq_tf.train.errors import UserError
 
@@ -18,7 +19,7 @@ MEMORY_LIMIT = 4 * 2**30
 _DEFAULT_SIZE = 224
 
 
-def load_tfds(name, data_dir=None, image_size=None):
+def load_tfds(name, data_dir=None, image_size=None, cache=False, skip_bad_images=False):
     """Returns the images of a TFDS set, which is downloaded and prepared if need be.
 
     Small sets of equally large images become arrays in memory; others are streamed.
@@ -28,24 +29,37 @@ def load_tfds(name, data_dir=None, image_size=None):
         data_dir: Folder of the prepared sets; by default TFDS's own.
         image_size: Height and width to resize to; by default the images' own, or 224 where
             they differ in size.
+        cache: Keep the compressed images of streamed sets in memory.
+        skip_bad_images: Leave out images that cannot be decoded.
 
     Raises:
         UserError: If there is no such set, it cannot be prepared, or is not a set of images
-            with one label each.
+            with one label each, or a file or an image of it is damaged.
     """
     builder = _builder(name, data_dir)
     image, label = _features(builder.info)
     _prepare(builder, name)
-    train, test = _splits(builder.info)
-    height, width, channels = image.shape
-    if height and width and channels:
-        count = sum(builder.info.splits[split].num_examples for split in (train, test))
-        pixels = stored_size(image_size) ** 2 if image_size else height * width
-        if count * pixels * channels <= MEMORY_LIMIT:
-            parts = [_read(builder, split, image_size) for split in (train, test)]
-            wanted = (image_size, image_size) if image_size else None
-            return ArrayImages(name, label.names, *parts, size=wanted)
-    return StreamedImages(builder, train, test, image_size or _DEFAULT_SIZE)
+    splits = _splits(builder.info)
+    in_memory = _fit_in_memory(image.shape, builder.info, splits, image_size)
+    parts = [Examples(builder, split, cache and not in_memory) for split in splits]
+    if skip_bad_images:
+        for part in parts:
+            part.skip_bad_images()
+    if not in_memory:
+        return StreamedImages(builder.info, *parts, image_size or _DEFAULT_SIZE)
+    skipped = [name for part in parts for name in part.skipped]
+    wanted = (image_size, image_size) if image_size else None
+    arrays = [_read(part, image_size) for part in parts]
+    return ArrayImages(name, label.names, *arrays, size=wanted, skipped=skipped)
+
+
+def _fit_in_memory(shape, info, splits, image_size):
+    """Says whether a set consists of equally large images, and few enough."""
+    if None in shape:
+        return False
+    count = sum(info.splits[split].num_examples for split in splits)
+    pixels = stored_size(image_size) ** 2 if image_size else shape[0] * shape[1]
+    return count * pixels * shape[2] <= MEMORY_LIMIT
 
 
 def _builder(name, data_dir):
@@ -125,17 +139,17 @@ def _splits(info):
     return "train[:80%]", "train[80%:]"
 
 
-def _read(builder, split, image_size):
-    """Returns a whole split as `(images, labels)`."""
-    import tensorflow_datasets as tfds
+def _read(examples, image_size):
+    """Returns all images of a split as `(images, labels)`."""
+    import tensorflow as tf
 
-    config = tfds.ReadConfig(try_autocache=False)
-    data = builder.as_dataset(split=split, shuffle_files=False, read_config=config)
-    images, labels = [], []
-    for batch in tfds.as_numpy(data.batch(1024)):
-        images.append(batch["image"])
-        labels.append(batch["label"])
-    images = np.concatenate(images)
+    def decode(example):
+        return examples.decode(example["image"]), example["label"]
+
+    with examples.reading():
+        data = examples.dataset().map(decode, tf.data.AUTOTUNE, deterministic=True)
+        batches = list(data.batch(1024).as_numpy_iterator())
+    images, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
     if image_size:
         images = resize_all(images, stored_size(image_size))
-    return images, np.concatenate(labels)
+    return images, labels

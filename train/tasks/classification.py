@@ -9,12 +9,16 @@ from repq_tf import models
 from repq_tf.train import distribution
 from repq_tf.train.data.augment import resolve_kind
 from repq_tf.train.data.load import load_images
+from repq_tf.train.data.regularization import Regularization
 from repq_tf.train.errors import UserError
 from repq_tf.train.plots import draw_predictions
 from repq_tf.train.tasks.base import Task
 
 # From this many classes on, the five best guesses count too.
 _MANY_CLASSES = 100
+
+# The report names this many of the images that could not be decoded.
+_NAMED = 20
 
 
 class Classification(Task):
@@ -30,7 +34,13 @@ class Classification(Task):
     headline = "accuracy"
 
     def __init__(self, settings):
-        images = load_images(settings.dataset, settings.data_dir, settings.image_size)
+        images = load_images(
+            settings.dataset,
+            settings.data_dir,
+            settings.image_size,
+            settings.cache,
+            settings.skip_bad_images,
+        )
         for name, count in (("training", images.train_size), ("test", images.test_size)):
             if not count:
                 raise UserError(f"--dataset={settings.dataset} has no {name} images.")
@@ -45,6 +55,10 @@ class Classification(Task):
         self._seed = settings.seed
         self._width = settings.width
         self._augment = resolve_kind(settings.augment, images.image_shape[0])
+        self._skips = settings.skip_bad_images
+        self._regularization = Regularization(
+            settings.randaugment, settings.mixup, settings.label_smoothing
+        )
 
     def build(self, name, **options):  # noqa: D102
         classes, shape = len(self.images.class_names), self.images.image_shape
@@ -59,26 +73,38 @@ class Classification(Task):
             ) from error
 
     def compile(self, model, optimizer=None, jit_compile="auto"):  # noqa: D102
-        metrics = [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
+        if self._regularization.soft_labels:
+            loss = keras.losses.CategoricalCrossentropy
+            accuracy = keras.metrics.CategoricalAccuracy
+            top_accuracy = keras.metrics.TopKCategoricalAccuracy
+        else:
+            loss = keras.losses.SparseCategoricalCrossentropy
+            accuracy = keras.metrics.SparseCategoricalAccuracy
+            top_accuracy = keras.metrics.SparseTopKCategoricalAccuracy
+        metrics = [accuracy(name="accuracy")]
         if len(self.images.class_names) >= _MANY_CLASSES:
-            metrics.append(
-                keras.metrics.SparseTopKCategoricalAccuracy(5, name="top_5_accuracy")
-            )
+            metrics.append(top_accuracy(5, name="top_5_accuracy"))
         model.compile(
             optimizer=optimizer or "sgd",
-            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            loss=loss(from_logits=True),
             metrics=metrics,
             jit_compile=jit_compile,
         )
 
     def train_batches(self, epoch, steps, shard=(0, 1)):  # noqa: D102
         return self.images.train_batches(
-            epoch, self._batch_size, self._seed, self._augment, steps, shard=shard
+            epoch,
+            self._batch_size,
+            self._seed,
+            self._augment,
+            steps,
+            self._regularization,
+            shard,
         )
 
     def validation_batches(self, devices=1):  # noqa: D102
         size = distribution.even_batch(self.images.test_size, self._batch_size, devices)
-        return self.images.test_batches(size)
+        return self.images.test_batches(size, self._regularization.soft_labels)
 
     def calibration_data(self, count):  # noqa: D102
         return self.images.train_sample(count, self._seed)
@@ -100,13 +126,13 @@ class Classification(Task):
         return metrics
 
     def _test_pairs(self):
-        batches = self.validation_batches()
+        batches = self.images.test_batches(self._batch_size)
         if isinstance(batches, keras.utils.PyDataset):
             return (batches[k] for k in range(len(batches)))
         return batches.as_numpy_iterator()
 
     def describe(self):  # noqa: D102
-        return {
+        described = {
             "data": self.images.name,
             "classes": len(self.images.class_names),
             "input": f"{'x'.join(map(str, self.images.image_shape))}, pixels / 127.5 - 1",
@@ -114,6 +140,14 @@ class Classification(Task):
             "test images": self.images.test_size,
             "augmentation": self._augment,
         }
+        if self._skips:
+            skipped = self.images.skipped
+            described["skipped images"] = len(skipped)
+            described["names of skipped images"] = ", ".join(skipped[:_NAMED]) or "none"
+        return described
+
+    def reading(self):  # noqa: D102
+        return self.images.reading()
 
     def draw(self, network, folder):  # noqa: D102
         images, labels = self.images.test_sample(25)
