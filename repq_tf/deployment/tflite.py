@@ -13,7 +13,7 @@ from repq_tf.deployment.merge import (
 )
 from repq_tf.files import write_atomically
 from repq_tf.keras_api import backend, keras, ops
-from repq_tf.layers import DenseBlock, Quantize, ReparamConv
+from repq_tf.layers import DenseBlock, Quantize, QuantizedAveragePooling2D, ReparamConv
 from repq_tf.quantization.graph import evaluate, leaves
 from repq_tf.quantization.placement import activation_name
 from repq_tf.quantizers import levels, zero_point
@@ -218,6 +218,8 @@ class _Trace:
         ):
             # With a static shape; Keras's own computes the shape at run time.
             return tf.reshape(x, (-1, *layer.compute_output_shape(x.shape)[1:]))
+        if isinstance(layer, QuantizedAveragePooling2D):
+            return layer.average(x)
         y = layer(*args, **kwargs)
         relu = isinstance(layer, keras.layers.ReLU | keras.layers.Activation)
         readers = self.graph.consumers(node.name)
@@ -237,9 +239,13 @@ class _Trace:
             return self._fake_quantize(x, layer)
         weights = self.weights.get(source.name, (None,) * 5)[:3]
         y = self._fake_quantize(x, layer)
-        # An average cannot leave the grid of its input, and must keep its zero point.
-        average = isinstance(source.layer, keras.layers.AveragePooling2D)
-        if layer.signed and layer.bits < 8 and not average:
+        # An average cannot leave the grid of its input, and must keep its zero point; what
+        # leaves a ReLU needs no lower clamp.
+        inside = isinstance(
+            source.layer,
+            QuantizedAveragePooling2D | keras.layers.ReLU | keras.layers.Activation,
+        )
+        if layer.signed and layer.bits < 8 and not inside:
             low = levels(layer.bits, True, narrow=False)[0] * self.steps[layer.name]
             y = tf.maximum(y, self._fake_quantize(tf.constant(float(low)), layer))
             y = self._fake_quantize(y, layer)

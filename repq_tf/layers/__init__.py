@@ -1,6 +1,7 @@
 """Layers: the base of re-parameterized convolutions, and the blocks."""
 
 from repq_tf.layers.acnet import ACBlock
+from repq_tf.layers.average_pooling import QuantizedAveragePooling2D
 from repq_tf.layers.dbb import DiverseBranchBlock
 from repq_tf.layers.depth_to_space import DepthToSpace
 from repq_tf.layers.ecb import ECB
@@ -34,6 +35,7 @@ __all__ = [
     "QARepVGGBlock",
     "Quantize",
     "QuantizedAdd",
+    "QuantizedAveragePooling2D",
     "QuantizedMean",
     "RepVGGBlock",
     "ReparamConv",

@@ -180,7 +180,8 @@ def _add_site(placement, graph, node):
         elif before is not None:
             fused_into(before, activation=activation)
         else:
-            add("new_scale" if activation == "relu6" else "same_scale", activation=activation)
+            # The runtime rescales integers with eight bits of precision: never, then.
+            add("same_scale", activation=activation)
     elif isinstance(layer, _layers.Add) and len(inputs) != 2:
         _refuse(node, f"it must add two tensors; write a chain. Received: {len(inputs)}")
     elif type(layer) in _NEW_SCALE:

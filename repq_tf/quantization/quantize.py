@@ -6,6 +6,7 @@ from repq_tf.layers import (
     DenseBlock,
     Quantize,
     QuantizedAdd,
+    QuantizedAveragePooling2D,
     QuantizedMean,
     ReparamConv,
 )
@@ -156,6 +157,8 @@ class _Builder:
         shared = len(self.placement.origins(site.group)) > 1
         if type(node.layer) in _QUANTIZED and site.bits.activation_bits and not shared:
             return self._quantized_operator(site, args)
+        if isinstance(node.layer, keras.layers.AveragePooling2D):
+            return self._average(site, args[0])
         # In float32, since half precision would move values off their grid.
         y = copy_layer(node.layer, node.name, dtype="float32")(*args, **kwargs)
         if site.fused:
@@ -207,15 +210,30 @@ class _Builder:
         self.zero_points[site.group] = zero_point(layer.bits, layer.signed)
         return y
 
+    def _average(self, site, x):
+        """An average pooling, rounded to the grid of its input."""
+        step = self.steps.get(site.group)
+        if step is None:
+            return copy_layer(site.layer, site.name)(x)
+        layer = QuantizedAveragePooling2D(
+            site.layer.pool_size,
+            site.layer.strides,
+            site.layer.padding,
+            input_zero_point=self.zero_points[site.group],
+            name=site.name,
+        )
+        return self.quantize_output(site, layer(x, step))
+
     def apply_input(self, node, x):
         """Quantizes an input of the model."""
         return self.quantize_output(self.placement.sites[node.name], x)
 
     def quantize_output(self, site, y, scale=None):
         """Puts the group's quantizer behind a site whose output needs rounding."""
-        # An average is off the grid of its input even though it shares its scale.
+        # Averages, and the number 6, are off the grid of the input that shares its scale.
         average = isinstance(site.layer, keras.layers.AveragePooling2D)
-        if site.bits.activation_bits is None or (site.kind == "same_scale" and not average):
+        on_grid = site.kind == "same_scale" and not average and site.activation != "relu6"
+        if site.bits.activation_bits is None or on_grid:
             return y
         if site.group not in self.quantizers:
             name = f"{site.name}_quantize"

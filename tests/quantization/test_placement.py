@@ -94,7 +94,7 @@ def test_an_activation_is_fused_where_nobody_else_reads():
         return layers.ReLU(6.0, name="r2")(x)
 
     found = sites(twice)
-    assert (found["a"].activation, found["r2"].kind) == ("relu", "new_scale")
+    assert (found["a"].activation, found["r2"].kind) == ("relu", "same_scale")
 
 
 SAME_SCALE = {

@@ -1,0 +1,63 @@
+"""Average pooling of a stored tensor, in the integer runtime's arithmetic."""
+
+from repq_tf.convolution import convolve, same_window
+from repq_tf.keras_api import Layer, ops, register
+from repq_tf.layers.arguments import pair
+
+
+@register
+class QuantizedAveragePooling2D(Layer):
+    """The average over windows, on the grid of its input.
+
+    The runtime adds the stored integers `q = n + z` of a window's pixels (those outside the
+    image do not count) and divides with rounding half away from zero:
+    `n = sign(sum q) ((|sum q| + count // 2) // count) - z`.
+
+    Args:
+        pool_size: a number or `(height, width)`.
+        strides: likewise; default the pool's size.
+        padding: "same" or "valid".
+        input_zero_point: z, the integer of the container that stands for 0.
+
+    Input: features and the step of their grid. Output: features.
+    """
+
+    def __init__(
+        self, pool_size=2, strides=None, padding="valid", input_zero_point=0, **kwargs
+    ):
+        kwargs.setdefault("autocast", False)
+        super().__init__(**kwargs)
+        self.pool_size = pair(pool_size, "pool_size")
+        self.strides = self.pool_size if strides is None else pair(strides, "strides")
+        self.padding = padding
+        self.input_zero_point = input_zero_point
+
+    def average(self, x):
+        """The average in floating point."""
+        return ops.average_pool(x, self.pool_size, self.strides, self.padding)
+
+    def call(self, x, step, training=False):
+        """Averages: the integer runtime's way, in training in floating point."""
+        if training:
+            return self.average(x)
+        stored = ops.round(ops.cast(x, step.dtype) / step) + self.input_zero_point
+        total = ops.cast(self._window_sum(stored), "int32")
+        count = ops.cast(self._window_sum(ops.ones_like(stored)), "int32")
+        size = ops.floor_divide(ops.abs(total) + ops.floor_divide(count, 2), count)
+        levels = ops.cast(ops.sign(total) * size, step.dtype) - self.input_zero_point
+        return levels * step
+
+    def _window_sum(self, x):
+        channels = x.shape[-1]
+        ones = ops.ones((*self.pool_size, 1, channels), dtype=x.dtype)
+        window = ((0, 0), (0, 0))
+        if self.padding == "same":
+            window = same_window(self.pool_size, self.strides, x.shape[1:3])
+        return convolve(x, ones, channels, self.strides, window)
+
+    def get_config(self):
+        """The arguments of the constructor."""
+        config = super().get_config()
+        config.pop("autocast", None)
+        names = ("pool_size", "strides", "padding", "input_zero_point")
+        return {**config, **{name: getattr(self, name) for name in names}}

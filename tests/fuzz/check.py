@@ -1,0 +1,71 @@
+"""What a random network must do: end in a file that computes what was trained, or refuse."""
+
+import tempfile
+from pathlib import Path
+
+import keras
+import numpy as np
+from hypothesis import strategies as st
+
+import repq_tf
+
+SETTINGS = st.fixed_dictionaries(
+    {
+        "weight_bits": st.integers(2, 8),
+        "activation_bits": st.integers(2, 8),
+        "bn_statistics": st.sampled_from(repq_tf.branches.MODES),
+        "per_channel": st.booleans(),
+    }
+)
+
+
+def randomize(model, rng):
+    """Gives every weight a random value, the same for the same network."""
+    for weight in model.weights:
+        name, shape = weight.path.rsplit("/", 1)[-1], tuple(weight.shape)
+        if "kernel" in name:
+            value = rng.normal(size=shape) / np.sqrt(np.prod(shape[:-1]))
+        elif name in ("gamma", "gain", "moving_variance"):
+            value = rng.uniform(0.5, 1.5, shape)
+        else:
+            value = rng.normal(0, 0.3, shape)
+        weight.assign(value)
+
+
+def check(model, settings):
+    """Quantizes, trains a step, exports and compares.
+
+    Returns:
+        "exact" or "refused: MESSAGE".
+
+    Raises:
+        AssertionError: the file computes something else.
+        Exception: anything but a ValueError of the library.
+    """
+    rng = np.random.default_rng(0)
+    randomize(model, rng)
+    x = rng.normal(0.3, 1, (24, *model.input_shape[1:])).astype("float32")
+    try:
+        qat = repq_tf.quantize(model, calibration_data=x, verbose=False, **settings)
+    except ValueError as error:
+        return f"refused: {error}"
+    targets = rng.normal(size=(24, *model.output_shape[1:]))
+    qat.compile(keras.optimizers.SGD(1e-3), "mse", run_eagerly=True)
+    loss = qat.train_on_batch(x, targets)
+    assert np.isfinite(loss), "the loss is not finite"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.tflite"
+        try:
+            repq_tf.export_tflite(qat, path)
+        except ValueError as error:
+            assert not any(Path(folder).iterdir()), "a refused export left a file"
+            return f"refused: {error}"
+        report = repq_tf.check_parity(qat, path, x)
+    assert not any(layer.different for layer in report.layers), str(report)
+    return "exact"
+
+
+def describe(model, settings):
+    """One line that names a network."""
+    parts = [type(layer).__name__ for layer in model.layers[1:]]
+    return f"{' > '.join(parts)} {model.input_shape[1:]} {settings}"

@@ -1,0 +1,117 @@
+"""Random small networks: blocks of the library, stock layers, and some that it refuses."""
+
+import keras
+from hypothesis import strategies as st
+
+from repq_tf import layers as blocks
+from tests.zoo import BLOCKS
+
+layers = keras.layers
+
+# Refused by name, with settings that are refused among the convolutions' below.
+UNSUPPORTED = [
+    lambda draw: layers.LeakyReLU(),
+    lambda draw: layers.PReLU(shared_axes=[1, 2]),
+    lambda draw: layers.UpSampling2D(2),
+    lambda draw: layers.LayerNormalization(),
+    lambda draw: layers.Activation("gelu"),
+    lambda draw: layers.Conv2DTranspose(4, 3),
+    lambda draw: layers.BatchNormalization(),  # where no convolution precedes it
+    lambda draw: blocks.SqueezeExcite(2),
+]
+
+ACTIVATIONS = st.sampled_from((None, "relu", "relu6"))
+PADDINGS = st.sampled_from(("same", "valid"))
+
+
+def _block(draw, x):
+    name = draw(st.sampled_from(sorted(BLOCKS)))
+    channels = x.shape[-1]
+    options = {
+        "activation": draw(ACTIVATIONS),
+        "padding": draw(st.sampled_from(("same", "valid", 1, ((0, 1), (2, 0))))),
+        "strides": draw(st.sampled_from((1, 1, 2))),
+    }
+    if name == "ECB":
+        options["identity"] = False
+    filters = draw(st.sampled_from((channels, 4, 6)))
+    return getattr(blocks, name)(filters, **{**BLOCKS[name], **options})(x)
+
+
+def _convolution(draw, x):
+    channels = x.shape[-1]
+    options = {
+        "padding": draw(PADDINGS),
+        "strides": draw(st.sampled_from((1, 1, 2))),
+        "use_bias": draw(st.booleans()),
+        "activation": draw(st.sampled_from((None, None, None, "relu", "relu", "tanh"))),
+    }
+    if options["strides"] == 1:
+        options["dilation_rate"] = draw(st.sampled_from((1, 1, 1, 1, 1, 2)))
+    size = draw(st.sampled_from((1, 3, (2, 3))))
+    if options.get("dilation_rate") == 2:
+        options["padding"] = "same"  # for small images too
+    if draw(st.booleans()):
+        groups = draw(st.sampled_from([g for g in (1, 2, 3) if channels % g == 0]))
+        layer = layers.Conv2D(groups * draw(st.integers(1, 3)), size, groups=groups, **options)
+    else:
+        depth = draw(st.integers(1, 2))
+        layer = layers.DepthwiseConv2D(size, depth_multiplier=depth, **options)
+    x = layer(x)
+    if options["activation"] is None and draw(st.booleans()):
+        x = layers.BatchNormalization(center=draw(st.booleans()), scale=draw(st.booleans()))(x)
+    return x
+
+
+def _residual(draw, x):
+    kind = draw(st.sampled_from(("ACBlock", "RepVGGBlock", "OREPABlock")))
+    y = getattr(blocks, kind)(x.shape[-1], activation=draw(ACTIVATIONS))(x)
+    x = layers.Add()([x, y])
+    return layers.ReLU()(x) if draw(st.booleans()) else x
+
+
+def _concatenation(draw, x):
+    y = blocks.ConvBNBlock(draw(st.integers(1, 4)), activation=draw(ACTIVATIONS))(x)
+    return layers.Concatenate()([x, y])
+
+
+def _other(draw, x):
+    layer = draw(
+        st.sampled_from(
+            (
+                layers.ReLU,
+                lambda: layers.ReLU(6.0),
+                lambda: layers.MaxPooling2D(2, padding="same"),
+                lambda: layers.AveragePooling2D(2, padding="valid"),
+                lambda: layers.ZeroPadding2D(((1, 0), (0, 1))),
+                lambda: layers.Dropout(0.3),
+            )
+        )
+    )
+    return layer()(x)
+
+
+def _unsupported(draw, x):
+    return draw(st.sampled_from(UNSUPPORTED))(draw)(x)
+
+
+PARTS = [*[_block] * 4, *[_convolution] * 3, _residual, _concatenation, _other, _other]
+
+
+def network(draw):
+    """A Functional model of two to five parts and an ending; `draw` as in hypothesis."""
+    side = draw(st.sampled_from((8, 9, 12)))
+    x = inputs = keras.Input((side, side + draw(st.integers(0, 1)), draw(st.integers(1, 3))))
+    parts = PARTS + ([_unsupported] if draw(st.integers(0, 9)) == 9 else [])
+    for _ in range(draw(st.integers(2, 5))):
+        part = draw(st.sampled_from(parts))
+        if min(x.shape[1:3]) >= 4:
+            x = part(draw, x)
+    ending = draw(st.sampled_from(("none", "mean", "flat", "softmax")))
+    if ending in ("mean", "softmax"):
+        x = layers.Dense(3)(layers.GlobalAveragePooling2D()(x))
+    elif ending == "flat":
+        x = layers.Dense(4, activation=draw(st.sampled_from((None, "relu"))))(
+            layers.Flatten()(x)
+        )
+    return keras.Model(inputs, layers.Softmax()(x) if ending == "softmax" else x)
