@@ -16,6 +16,8 @@ def replacing(path):
     temporary = os.path.join(folder, _TEMPORARY + name)
     try:
         yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -39,5 +41,3 @@ def write_atomically(path, content):
     """
     with replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

@@ -1,53 +1,70 @@
 """Files that are whole or absent: the state of a training stage, and any product."""
 
+import hashlib
 import json
 import zipfile
 
 import numpy as np
 
-from repq_tf.files import replacing, write_atomically
+from repq_tf.files import write_atomically
 from repq_tf.keras_api import keras, to_numpy, variable_path
 from repq_tf.train.errors import UserError
+from repq_tf.train.products import check_product, product, writing
+
+_SEAL = "sha256"
 
 
 def write_text(path, text):
     """Writes a text file, whole or not at all."""
-    write_atomically(path, text.encode())
+    with writing(path) as temporary:
+        write_atomically(temporary, text.encode())
 
 
 def write_json(path, value):
-    """Writes a JSON file, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    """Writes a dictionary as a JSON file, whole or not at all, with its SHA-256."""
+    write_text(path, json.dumps({**value, _SEAL: _digest(value)}, indent=2) + "\n")
 
 
 def read_json(path):
-    """Reads a JSON file.
+    """Reads what `write_json` wrote.
 
     Raises:
         UserError: If the file is damaged.
     """
     try:
         with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except ValueError as error:
+            value = json.load(file)
+        if value.pop(_SEAL, None) != _digest(value):
+            raise ValueError("its SHA-256 is not that of its content")
+    except (AttributeError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); delete it or the run folder.") from error
+    return value
 
 
 def save_model(model, path):
     """Saves a model as `.keras`, whole or not at all."""
-    with replacing(path) as temporary:
+    with product(path) as temporary:
         model.save(temporary)
 
 
 def load_model(path):
-    """Loads a `.keras` file without compiling it.
+    """Loads a `.keras` file without compiling it, and without running code from it.
 
     Raises:
-        UserError: If it is no `.keras` file, damaged, or of layers that are not known here.
+        UserError: If it is no `.keras` file, damaged, of layers that are not known here, or
+            holds code.
     """
+    if not path.endswith(".keras"):  # older formats can hold code that loading runs
+        raise UserError(f"{path} cannot be loaded: its name must end in .keras.")
+    check_product(path)
     try:
-        return keras.models.load_model(path, compile=False)
+        return keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # zip, HDF5, JSON and layer errors all end here
+        if "safe_mode" in str(error):
+            raise UserError(
+                f"{path} is refused: it holds Python code (a Lambda layer), which would run"
+                " when the file is loaded."
+            ) from error
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"{path} cannot be loaded as a .keras model: {reason[0]}") from error
 
@@ -67,8 +84,10 @@ def save_state(path, model, optimizer, progress, write=True):
     if not write:
         return
     record = {"variables": _names(model, optimizer), "progress": progress}
-    with replacing(path) as temporary:
-        np.savez(temporary, record=np.array(json.dumps(record)), **arrays)
+    arrays["record"] = np.array(json.dumps(record))
+    arrays[_SEAL] = np.array(_digest_arrays(arrays))
+    with writing(path) as temporary:
+        np.savez(temporary, **arrays)
 
 
 def load_state(path, model, optimizer):
@@ -87,8 +106,11 @@ def load_state(path, model, optimizer):
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            record = json.loads(str(file["record"]))
-            arrays = [file[f"v{k}"] for k in range(len(record["variables"]))]
+            found = {name: file[name] for name in file}
+        if str(found.pop(_SEAL)) != _digest_arrays(found):
+            raise ValueError("its SHA-256 is not that of its content")
+        record = json.loads(str(found["record"]))
+        arrays = [found[f"v{k}"] for k in range(len(record["variables"]))]
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(
             f"The checkpoint {path} is damaged ({error}); delete it to repeat its stage."
@@ -128,6 +150,21 @@ def copy_weights(source, target, origin):
             f" {_first_difference(there, here)}."
         )
     target.set_weights(source.get_weights())
+
+
+def _digest(value):
+    """The SHA-256 of a dictionary as JSON, whatever the order of its keys."""
+    text = json.dumps(json.loads(json.dumps(value)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _digest_arrays(arrays):
+    """The SHA-256 of named arrays, with their types and shapes."""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape} ".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def _names(model, optimizer):

@@ -7,6 +7,7 @@ import numpy as np
 import repq_tf
 from repq_tf.train import checkpoint, plots
 from repq_tf.train.interpreter import Network, measure_latency
+from repq_tf.train.products import check_product, product
 from repq_tf.train.records import read_history
 from repq_tf.train.run_folder import (
     FILE,
@@ -53,8 +54,10 @@ def export(run):
     Args:
         run: The `run_folder.RunFolder`; gets the products `FILE` and `FLOAT_FILE`.
     """
-    repq_tf.export_tflite_float(run.load_model(FLOAT), run.file(FLOAT_FILE))
-    repq_tf.export_tflite(run.load_model(QUANTIZED), run.file(FILE))
+    with product(run.file(FLOAT_FILE)) as path:
+        repq_tf.export_tflite_float(run.load_model(FLOAT), path)
+    with product(run.file(FILE)) as path:
+        repq_tf.export_tflite(run.load_model(QUANTIZED), path)
 
 
 def measure(run, task):
@@ -65,6 +68,8 @@ def measure(run, task):
         task: The `tasks.base.Task`.
     """
     files = [run.file(name) for name in (FLOAT_FILE, FILE)]
+    for file in files:
+        check_product(file)
     inputs = task.test_inputs(_IMAGES)
     network = Network(files[1], threads=os.cpu_count() or 1)
     parity = repq_tf.check_parity(run.load_model(QUANTIZED), files[1], inputs)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from repq_tf.keras_api import keras, ops
+from repq_tf.train.products import writing
 
 _WIDTH = 4.0
 _COLUMNS = 4
@@ -97,7 +98,5 @@ def _grid(rows, columns, width=_WIDTH):
 
 
 def _save(figure, path):
-    from repq_tf.files import replacing
-
-    with replacing(path) as temporary:
+    with writing(path) as temporary:
         figure.savefig(temporary, dpi=80)

@@ -7,6 +7,7 @@ import shutil
 import time
 
 from repq_tf.train import checkpoint
+from repq_tf.train.products import add_sum, check_product
 
 
 class Records:
@@ -39,8 +40,10 @@ class Records:
         self._events.add({**row, **extra})
 
     def close(self):
-        """Closes the event file."""
+        """Closes the event file; the CSV file is a product now."""
         self._events.close()
+        if self._rows:
+            add_sum(self._path)
 
     def _write(self):
         if self._rows:
@@ -55,6 +58,7 @@ def read_history(path):
     """Returns the columns of a history file, name -> list of numbers; empty without one."""
     if not os.path.exists(path):
         return {}
+    check_product(path)
     with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     return {name: [float(row[name]) for row in rows] for name in rows[0]} if rows else {}

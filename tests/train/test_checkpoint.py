@@ -72,7 +72,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 def test_a_model_is_saved_whole(tmp_path):
     path, model = str(tmp_path / "model.keras"), _model()
     checkpoint.save_model(model, path)
-    assert os.listdir(tmp_path) == ["model.keras"]
+    assert sorted(os.listdir(tmp_path)) == ["SHA256SUMS", "model.keras"]
     loaded = checkpoint.load_model(path)
     for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -83,7 +83,7 @@ def test_damaged_files_are_named(tmp_path):
     checkpoint.save_model(_model(), str(keras_file))
     keras_file.write_bytes(keras_file.read_bytes()[:500])
     json_file.write_text("{")
-    with pytest.raises(UserError, match="model.keras cannot be loaded"):
+    with pytest.raises(UserError, match="model.keras is damaged"):
         checkpoint.load_model(str(keras_file))
     with pytest.raises(UserError, match="some.json is damaged"):
         checkpoint.read_json(str(json_file))

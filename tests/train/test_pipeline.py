@@ -138,7 +138,7 @@ def test_a_damaged_product_is_named(tmp_path):
     (tmp_path / run_folder.QUANTIZED).write_bytes(whole[: len(whole) // 2])
     for name in (run_folder.MERGED, "evaluation.json"):
         os.remove(tmp_path / name)
-    with pytest.raises(UserError, match="quantized.keras cannot be loaded.*Delete it"):
+    with pytest.raises(UserError, match="quantized.keras is damaged.*Delete it"):
         _run(tmp_path)
     os.remove(tmp_path / run_folder.QUANTIZED)
     assert _file_is_the_model(_run(tmp_path))
