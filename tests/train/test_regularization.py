@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -8,6 +9,8 @@ from repq_tf.train.data.arrays import ArrayDataset, EvaluationDataset
 from repq_tf.train.data.images import scale_pixels
 from repq_tf.train.data.randaugment import randaugment
 from repq_tf.train.data.regularization import Regularization
+from repq_tf.train.settings import resolve
+from repq_tf.train.tasks.classification import Classification
 
 CLASSES = 5
 
@@ -140,3 +143,22 @@ def test_workers_share_every_batch(workers):
             np.testing.assert_array_equal(part[k][0], images[worker::workers])
     one = scale_pixels(_images()[0])
     assert all(batch in one for images, _ in whole for batch in images)
+
+
+def test_soft_labels_are_trained_on_and_judged():
+    task = Classification(resolve(mixup=0.2, label_smoothing=0.1, augment="none"))
+    model = keras.Sequential(
+        [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10)]
+    )
+    task.compile(model, keras.optimizers.Adam(0.03))
+    history = model.fit(
+        task.train_batches(0, 22), validation_data=task.validation_batches(), verbose=0
+    ).history
+    assert history["val_accuracy"][0] > 0.6  # a linear model, one epoch
+    judged = task.evaluate(model)
+    assert judged["accuracy"] == pytest.approx(history["val_accuracy"][0])
+    found = task.evaluate_file(lambda images: model.predict(images, verbose=0))
+    assert found["accuracy"] == pytest.approx(judged["accuracy"])
+    images, labels = task.images.test_sample(360)
+    plain = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    assert judged["loss"] == pytest.approx(float(plain(labels, model(images))), rel=1e-4)
