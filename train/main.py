@@ -36,6 +36,12 @@ flags.DEFINE_integer("bits", None, "Bits of weights and activations, 2 to 8. Def
 flags.DEFINE_integer("weight_bits", None, "Bits of the weights, 2 to 8. Default: 8.")
 flags.DEFINE_integer("activation_bits", None, "Bits of the activations, 2 to 8. Default: 8.")
 flags.DEFINE_string(
+    "quantizer",
+    "keras",
+    "keras: repq_tf's own layers quantize. tfmot: TensorFlow Model Optimization does, with"
+    " LSQ on the merged kernels, in the same places; the whole run is then on tf_keras.",
+)
+flags.DEFINE_string(
     "dataset",
     "digits",
     "digits (scikit-learn's handwritten digits, no download), the name of an image"
@@ -133,6 +139,8 @@ def main(argv):
     # TensorFlow's C++ notes; what matters comes as a Python error. Read when it is imported,
     # so the imports are here, which also makes --help quick.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if flags.FLAGS.quantizer == "tfmot":
+        os.environ["TF_USE_LEGACY_KERAS"] = "1"  # likewise
     if flags.FLAGS.deterministic:  # JAX reads it when it first computes
         wanted = "--xla_gpu_deterministic_ops=true"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {wanted}".strip()

@@ -9,12 +9,12 @@ import dataclasses
 import os
 import time
 
-import keras
 import numpy as np
 
 import repq_tf
 from repq_tf import models, quantization, quantizers
-from repq_tf.train import checkpoint, distribution, judgement, precision, report
+from repq_tf.keras_api import backend, keras, ops
+from repq_tf.train import checkpoint, distribution, judgement, precision, report, tfmot
 from repq_tf.train.errors import UserError
 from repq_tf.train.run_folder import (
     FILE,
@@ -59,7 +59,7 @@ def _make_engine(settings, folder):
     What JAX has trained, on whatever devices, TensorFlow exports on one.
     """
     trained = folder.has(QUANTIZED) and settings.strategy == "data_parallel"
-    if trained and keras.backend.backend() == "tensorflow":
+    if trained and backend() == "tensorflow":
         return distribution.Engine()
     return distribution.make_engine(settings.strategy)
 
@@ -67,7 +67,7 @@ def _make_engine(settings, folder):
 def _make_repeatable(settings):
     """Seeds everything, and makes TensorFlow repeat itself exactly where that is wanted."""
     keras.utils.set_random_seed(settings.seed)
-    if keras.backend.backend() == "tensorflow":
+    if backend() == "tensorflow":
         import tensorflow as tf
 
         wanted = settings.deterministic
@@ -97,7 +97,7 @@ class _Pipeline:
         self._stage("qat", self._train_quantized, QUANTIZED, together=True)
         self._stage("merge", self._merge, MERGED)
         self._stage("evaluate", lambda: judgement.evaluate(folder, task), judgement.EVALUATION)
-        if keras.backend.backend() == "tensorflow":
+        if backend() == "tensorflow":
             self._stage("export", lambda: judgement.export(folder), FILE, FLOAT_FILE)
         if folder.has(FILE) and folder.has(FLOAT_FILE):
             product = judgement.MEASUREMENT
@@ -187,8 +187,9 @@ class _Pipeline:
         elif settings.method == "merged":
             model = repq_tf.merge(model)
             options["restore_batch_norm"] = settings.merged_bn
+        quantize = _QUANTIZE[settings.quantizer]
         try:
-            model = repq_tf.quantize(
+            model = quantize(
                 model,
                 weight_bits=settings.weight_bits,
                 activation_bits=settings.activation_bits,
@@ -212,10 +213,14 @@ class _Pipeline:
             "qat",
             settings.qat_epochs,
             settings.qat_learning_rate,
-            scalars=lambda model: _quantizer_scalars(model, images),
+            scalars=lambda model: _quantizer_scalars(self._own(model), images),
         )
-        self._save_trained(model, QUANTIZED, "qat")
+        self._save_trained(self._own(model), QUANTIZED, "qat")
         return seconds
+
+    def _own(self, model):
+        """A quantized model in our own layers, whoever quantized it."""
+        return tfmot.unwrap(model) if self.settings.quantizer == "tfmot" else model
 
     def _train(self, model, stage, epochs, learning_rate, scalars=None):
         with self.engine.scope():
@@ -245,6 +250,9 @@ class _Pipeline:
         self.folder.save_model(merged, MERGED)
 
 
+_QUANTIZE = {"keras": repq_tf.quantize, "tfmot": tfmot.quantize}
+
+
 def _find_float_model(path):
     """Returns the `.keras` file that `--init_from` means."""
     if not os.path.isdir(path):
@@ -261,7 +269,7 @@ def _find_float_model(path):
 def _quantizer_scalars(model, images):
     """Returns every quantizer's step size, averaged over channels, and clip rate."""
     steps = {
-        f"step/{name}": float(np.mean(keras.ops.convert_to_numpy(quantizer.step)))
+        f"step/{name}": float(np.mean(ops.convert_to_numpy(quantizer.step)))
         for name, quantizer in quantizers.find(model).items()
     }
     rates = quantization.clip_rates(model, images)

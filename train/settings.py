@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import importlib
 import math
 import os
 
@@ -11,6 +12,7 @@ from repq_tf.train.errors import UserError
 from repq_tf.train.recipes import find_recipe
 
 METHODS = ("plain", "merged", "repq")
+QUANTIZERS = ("keras", "tfmot")
 BN_STATISTICS = ("restored", "batch", "estimate", "sample", "running")
 STRATEGIES = ("auto", "none", "mirrored", "multi_worker", "data_parallel")
 PRECISIONS = ("none", "bfloat16", "float16")
@@ -35,6 +37,7 @@ class Settings:
     merged_bn: bool
     weight_bits: int
     activation_bits: int
+    quantizer: str
     dataset: str
     data_dir: str | None
     image_size: int | None
@@ -96,6 +99,7 @@ def resolve(
     bits=None,
     weight_bits=None,
     activation_bits=None,
+    quantizer="keras",
     dataset="digits",
     data_dir=None,
     image_size=None,
@@ -132,6 +136,7 @@ def resolve(
     """
     _check_model(model)
     _one_of("method", method, METHODS)
+    _one_of("quantizer", quantizer, QUANTIZERS)
     _one_of("strategy", strategy, STRATEGIES)
     _one_of("mixed_precision", mixed_precision, PRECISIONS)
     _check_conflicts(locals())
@@ -146,6 +151,7 @@ def resolve(
         merged_bn=_default(merged_bn, True),
         weight_bits=weight_bits,
         activation_bits=activation_bits,
+        quantizer=quantizer,
         dataset=dataset,
         data_dir=data_dir and _absolute(data_dir),
         image_size=image_size,
@@ -169,7 +175,7 @@ def resolve(
         seed=seed,
         deterministic=deterministic,
         workdir=workdir
-        or _default_workdir(model, method, weight_bits, activation_bits, dataset),
+        or _default_workdir(model, method, weight_bits, activation_bits, quantizer, dataset),
         init_from=init_from and _absolute(init_from),
         strategy=strategy,
         sync_bn=sync_bn,
@@ -216,6 +222,8 @@ def _check_conflicts(given):
                     " --weight_bits and --activation_bits."
                     f" Received: --bits={given['bits']} --{name}={given[name]}"
                 )
+    if given["quantizer"] == "tfmot":
+        _check_tfmot(given["mixed_precision"])
     if given["strategy"] == "data_parallel" and given["sync_bn"] is False:
         raise UserError(
             "--strategy=data_parallel always synchronises batch norm: JAX's arrays are those of"
@@ -229,6 +237,19 @@ def _check_conflicts(given):
                     f" stage does not run and --{name} has no meaning."
                     f" Received: --init_from={given['init_from']} --{name}={given[name]}"
                 )
+
+
+def _check_tfmot(mixed_precision):
+    """Imports TFMOT, which also makes its layers known to Keras; refuses what it cannot do."""
+    try:
+        importlib.import_module("repq_tf.tfmot")
+    except ImportError as error:
+        raise UserError(f"--quantizer=tfmot is not possible here: {error}") from error
+    if mixed_precision != "none":
+        raise UserError(
+            "--quantizer=tfmot trains in float32: its wrappers do not cast."
+            f" Received: --mixed_precision={mixed_precision}"
+        )
 
 
 def _bits(bits, weight_bits, activation_bits):
@@ -291,11 +312,13 @@ def _one_of(name, value, allowed):
         )
 
 
-def _default_workdir(model, method, weight_bits, activation_bits, dataset):
+def _default_workdir(model, method, weight_bits, activation_bits, quantizer, dataset):
     if weight_bits == activation_bits:
         bits = f"{weight_bits}bit"
     else:
         bits = f"w{weight_bits}a{activation_bits}bit"
+    if quantizer == "tfmot":
+        bits += "-tfmot"
     name = dataset
     if dataset.startswith("folder:"):
         name = os.path.basename(dataset)

@@ -114,6 +114,9 @@ class ReparamQuantizeConfig(_WeightConfig):
         weight_bits: 2 to 8, of the merged kernel.
         activation_bits: 2 to 8, of the output; None: the output is quantized elsewhere.
         per_channel: whether each output channel of the kernel has a step of its own.
+        calibrated: whether the moving statistics are those of the network's features, so that
+            the merged kernel's MinError step is known before training. Default: the first
+            batch in training sets it.
         **options: those of `OutputQuantizeConfig`.
 
     Example:
@@ -122,6 +125,12 @@ class ReparamQuantizeConfig(_WeightConfig):
         >>> block = tfmot.quantization.keras.quantize_annotate_layer(block, config)
     """
 
+    def __init__(
+        self, weight_bits=8, activation_bits=8, per_channel=True, calibrated=False, **options
+    ):
+        super().__init__(weight_bits, activation_bits, per_channel, **options)
+        self.calibrated = calibrated
+
     def get_activations_and_quantizers(self, layer):
         """The merged kernel, as the value of an activation, and its quantizer."""
         if not isinstance(layer, ReparamConv):
@@ -129,13 +138,22 @@ class ReparamQuantizeConfig(_WeightConfig):
                 f"layer {layer.name!r}: ReparamQuantizeConfig is for blocks of repq_tf.layers. "
                 f"Received: {type(layer).__name__}"
             )
-        with tf.init_scope():
-            kernel = ops.convert_to_numpy(layer.inner.merge().kernel)
-        return [(keras.activations.linear, self.weight_quantizer(kernel))]
+        if self.calibrated:
+            with tf.init_scope():
+                kernel = ops.convert_to_numpy(layer.inner.merge().kernel)
+            quantizer = self.weight_quantizer(kernel)
+        else:
+            channels = layer.filters if self.per_channel else None
+            quantizer = LSQQuantizer(self.weight_bits, channels=channels)
+        return [(keras.activations.linear, quantizer)]
 
     def set_quantize_activations(self, layer, quantize_activations):
         """Puts the quantizer on the merged kernel."""
         (layer.kernel_hook,) = quantize_activations
+
+    def get_config(self):
+        """The arguments of the constructor."""
+        return {**super().get_config(), "calibrated": self.calibrated}
 
 
 @register

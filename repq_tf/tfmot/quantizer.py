@@ -30,6 +30,8 @@ class LSQQuantizer(tfmot_keras.quantizers.Quantizer):
             the first batch in training sets it by MinError; until then, inference takes
             MinError's step of each batch.
         learned: whether the step is trained.
+        tensors: number of tensors that the quantizer serves in turn; without `step`, the
+            largest of their steps is taken.
 
     Example:
         >>> quantizer = LSQQuantizer(bits=4, signed=False, per_image=True)
@@ -38,7 +40,14 @@ class LSQQuantizer(tfmot_keras.quantizers.Quantizer):
     """
 
     def __init__(
-        self, bits=8, signed=True, channels=None, per_image=False, step=None, learned=True
+        self,
+        bits=8,
+        signed=True,
+        channels=None,
+        per_image=False,
+        step=None,
+        learned=True,
+        tensors=1,
     ):
         self.bits = check_bits(bits)
         self.signed = signed
@@ -46,6 +55,7 @@ class LSQQuantizer(tfmot_keras.quantizers.Quantizer):
         self.per_image = per_image
         self.step = step
         self.learned = learned
+        self.tensors = tensors
         # An 8-bit weight's grid is symmetric, as in `LSQ`.
         self.low, self.high = levels(bits, signed, narrow=bits == 8 and not per_image)
 
@@ -86,20 +96,20 @@ class LSQQuantizer(tfmot_keras.quantizers.Quantizer):
 
     def _first_step(self, values, training, weights):
         """The initial step; the first batch's MinError, which training keeps."""
+        start, seen = weights["initial_step"], weights["seen"]
 
         def search():
-            return min_error_step(values, self.low, self.high, self.channels is not None)
+            step = min_error_step(values, self.low, self.high, self.channels is not None)
+            return tf.where(seen > 0, tf.maximum(step, start), step)
 
-        step = tf.cond(
-            weights["seen"] > 0, lambda: tf.identity(weights["initial_step"]), search
-        )
+        step = tf.cond(seen >= self.tensors, lambda: tf.identity(start), search)
         step = replica_mean(tf.stop_gradient(step))
         if training:
-            weights["initial_step"].assign(step)
-            weights["seen"].assign(1.0)
+            start.assign(step)
+            seen.assign(tf.minimum(seen + 1.0, self.tensors))
         return step
 
     def get_config(self):
         """The arguments of the constructor."""
-        names = "bits signed channels per_image step learned"
+        names = "bits signed channels per_image step learned tensors"
         return {name: getattr(self, name) for name in names.split()}

@@ -55,7 +55,7 @@ class RepQScheme(tfmot_keras.QuantizeScheme):
         activation_bits: of activations; default `bits`.
         rules: as in `repq_tf.quantize`.
         bn_statistics: likewise. Default: "restored" with calibration data, and without,
-            "batch", which needs none.
+            "running", which needs none and is stable.
         restore_batch_norm: likewise; True needs calibration data.
         per_channel: likewise.
         calibration_data: an array of images, or an iterable of batches: sets the steps,
@@ -82,7 +82,7 @@ class RepQScheme(tfmot_keras.QuantizeScheme):
         self._rules = check_rules(rules)
         self._data = calibration_data
         if bn_statistics is None:
-            bn_statistics = "batch" if calibration_data is None else "restored"
+            bn_statistics = "running" if calibration_data is None else "restored"
         self._bn_statistics = check_mode(bn_statistics)
         self._restore_batch_norm = restore_batch_norm
         if calibration_data is None and (bn_statistics == "restored" or restore_batch_norm):

@@ -60,15 +60,17 @@ class _Wrapping:
         if not self._stands_alone(node):
             return x
         if layer.name not in self.copies:
-            quantizer = LSQQuantizer(
-                layer.bits, layer.signed, per_image=True, **self._start(layer)
-            )
+            options = {"tensors": len(self._calls(layer)), **self._start(layer)}
+            quantizer = LSQQuantizer(layer.bits, layer.signed, per_image=True, **options)
             self.copies[layer.name] = QuantizeLayer(quantizer, name=layer.name)
         return self.copies[layer.name](x)
 
     def _stands_alone(self, node):
-        calls = [other for other in self.graph.nodes.values() if other.layer is node.layer]
-        return len(calls) > 1 or quantized_node(self.graph, node).is_input
+        source = quantized_node(self.graph, node)
+        return len(self._calls(node.layer)) > 1 or source.is_input
+
+    def _calls(self, layer):
+        return [node for node in self.graph.nodes.values() if node.layer is layer]
 
     def _output_quantizer(self, node):
         """The `Quantize` layer that a node's wrapper takes over, or None."""
@@ -91,6 +93,7 @@ class _Wrapping:
                 ReparamQuantizeConfig,
                 weight_bits=layer.weight_bits,
                 per_channel=layer.per_channel,
+                calibrated=self.calibrated,
             )
         elif quantizer is not None:
             self._set(node.name, quantizer)

@@ -1,0 +1,29 @@
+"""The quantized stages by way of TensorFlow Model Optimization, which is imported when used."""
+
+import repq_tf
+
+
+def quantize(model, verbose, **options):
+    """Quantizes a float model as `repq_tf.quantize` does, in TFMOT's wrappers.
+
+    Args:
+        model: The float model.
+        verbose: Whether to print what was quantized.
+        **options: Those of `repq_tf.tfmot.RepQScheme`.
+    """
+    import tensorflow_model_optimization
+
+    from repq_tf.tfmot import RepQScheme
+
+    api = tensorflow_model_optimization.quantization.keras
+    quantized = api.quantize_apply(api.quantize_annotate_model(model), RepQScheme(**options))
+    if verbose:
+        print(repq_tf.quantization_table(unwrap(quantized)))
+    return quantized
+
+
+def unwrap(model):
+    """Returns the equal model of our own layers."""
+    from repq_tf.tfmot import from_tfmot
+
+    return from_tfmot(model)
