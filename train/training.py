@@ -53,7 +53,7 @@ def train(
         weight_decay=settings.weight_decay,
         decay=settings.decay,
     )
-    task.compile(model, optimizer, jit_compile=_jit_compile(settings))
+    task.compile(model, optimizer, jit_compile=choose_jit(settings))
     model.optimizer.build(model.trainable_variables)
     state = run.state(stage)
     progress = {"history": [], "scalars": [], "seconds": 0.0}
@@ -139,8 +139,8 @@ class _Guard(keras.callbacks.Callback):
         )
 
 
-def _jit_compile(settings):
-    """XLA wherever it pays: not with TensorFlow on the CPU, whose own kernels are faster."""
+def choose_jit(settings):
+    """Returns `jit_compile`: XLA wherever it pays, and TensorFlow's own kernels on the CPU."""
     if settings.jit_compile is not None:
         return settings.jit_compile
     if backend() != "tensorflow":

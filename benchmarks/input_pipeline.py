@@ -1,0 +1,107 @@
+"""Images per second of the input pipeline, against what a training step needs.
+
+    python benchmarks/input_pipeline.py --model=repvgg_a0 --dataset=cifar10 --data_dir=DIR
+    KERAS_BACKEND=jax python benchmarks/input_pipeline.py --dataset=imagenet2012 --data_dir=DIR
+
+Both rates are measured in the same process, one after the other: batches that are only read,
+and steps of the float network and of the quantized one on a batch that is there already. A
+ratio above one means that the device never waits for images, if the processor has nothing
+else to do. The flags are those of `train/main.py`.
+"""
+
+import json
+import os
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+from absl import app, flags, logging
+
+import repq_tf
+import repq_tf.train.main  # noqa: F401  (its flags)
+from repq_tf.files import write_atomically
+from repq_tf.train.settings import resolve
+from repq_tf.train.tasks.classification import Classification
+from repq_tf.train.training import choose_jit
+
+FLAGS = flags.FLAGS
+flags.DEFINE_integer("batches", 20, "Batches and steps that are timed.")
+flags.DEFINE_string("json", None, "Write the table to this file.")
+
+SETTINGS = (
+    "model dataset data_dir image_size augment randaugment mixup label_smoothing cache width"
+    " batch_size mixed_precision jit_compile seed"
+).split()
+
+
+def read_rate(task, count):
+    """Returns images per second of at most `count` batches, after another one."""
+    batches = task.train_batches(0, min(count + 1, task.steps_per_epoch))
+    count = len(batches) - 1
+    with ThreadPoolExecutor(getattr(batches, "workers", 1)) as threads:
+        if isinstance(batches, keras.utils.PyDataset):
+            size = len(batches[0][0])
+            read = threads.map(batches.__getitem__, range(1, count + 1))
+        else:
+            read = iter(batches)
+            size = len(next(read)[0])
+        begin = time.perf_counter()
+        for _ in read:
+            pass
+        return count * size / (time.perf_counter() - begin)
+
+
+def step_rate(task, model, batch, count, jit_compile):
+    """Returns images per second of `count` training steps, after three others."""
+    task.compile(model, keras.optimizers.SGD(1e-4, momentum=0.9), jit_compile)
+    for k in range(count + 3):
+        if k == 3:
+            begin = time.perf_counter()
+        float(model.train_on_batch(*batch)[0])
+    return count * len(batch[0]) / (time.perf_counter() - begin)
+
+
+def first_batch(task):
+    """Returns a training batch as arrays."""
+    batches = task.train_batches(0, 1)
+    if isinstance(batches, keras.utils.PyDataset):
+        return batches[0]
+    return next(iter(batches.as_numpy_iterator()))
+
+
+def main(_):
+    """Prints the table and writes it as JSON if asked to."""
+    logging.set_verbosity(logging.WARNING)  # TFDS tells each step
+    settings = resolve(**{name: FLAGS[name].value for name in SETTINGS})
+    task = Classification(settings)
+    if settings.mixed_precision != "none":
+        keras.config.set_dtype_policy(f"mixed_{settings.mixed_precision}")
+    batch = first_batch(task)
+    model = task.build(settings.model)
+    inputs = np.asarray(batch[0][:32])
+    qat = repq_tf.quantize(model, bits=8, calibration_data=inputs, verbose=False)
+    rates = {"pipeline": read_rate(task, FLAGS.batches)}
+    for name, network in (("float training", model), ("quantized training", qat)):
+        rates[name] = step_rate(task, network, batch, FLAGS.batches, choose_jit(settings))
+    shape = "x".join(map(str, task.images.image_shape))
+    print(f"{settings.model}, {settings.dataset}, {shape}, batch {settings.batch_size}")
+    print(f"{'':20}{'images/s':>10}{'pipeline/need':>15}")
+    for name, rate in rates.items():
+        print(f"{name:20}{rate:10.0f}{rates['pipeline'] / rate:15.2f}")
+    if FLAGS.json:
+        chosen = {name: getattr(settings, name) for name in SETTINGS}
+        result = {
+            "command": " ".join(sys.argv),
+            "settings": {**chosen, "backend": keras.backend.backend(), "cores": os.cpu_count()},
+            "images_per_second": rates,
+            "pipeline_to_need": {n: rates["pipeline"] / rate for n, rate in rates.items()},
+        }
+        write_atomically(FLAGS.json, json.dumps(result, indent=2).encode())
+
+
+if __name__ == "__main__":
+    app.run(main)
