@@ -7,6 +7,7 @@ import shutil
 import time
 
 from repq_tf.train import checkpoint
+from repq_tf.train.errors import UserError
 from repq_tf.train.products import add_sum, check_product
 
 
@@ -70,6 +71,7 @@ class _Events:
     def __init__(self, folder):
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+        self._folder = folder
         self._writer = EventFileWriter(folder)
 
     def add(self, values):
@@ -85,8 +87,14 @@ class _Events:
             ]
         )
         event = Event(wall_time=time.time(), step=int(values["epoch"]), summary=summary)
-        self._writer.add_event(event)
-        self._writer.flush()
+        try:
+            self._writer.add_event(event)
+            self._writer.flush()
+        except Exception as error:  # an OSError, or TensorFlow's own where that is installed
+            raise UserError(
+                f"{self._folder} cannot be written: {error}. The checkpoint is whole, and the"
+                " same command goes on from there."
+            ) from error
 
     def close(self):
         """Closes the file."""

@@ -15,6 +15,7 @@ from PIL import Image
 from repq_tf.train import checkpoint, pipeline, run_folder
 from repq_tf.train.errors import UserError
 from repq_tf.train.products import SUMS, check_product, product
+from repq_tf.train.records import Records
 from repq_tf.train.report import make_report
 from repq_tf.train.run_folder import RunFolder
 from repq_tf.train.settings import resolve
@@ -153,6 +154,15 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, small_files, name, save):
     small_files(10**7)
     save(str(path), 2)
     assert files[path] != path.read_bytes()
+
+
+def test_a_full_disk_is_named_by_the_records_too(tmp_path, small_files):
+    run = RunFolder(tmp_path)
+    records = Records(run, "float", [], [])
+    small_files(300)
+    with pytest.raises(UserError, match="logs/float cannot be written"):
+        for epoch in range(10):
+            records.add({"epoch": epoch}, {f"step/{k}": 1.0 for k in range(20)})
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC])
