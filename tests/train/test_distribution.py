@@ -1,4 +1,7 @@
+import json
 import os
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -14,6 +17,7 @@ from repq_tf.train.run_folder import RunFolder
 from repq_tf.train.settings import resolve
 from repq_tf.train.tasks.base import Task
 from repq_tf.train.training import train
+from tests.train.commands import ROOT
 
 
 class _Blocks(Task):
@@ -172,3 +176,17 @@ def test_an_engine_that_the_backend_does_not_have(monkeypatch, backend, name, wo
 def test_models_take_the_option_that_synchronizes():
     model = models.build("resnet18", 3, (8, 8, 1), width=0.125, synchronized=True)
     assert all(b.synchronized for b in model.layers if hasattr(b, "synchronized"))
+
+
+@pytest.mark.slow
+def test_losses_of_quantized_training_do_not_depend_on_the_number_of_devices(tmp_path):
+    """In float64, where no rounding error moves a value to another level."""
+    file = tmp_path / "losses.json"
+    flags = ["--devices=1,2,4", "--modes=batch,sample", "--steps=12", "--dtype=float64"]
+    command = [sys.executable, "benchmarks/devices.py", *flags, f"--json={file}"]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=600, stdout=subprocess.PIPE)
+    losses = json.loads(file.read_text())["losses"]
+    for mode, one in losses["1"].items():
+        assert len(one) == 12 and one[-1] < one[0]
+        for devices in ("2", "4"):
+            np.testing.assert_allclose(losses[devices][mode], one, rtol=1e-12, err_msg=mode)

@@ -3,6 +3,8 @@
 import abc
 import contextlib
 
+from repq_tf.train.distribution import as_fit_wants
+
 
 class Task(abc.ABC):
     """Data, model, loss, metrics and judgement of one kind of problem.
@@ -61,7 +63,8 @@ class Task(abc.ABC):
     def evaluate(self, model):
         """Returns metric name -> value of a Keras model on all test data."""
         self.compile(model)
-        metrics = model.evaluate(self.validation_batches(), verbose=0, return_dict=True)
+        batches = as_fit_wants(self.validation_batches())
+        metrics = model.evaluate(batches, verbose=0, return_dict=True)
         return {name: float(value) for name, value in metrics.items()}
 
     def reading(self):

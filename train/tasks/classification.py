@@ -2,10 +2,11 @@
 
 import os
 
-import keras
 import numpy as np
+from keras.utils import PyDataset
 
 from repq_tf import models
+from repq_tf.keras_api import LEGACY, keras
 from repq_tf.train import distribution
 from repq_tf.train.data.augment import resolve_kind
 from repq_tf.train.data.load import load_images
@@ -84,6 +85,8 @@ class Classification(Task):
         metrics = [accuracy(name="accuracy")]
         if len(self.images.class_names) >= _MANY_CLASSES:
             metrics.append(top_accuracy(5, name="top_5_accuracy"))
+        if LEGACY and jit_compile == "auto":  # a word that tf_keras does not know
+            jit_compile = None
         model.compile(
             optimizer=optimizer or "sgd",
             loss=loss(from_logits=True),
@@ -127,7 +130,7 @@ class Classification(Task):
 
     def _test_pairs(self):
         batches = self.images.test_batches(self._batch_size)
-        if isinstance(batches, keras.utils.PyDataset):
+        if isinstance(batches, PyDataset):
             return (batches[k] for k in range(len(batches)))
         return batches.as_numpy_iterator()
 

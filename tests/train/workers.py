@@ -1,0 +1,154 @@
+"""The training program on several machines, which are processes of this one."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+from tests.train.commands import ROOT, TINY_MODELS, command
+
+
+def tensorflow_cluster(count):
+    """The environments of the workers of a `MultiWorkerMirroredStrategy`, on tf_keras."""
+    workers = [f"127.0.0.1:{port}" for port in free_ports(count)]
+    configs = [
+        {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+        for index in range(count)
+    ]
+    legacy = {"KERAS_BACKEND": "tensorflow", "TF_USE_LEGACY_KERAS": "1"}
+    if count == 1:
+        return [legacy]
+    return [{**legacy, "TF_CONFIG": json.dumps(config)} for config in configs]
+
+
+def jax_cluster(count, devices=1):
+    """The environments of JAX processes, each with a number of devices."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    jax = {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    if count == 1:
+        return [jax]
+    processes = {
+        "KERAS_DISTRIBUTION_JOB_ADDRESSES": f"127.0.0.1:{free_ports(1)[0]}",
+        "KERAS_DISTRIBUTION_NUM_PROCESSES": str(count),
+    }
+    return [
+        {**jax, **processes, "KERAS_DISTRIBUTION_PROCESS_ID": str(index)}
+        for index in range(count)
+    ]
+
+
+def free_ports(count):
+    """Ports on which nothing listens."""
+    with_ports = [socket.socket() for _ in range(count)]
+    for each in with_ports:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in with_ports]
+    for each in with_ports:
+        each.close()
+    return ports
+
+
+def run_workers(environments, folder, *args, until=None, last=None):
+    """Runs the program in several processes that train together.
+
+    Args:
+        environments: What each process has in its environment.
+        folder: The run folder; the weights of every worker after every stage come beside
+            it, for `trained_weights`.
+        *args: Further arguments.
+        until: Kill them all as soon as this file is there.
+        last: The training stage after which they end.
+
+    Returns:
+        What each printed, stdout and stderr together.
+    """
+    before = [
+        TINY_MODELS,
+        f"from tests.train import workers; workers.watch({str(folder)!r}, {last!r})",
+    ]
+    line = command(*args, f"--workdir={folder}", before=before)
+    outputs = [tempfile.TemporaryFile("w+") for _ in environments]
+    processes = [
+        subprocess.Popen(
+            line, cwd=ROOT, env={**os.environ, **each}, stdout=output, stderr=output
+        )
+        for each, output in zip(environments, outputs, strict=True)
+    ]
+    end = time.monotonic() + 300
+    try:
+        while any(process.poll() is None for process in processes):
+            if until and os.path.exists(until):
+                return []
+            assert time.monotonic() < end, _texts(outputs)
+            assert not any(process.poll() for process in processes), _texts(outputs)
+            time.sleep(0.005)
+        assert not any(process.poll() for process in processes), _texts(outputs)
+        assert not until, f"{until} was not written"
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    return _texts(outputs)
+
+
+def _texts(files):
+    texts = []
+    for file in files:
+        file.seek(0)
+        texts.append(file.read()[-3000:])
+    return texts
+
+
+def trained_weights(folder, stage, worker=0):
+    """Returns the weights that a worker had after a stage."""
+    with np.load(_weights_file(folder, stage, worker)) as file:
+        return [file[name] for name in file.files]
+
+
+def _weights_file(folder, stage, worker):
+    return os.path.join(os.path.dirname(folder), f"{stage}_{worker}.npz")
+
+
+def watch(folder, last):
+    """Records a worker's weights after each stage; forbids all but the chief to write.
+
+    Runs in the worker's process, before the program.
+    """
+    from repq_tf.keras_api import to_numpy
+    from repq_tf.train import distribution, pipeline
+
+    train = pipeline.train
+
+    def recorded(model, task, settings, run, stage, *args, engine, **options):
+        seconds = train(model, task, settings, run, stage, *args, engine=engine, **options)
+        arrays = [to_numpy(variable) for variable in model.weights]
+        np.savez(_weights_file(folder, stage, engine.worker), *arrays)
+        if stage == last:
+            raise SystemExit
+        return seconds
+
+    def forbidding(name):
+        engine = make_engine(name)
+        if not engine.is_chief:
+            _forbid_writing(folder)
+        return engine
+
+    make_engine = distribution.make_engine
+    distribution.make_engine = forbidding
+    pipeline.train = recorded
+
+
+def _forbid_writing(folder):
+    def refuse(event, args):
+        writes = event in ("os.rename", "os.remove", "os.mkdir")
+        if event == "open":
+            writes = bool(args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+        if writes and str(args[0]).startswith(f"{folder}{os.sep}"):
+            raise AssertionError(f"A worker other than the chief writes {args[0]}")
+
+    sys.addaudithook(refuse)
