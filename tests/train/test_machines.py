@@ -80,12 +80,13 @@ def test_two_workers_continue_where_they_were_killed(cluster, tmp_path):
 @pytest.mark.slow
 def test_two_devices_of_one_process_train_what_two_processes_train(cluster, tmp_path):
     name, make, folder = cluster
-    if name == "data_parallel":
-        args = [*ARGS, "--strategy=data_parallel"]
-        run_workers(make(1, devices=2), tmp_path / "run", *args, last="float")
-        one, two = (trained_weights(f, "float") for f in (tmp_path / "run", folder))
-        for a, b in zip(one, two, strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    if name == "multi_worker":
+        pytest.skip("the devices of one machine are those of MirroredStrategy")
+    args = [*ARGS, "--strategy=data_parallel"]
+    run_workers(make(1, devices=2), tmp_path / "run", *args, last="float")
+    one, two = (trained_weights(f, "float") for f in (tmp_path / "run", folder))
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
