@@ -63,6 +63,7 @@ setup(
             "ruff>=0.9",
             "safetensors>=0.4",
             "scipy>=1.12",
+            "tensorflow-model-optimization>=0.8.1",
             "tf_keras>=2.20",
             "timm>=1.0.31",
             "torch==2.13.0",  # one version, so that tests do not move to another build of it

@@ -1,0 +1,78 @@
+"""Runs the `case_*.py` here on tf_keras, in processes of their own: Keras is chosen once."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+LEGACY = {"TF_USE_LEGACY_KERAS": "1", "KERAS_BACKEND": "tensorflow"}
+
+
+def run(*command, **environment):
+    return subprocess.run(
+        [sys.executable, *command],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        cwd=HERE.parent.parent,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", sorted(path.name for path in HERE.glob("case_*.py")))
+def test_case(case):
+    options = ["-p", "no:cacheprovider", "-n", "0", "-q", "-o", "python_files=case_*.py"]
+    done = run("-m", "pytest", *options, str(HERE / case), **LEGACY)
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert " passed" in done.stdout or "%]" in done.stdout
+    assert "skipped" not in done.stdout
+
+
+def test_keras_3_first_says_what_to_set():
+    done = run("-c", "import repq_tf.tfmot", TF_USE_LEGACY_KERAS="0")
+    assert done.returncode == 1
+    for part in ("ImportError", "Keras 3", "TF_USE_LEGACY_KERAS=1", "before the first import"):
+        assert part in done.stderr
+
+
+def test_the_reverse_says_what_to_set():
+    script = """
+import tensorflow_model_optimization, keras, repq_tf
+def tried(function):
+    try:
+        function()
+    except ValueError as error:
+        print(error)
+tensor = keras.Input((8, 8, 3))
+tried(lambda: repq_tf.layers.ACBlock(8)(tensor))
+tried(lambda: repq_tf.merge(keras.Model(tensor, keras.layers.Conv2D(3, 3)(tensor))))
+"""
+    done = run("-c", script, TF_USE_LEGACY_KERAS="0")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("TF_USE_LEGACY_KERAS=0 and import repq_tf before") == 2
+
+
+def test_a_model_of_tf_keras_is_refused_by_keras_3():
+    script = """
+import repq_tf, tf_keras
+tensor = tf_keras.Input((8, 8, 3))
+try:
+    repq_tf.merge(tf_keras.Model(tensor, tf_keras.layers.Conv2D(3, 3)(tensor)))
+except ValueError as error:
+    print(error)
+"""
+    done = run("-c", script, TF_USE_LEGACY_KERAS="0")
+    assert "start Python with TF_USE_LEGACY_KERAS=1" in done.stdout
+
+
+def test_jax_is_refused():
+    done = run("-c", "import repq_tf.tfmot", TF_USE_LEGACY_KERAS="1", KERAS_BACKEND="jax")
+    assert "KERAS_BACKEND=tensorflow" in done.stderr
+
+
+def test_nothing_imports_tfmot_unasked():
+    script = "import sys, repq_tf; print('tensorflow_model_optimization' in sys.modules)"
+    assert run("-c", script, **LEGACY).stdout.strip() == "False"
