@@ -145,7 +145,7 @@ class AffineKernel:
             groups = math.gcd(self.groups, other.groups)
             return self.regroup(groups).then(other.regroup(groups))
         xp = _namespace(self.kernel, other.kernel)
-        kernel = 0.0
+        kernel = None
         # One contraction for each tap of the smaller kernel.
         over_first = math.prod(self.size) < math.prod(other.size)
         taps = self.size if over_first else other.size
@@ -156,8 +156,10 @@ class AffineKernel:
             else:
                 second = second[h : h + 1, d : d + 1]
             term = _contract(first, second, self.groups, other.groups)
-            pads = ((h, taps[0] - 1 - h), (d, taps[1] - 1 - d), (0, 0), (0, 0))
-            kernel = kernel + xp.pad(term, pads)
+            if taps != (1, 1):
+                pads = ((h, taps[0] - 1 - h), (d, taps[1] - 1 - d), (0, 0), (0, 0))
+                term = xp.pad(term, pads)
+            kernel = term if kernel is None else kernel + term
         bias = other.response(self.bias) + other.bias
         return AffineKernel(kernel, bias, min(self.groups, other.groups))
 
@@ -193,7 +195,10 @@ def _contract(first, second, first_groups, second_groups):
         # It runs over the second kernel's groups, hence over outputs.
         second = xp.reshape(second, (ph, pw, middle, groups, ratio, outputs))
         letters, result = "mgro", "igro"
-    if single_first:
+    if middle == 1 and first_groups < second_groups:
+        # Nothing to sum over (a depthwise kernel behind a dense one): several times as fast.
+        kernel = first * xp.reshape(second, (ph, pw, 1, groups, ratio, outputs))
+    elif single_first:
         kernel = xp.einsum(f"igrm,hw{letters}->hw{result}", first[0, 0], second)
     else:
         kernel = xp.einsum(f"hwigrm,{letters}->hw{result}", first, second[0, 0])
