@@ -21,8 +21,9 @@ def make_optimizer(
         steps: Number of training steps.
         warmup_steps: Steps over which the learning rate rises linearly to its peak.
         weight_decay: L2 coefficient.
-        decay: `"kernels"` decays kernels only; `"all"` also biases and batch norms. Step
-            sizes of quantizers are never decayed.
+        decay: `"kernels"` decays kernels only, `"gains"` also the vectors that scale branches
+            (OREPA's), `"all"` also biases and batch norms. Step sizes of quantizers are never
+            decayed.
 
     Returns:
         A `keras.optimizers.SGD`.
@@ -55,4 +56,4 @@ def is_decayed(path, decay):
     name = path.split("/")[-1]
     if "step" in name:
         return False
-    return decay == "all" or name.endswith("kernel")
+    return decay == "all" or name.endswith("kernel") or (decay, name) == ("gains", "gain")

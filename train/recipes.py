@@ -1,7 +1,10 @@
 """Training recipes: the defaults of a run, by model family and data set.
 
 The ImageNet recipes are the published ones: RepVGG (arXiv 2101.03697) trains 120 epochs and
-decays kernels only; ACNet (arXiv 1908.03930) trains 100 epochs and decays everything. RepQ
+decays kernels only; ACNet (arXiv 1908.03930) trains 100 epochs and decays everything; OREPA
+(arXiv 2204.00826) decays its vectors too; QARepVGG (arXiv 2212.01593) and RepOpt (arXiv
+2205.15242) decay less, RepOpt after a warm-up; give `--label_smoothing=0.1 --randaugment=2` for
+its whole recipe. MobileOne's 300 epochs with annealed decay are not reproduced. RepQ
 (arXiv 2311.05317) keeps a block's own recipe for the quantized stage, except for the learning
 rate. The others are short recipes for small images.
 """
@@ -19,7 +22,8 @@ class Recipe:
         learning_rate: Peak learning rate of the float stage; cosine decay to zero.
         qat_learning_rate: The same for quantization-aware training.
         weight_decay: L2 coefficient, in the papers' sense (see `optimizer.make_optimizer`).
-        decay: `"kernels"`, or `"all"` for biases and batch norms too.
+        decay: What is decayed: `"kernels"`, `"gains"` or `"all"` (see
+            `optimizer.make_optimizer`).
         warmup_epochs: Epochs over which the learning rate rises linearly.
         batch_size: Images per step, over all replicas together.
         augment: One of `data.augment.KINDS`, or `"auto"`: by image size.
@@ -90,6 +94,9 @@ _BY_DATASET = {
 # Start of the model's name -> what the family's authors do differently: on ImageNet, elsewhere.
 _BY_FAMILY = {
     "ac_": ({"epochs": 100, "qat_epochs": 100, "decay": "all"}, {"branch_gamma": 1 / 3}),
+    "orepa_": ({"decay": "gains"}, {"decay": "gains"}),
+    "qarepvgg_": ({"weight_decay": 4e-5}, {}),
+    "repopt_": ({"weight_decay": 4e-5, "warmup_epochs": 5}, {}),
 }
 
 

@@ -35,6 +35,11 @@ def test_imagenet_recipes_are_the_papers():
     assert (repvgg.weight_decay, repvgg.decay, repvgg.warmup_epochs) == (1e-4, "kernels", 0)
     acnet = resolve(model="ac_resnet18", dataset="imagenet2012:5.1.0")
     assert (acnet.epochs, acnet.decay, acnet.augment) == (100, "all", "resized_crop")
+    orepa = resolve(model="orepa_resnet18", dataset="imagenet2012")
+    assert (orepa.epochs, orepa.weight_decay, orepa.decay) == (120, 1e-4, "gains")
+    assert resolve(model="qarepvgg_a0", dataset="imagenet2012").weight_decay == 4e-5
+    repopt = resolve(model="repopt_vgg_b1", dataset="imagenet2012")
+    assert (repopt.weight_decay, repopt.warmup_epochs) == (4e-5, 5)
 
 
 def test_run_folder_names_tell_the_runs_apart():

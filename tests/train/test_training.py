@@ -192,6 +192,9 @@ def test_records_can_be_read_by_tensorboard(tmp_path):
 def test_only_kernels_are_decayed_unless_the_recipe_says_all():
     spared = ["c/bias", "n/gamma", "n/beta", "c/weight_quantizer/log_step", "c/step"]
     assert is_decayed("block/square/kernel", "kernels")
+    assert not is_decayed("block/origin_scale/gain", "kernels")
+    assert is_decayed("block/origin_scale/gain", "gains")
+    assert not any(is_decayed(path, "gains") for path in spared)
     assert not any(is_decayed(path, "kernels") for path in spared)
     assert all(is_decayed(path, "all") for path in ("c/kernel", *spared[:3]))
     assert not any(is_decayed(path, "all") for path in spared[3:])
