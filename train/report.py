@@ -42,7 +42,7 @@ def make_report(settings, task, run, results):
         "files": sizes,
         "data": task.describe(),
         "settings": settings.as_dict(),
-        "versions": _versions(),
+        "versions": versions(),
         "seconds": {**seconds, "total": round(sum(seconds.values()), 3)},
     }
     checkpoint.write_json(run.file("report.json"), record)
@@ -113,8 +113,9 @@ def _markdown(settings, record, table, run):
     return "\n\n".join(section.strip() for section in sections) + "\n"
 
 
-def _versions():
-    versions = {
+def versions():
+    """Returns name -> version of what computes: libraries, system and processor."""
+    found = {
         "python": platform.python_version(),
         keras.__name__: keras.__version__,
         "backend": backend(),
@@ -124,10 +125,10 @@ def _versions():
     }
     for name in ("repq_tf", backend(), "ai-edge-litert"):
         try:
-            versions[name] = importlib.metadata.version(name)
+            found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
+            found[name] = "not installed"
+    return found
 
 
 def _cpu():
