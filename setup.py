@@ -62,6 +62,7 @@ setup(
             "pytest-xdist>=3.6",
             "ruff>=0.9",
             "safetensors>=0.4",
+            "scikit-image>=0.24",
             "scipy>=1.12",
             "tensorflow-model-optimization>=0.8.1",
             "tf_keras>=2.20",

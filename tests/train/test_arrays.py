@@ -26,7 +26,7 @@ def _same(a, b):
 @pytest.mark.parametrize("kind", augment.KINDS)
 def test_an_epoch_is_a_function_of_seed_and_epoch(kind):
     def epoch(seed, number):
-        return _epoch(ArrayDataset(*_images(), 5, (12, 12), kind, seed, number))
+        return _epoch(ArrayDataset(*_images(), 5, (12, 12), kind, seed=seed, epoch=number))
 
     assert _same(epoch(1, 3), epoch(1, 3))
     assert not _same(epoch(1, 3), epoch(1, 4))

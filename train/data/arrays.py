@@ -7,18 +7,14 @@ import keras
 import numpy as np
 
 from repq_tf.train.data.augment import augment, central_crop
+from repq_tf.train.data.epoch import EpochDataset
 from repq_tf.train.data.images import Images, scale_pixels
 from repq_tf.train.data.randaugment import randaugment
 from repq_tf.train.data.regularization import NONE
 
 
-class ArrayDataset(keras.utils.PyDataset):
-    """One epoch of training batches, on any Keras backend.
-
-    Which images a batch holds, their order and their random changes are functions of `seed`
-    and the epoch alone, so training can continue at any epoch. Each end of an epoch moves
-    on to the next one. An incomplete last batch is left out. Give `fit` `shuffle=False`:
-    Keras would change the order of the batches.
+class ArrayDataset(EpochDataset):
+    """One epoch of training batches out of arrays; see `EpochDataset`.
 
     Args:
         images: uint8 array `(n, h, w, c)`, or an object that, indexed by an array of
@@ -27,14 +23,9 @@ class ArrayDataset(keras.utils.PyDataset):
         batch_size: Images per batch, over all workers.
         size: `(height, width)` of the batches.
         kind: Augmentation, one of `augment.KINDS`.
-        seed: Seed of order and augmentation.
-        epoch: The epoch to begin with.
-        steps: Batches per epoch; by default all.
-        workers: Threads that prepare batches.
         regularization: A `Regularization`.
         classes: Number of classes, for soft labels.
-        shard: `(index, count)` of this worker among several: of each batch it gets the images
-            index, index + count, ...
+        **options: Those of `EpochDataset`.
     """
 
     def __init__(
@@ -44,39 +35,19 @@ class ArrayDataset(keras.utils.PyDataset):
         batch_size,
         size,
         kind="none",
-        seed=0,
-        epoch=0,
-        steps=None,
-        workers=1,
         regularization=NONE,
         classes=None,
-        shard=(0, 1),
+        **options,
     ):
-        super().__init__(workers=workers)
+        super().__init__(len(labels), batch_size, **options)
         self.images = images
         self.labels = labels
-        self.batch_size = batch_size
         self.size = size
         self.kind = kind
-        self.seed = seed
         self.regularization = regularization
         self.classes = classes
-        self.shard = shard
-        self.steps = len(labels) // batch_size if steps is None else steps
-        self._begin(epoch)
 
-    def _begin(self, epoch):
-        self.epoch = epoch
-        self.order = np.random.default_rng([self.seed, epoch]).permutation(len(self.labels))
-
-    def __len__(self):
-        return self.steps
-
-    def __getitem__(self, index):
-        first = index * self.batch_size
-        worker, workers = self.shard
-        chosen = self.order[first + worker : first + self.batch_size : workers]
-        rng = np.random.default_rng([self.seed, self.epoch, index, worker])
+    def make_batch(self, chosen, rng):  # noqa: D102
         batch = augment(self.images[chosen], self.kind, self.size, rng)
         more = self.regularization
         if more.randaugment:
@@ -86,10 +57,6 @@ class ArrayDataset(keras.utils.PyDataset):
             return images, labels
         one_hot = keras.utils.to_categorical(labels, self.classes).astype("float32")
         return more.soften(images, one_hot, more.draw_weights(len(chosen), rng))
-
-    def on_epoch_end(self):
-        """Moves on to the next epoch; Keras calls it."""
-        self._begin(self.epoch + 1)
 
 
 class EvaluationDataset(keras.utils.PyDataset):

@@ -36,9 +36,9 @@ def load_tfds(name, data_dir=None, image_size=None, cache=False, skip_bad_images
         UserError: If there is no such set, it cannot be prepared, or is not a set of images
             with one label each, or a file or an image of it is damaged.
     """
-    builder = _builder(name, data_dir)
+    builder = find_builder(name, data_dir)
     image, label = _features(builder.info)
-    _prepare(builder, name)
+    prepare(builder, name)
     splits = _splits(builder.info)
     in_memory = _fit_in_memory(image.shape, builder.info, splits, image_size)
     parts = [Examples(builder, split, cache and not in_memory) for split in splits]
@@ -62,7 +62,7 @@ def _fit_in_memory(shape, info, splits, image_size):
     return count * pixels * shape[2] <= MEMORY_LIMIT
 
 
-def _builder(name, data_dir):
+def find_builder(name, data_dir):
     """Returns TFDS's builder of a set."""
     if data_dir and not os.path.isdir(data_dir):
         raise UserError(
@@ -94,7 +94,7 @@ def _builder(name, data_dir):
         raise UserError(f"--dataset={name} is not accepted by TFDS: {error}") from error
 
 
-def _prepare(builder, name):
+def prepare(builder, name):
     """Makes sure that the set is on disk."""
     try:
         builder.download_and_prepare()

@@ -1,0 +1,183 @@
+"""Photographs for super resolution: large images and the small ones made of them."""
+
+import dataclasses
+import os
+
+import numpy as np
+
+from repq_tf.train.data.folder import SUFFIXES
+from repq_tf.train.data.imresize import imresize
+from repq_tf.train.data.pictures import read_picture
+from repq_tf.train.errors import UserError
+
+# Of a folder without test sets, one image in so many is for testing.
+_HELD_OUT = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """An image in two sizes.
+
+    Attributes:
+        name: Its name.
+        low: uint8 array `(h, w, 3)`.
+        high: uint8 array `(scale h, scale w, 3)`.
+    """
+
+    name: str
+    low: np.ndarray
+    high: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """What a network is trained on and tested on.
+
+    Attributes:
+        name: Name for messages and the report.
+        train: List of `Pair`.
+        tests: Name of a test set -> list of `Pair`.
+    """
+
+    name: str
+    train: list
+    tests: dict
+
+
+def make_pair(name, high, scale, low=None):
+    """Returns the `Pair` of a photograph, which is cut to a multiple of the scale.
+
+    Args:
+        name: Its name, for messages.
+        high: uint8 array `(h, w, 3)`.
+        scale: How many times smaller the low-resolution image is.
+        low: That image, if it is given; by default made by `imresize`.
+
+    Raises:
+        UserError: If the sizes of the two do not belong together.
+    """
+    height, width = (size // scale for size in high.shape[:2])
+    if low is not None and low.shape[:2] != (height, width):
+        raise UserError(
+            f"{name} is {high.shape[0]}x{high.shape[1]}, so at scale {scale} its low-resolution"
+            f" image must be {height}x{width}. Received: {low.shape[0]}x{low.shape[1]}"
+        )
+    if not height or not width:
+        raise UserError(f"{name} is smaller than the scale, {scale}.")
+    high = high[: height * scale, : width * scale]
+    return Pair(name, imresize(high, 1 / scale) if low is None else low, high)
+
+
+def load_pairs(dataset, scale, test_sets=None, data_dir=None):
+    """Returns the images that `--dataset` and `--test_sets` name.
+
+    Args:
+        dataset: `"photographs"`, `"folder:PATH"` or `"div2k"`.
+        scale: How many times larger images shall become.
+        test_sets: Name -> folder of the test images; by default those of the data set.
+        data_dir: Folder of prepared TFDS sets.
+
+    Raises:
+        UserError: If there are no such images, or `data_dir` is given without a TFDS name.
+    """
+    kind = dataset.split("/")[0].split(":")[0]
+    if data_dir and kind != "div2k":
+        raise UserError(
+            "--data_dir is where TFDS sets lie and has no meaning with this data set."
+            f" Received: --data_dir={data_dir} --dataset={dataset}"
+        )
+    if kind not in ("photographs", "folder", "div2k"):
+        raise UserError(
+            "--dataset must be photographs, folder:PATH or div2k to train super resolution."
+            f" Received: {dataset!r}"
+        )
+    tests = {name: read_pairs(path, scale) for name, path in (test_sets or {}).items()}
+    if kind == "photographs":
+        train, own = _photographs(scale)
+    elif kind == "folder":
+        train, own = _folder(dataset.removeprefix("folder:"), scale, hold_out=not tests)
+    else:
+        from repq_tf.train.data.tfds_pairs import load_div2k
+
+        train, own = load_div2k(dataset, scale, data_dir, test=not tests)
+    return Pairs(dataset, train, tests or own)
+
+
+def _photographs(scale):
+    """Scikit-learn's two photographs: one to train on, one to test on."""
+    from sklearn.datasets import load_sample_image
+
+    china, flower = (
+        make_pair(name, load_sample_image(f"{name}.jpg"), scale) for name in ("china", "flower")
+    )
+    return [china], {"flower": [flower]}
+
+
+def _folder(path, scale, hold_out):
+    """A folder's pairs, of which every tenth is held out if need be."""
+    pairs = read_pairs(path, scale)
+    if not hold_out:
+        return pairs, {}
+    if len(pairs) < 2:
+        raise UserError(
+            f"{path} holds one image; at least two are needed to keep one for testing, or give"
+            " --test_sets=NAME:PATH."
+        )
+    tests = pairs[_HELD_OUT // 2 :: _HELD_OUT] or pairs[-1:]
+    held = {pair.name for pair in tests}
+    return [pair for pair in pairs if pair.name not in held], {"held_out": tests}
+
+
+def read_pairs(path, scale):
+    """Returns the pairs of a folder, sorted by name.
+
+    Either all pictures in the folder, at any depth, are photographs; or it holds `HR` or
+    `HR_x2`, `HR_x3`, ... and, if the small images are given, `LR_x2`, ...: pictures of one
+    name belong together. A photograph that `HR_x3` lacks may lie in the others.
+
+    Args:
+        path: The folder.
+        scale: How many times smaller the low-resolution images are.
+
+    Raises:
+        UserError: If there are no images, or one cannot be read.
+    """
+    path = os.path.abspath(os.path.expanduser(path))
+    if not os.path.isdir(path):
+        raise UserError(f"A folder of photographs is expected. Received: {path}")
+    low = _pictures(os.path.join(path, f"LR_x{scale}"))
+    high = {}
+    for name in sorted(_high_folders(path), key=lambda n: n != f"HR_x{scale}"):
+        high = {**_pictures(os.path.join(path, name)), **high}
+    high = high or _pictures(path)
+    if not high:
+        raise UserError(f"{path} holds no images ({' '.join(SUFFIXES)}).")
+    lonely = sorted(set(low) - set(high))
+    if lonely:
+        raise UserError(
+            f"{low[lonely[0]]} has no photograph of its name among the HR folders of {path}."
+        )
+    return [_read_pair(name, scale, high[name], low.get(name)) for name in sorted(low or high)]
+
+
+def _read_pair(name, scale, high, low):
+    small = read_picture(low, 3) if low else None
+    return dataclasses.replace(make_pair(high, read_picture(high, 3), scale, small), name=name)
+
+
+def _high_folders(path):
+    return [
+        entry.name
+        for entry in sorted(os.scandir(path), key=lambda e: e.name)
+        if entry.is_dir() and (entry.name == "HR" or entry.name.startswith("HR_x"))
+    ]
+
+
+def _pictures(path):
+    """Returns name without suffix, relative to the folder -> file."""
+    files = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
+    return {
+        os.path.splitext(os.path.relpath(file, path))[0]: file
+        for file in sorted(files)
+        if file.lower().endswith(SUFFIXES)
+    }
