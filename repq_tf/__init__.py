@@ -3,6 +3,7 @@
 from repq_tf import branches, layers, models, optimizers, quantizers
 from repq_tf.checkpoints import load_torch_checkpoint
 from repq_tf.deployment import check_parity, export_tflite, export_tflite_float, merge
+from repq_tf.inspection import summary
 from repq_tf.quantization import quantization_table, quantize, reestimate_batch_norm
 from repq_tf.reparameterization import reparameterize
 
@@ -21,4 +22,5 @@ __all__ = [
     "quantizers",
     "reestimate_batch_norm",
     "reparameterize",
+    "summary",
 ]

@@ -50,6 +50,8 @@ def train(model, rate):
 
 train(model, 0.05)
 deployed = repq_tf.merge(model)
+for network in (model, deployed):
+    assert repq_tf.summary(network).totals["macs"] == 36 * 9 * (3 * 4 + 4 * 4) + 4 * 5
 deployed.save(f"{folder}/merged.keras")
 outputs = {"merged": model(x)}
 repq_tf.reestimate_batch_norm(model, x)

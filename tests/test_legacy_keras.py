@@ -33,6 +33,7 @@ def network(**options):
 
 
 model = network()
+assert repq_tf.summary(model).totals["macs"] == 2 * 7 * 8 * 9 * 4 * 4 + 4 * 3
 model.fit(x, y, epochs=3, verbose=0)
 branches = model.predict(x, verbose=0)
 for layer in model.layers[1:3]:

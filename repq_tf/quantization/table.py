@@ -8,6 +8,7 @@ from repq_tf.branches import NumpyReading
 from repq_tf.keras_api import keras
 from repq_tf.layers import Quantize, ReparamConv
 from repq_tf.quantization.graph import read_graph
+from repq_tf.quantization.grids import own_quantizer
 from repq_tf.text import columns
 
 _LARGE_GAIN = 100.0
@@ -94,12 +95,9 @@ def _row(graph, node):
 
 def _output(graph, node):
     consumers = graph.consumers(node.name)
-    quantizers = [c.layer for c in consumers if type(c.layer) is Quantize]
-    if isinstance(node.layer, Quantize):  # an operator with a quantizer of its own
-        quantizers = [node.layer]
-    if quantizers:
-        layer = quantizers[0]
-        return f"{layer.bits} bits, {'signed' if layer.signed else 'unsigned'}"
+    quantizer = own_quantizer(graph, node)
+    if quantizer is not None:
+        return f"{quantizer.bits} bits, {'signed' if quantizer.signed else 'unsigned'}"
     fused = [c for c in consumers if isinstance(c.layer, keras.layers.Activation)]
     if fused and len(consumers) == 1:
         return f"fused with {fused[0].name}"

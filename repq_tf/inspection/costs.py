@@ -1,0 +1,87 @@
+"""What a layer costs: parameters, multiplications and bytes, once it is deployed."""
+
+import dataclasses
+import math
+
+from repq_tf.keras_api import keras
+from repq_tf.layers import ReparamConv, SqueezeExcite
+from repq_tf.quantizers import LSQ
+
+FLOAT_BITS = 32
+_BYTES_OF_BIAS = 4  # int32, or float32
+_ELEMENTWISE = (keras.layers.PReLU,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Map:
+    """A linear map: each of `positions` outputs is `kernel / channels` multiplications.
+
+    Attributes:
+        kernel: number of weights.
+        bias: number of biases.
+        positions: how many times the whole kernel is applied to one image.
+    """
+
+    kernel: int
+    bias: int
+    positions: int
+
+    @property
+    def macs(self):
+        """Multiply-accumulates of one image."""
+        return self.kernel * self.positions
+
+
+def linear_maps(layer, channels, shape):
+    """The linear maps of a deployed layer.
+
+    Args:
+        layer: a Keras layer or a block of ours; a block counts as the one convolution that
+            it is merged into.
+        channels: number of channels of its input.
+        shape: of its output, without the batch.
+
+    Returns:
+        A list of `Map`, empty for layers without; None for a layer that is not known.
+    """
+    positions = math.prod(shape[:-1])
+    if isinstance(layer, ReparamConv):
+        size = math.prod(layer.kernel_size) * channels // layer.groups
+        return [Map(size * layer.filters, layer.filters, positions)]
+    if isinstance(layer, SqueezeExcite):
+        return [_dense(part, 1) for part in (layer.reduce, layer.expand)]
+    if type(layer) in _STOCK:
+        return [_dense(layer, positions)]
+    known = isinstance(layer, _ELEMENTWISE) or all(len(w.shape) < 2 for w in layer.weights)
+    return [] if known else None
+
+
+_STOCK = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
+
+
+def _dense(layer, positions):
+    sizes = [math.prod(weight.shape) for weight in layer.weights]
+    return Map(sizes[0], sum(sizes[1:]), positions)
+
+
+def deployed_parameters(layer, maps):
+    """The parameters that the merged network holds in a layer's place."""
+    if maps:
+        return sum(each.kernel + each.bias for each in maps)
+    steps = {
+        id(weight)
+        for part in vars(layer).values()
+        if isinstance(part, LSQ)
+        for weight in part.weights
+    }
+    return sum(math.prod(w.shape) for w in layer.weights if id(w) not in steps)
+
+
+def stored_bytes(layer, maps, weight_bits):
+    """Bytes of the deployed weights: kernels of 2 to 8 bits in int8, biases in int32.
+
+    What is not quantized counts as float32.
+    """
+    if not maps or weight_bits is None:
+        return FLOAT_BITS // 8 * deployed_parameters(layer, maps)
+    return sum(each.kernel + each.bias * _BYTES_OF_BIAS for each in maps)

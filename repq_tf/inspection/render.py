@@ -1,0 +1,125 @@
+"""A `Summary` as text and as a page."""
+
+import html
+
+from repq_tf.text import columns, quantity
+
+_HEADER = (
+    "layer",
+    "class",
+    "output",
+    "weight bits",
+    "input bits",
+    "output bits",
+    "trained",
+    "deployed",
+    "MACs",
+    "bit-ops",
+    "bytes",
+    "weight steps",
+    "output step",
+)
+_TEXTS = 3  # the first columns are words, the others numbers
+
+_STYLE = """
+body { font: 14px sans-serif; margin: 2em; }
+table { border-collapse: collapse; }
+th, td { padding: 0.25em 0.75em; text-align: right; border-bottom: 1px solid #ddd; }
+th:nth-child(-n+3), td:nth-child(-n+3) { text-align: left; }
+thead th { position: sticky; top: 0; background: #fff; border-bottom: 2px solid #444; }
+tfoot td { font-weight: bold; border-top: 2px solid #444; }
+"""
+
+
+def as_text(summary):
+    """The table in columns."""
+    lines = [_HEADER, *_body(summary), _foot(summary)]
+    right = range(_TEXTS, len(_HEADER))
+    return "\n".join([f"{summary.name}", columns(lines, right), *_notes(summary)])
+
+
+def as_html(summary):
+    """The table as an HTML page."""
+    name = html.escape(summary.name)
+    body = "\n".join(_row(cells) for cells in _body(summary))
+    notes = "".join(f"<p>{html.escape(note)}</p>\n" for note in _notes(summary))
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head><meta charset="utf-8"><title>{name}</title><style>{_STYLE}</style></head>
+<body>
+<h1>{name}</h1>
+<table>
+<thead>{_row(_HEADER, "th")}</thead>
+<tbody>
+{body}
+</tbody>
+<tfoot>{_row(_foot(summary))}</tfoot>
+</table>
+{notes}</body>
+</html>
+"""
+
+
+def _row(cells, tag="td"):
+    return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+
+def _body(summary):
+    return [
+        (
+            row.name,
+            row.kind,
+            "x".join("?" if size is None else str(size) for size in row.shape),
+            *(_bits(row)),
+            f"{row.trained:,}" if row.trained else "",
+            f"{row.deployed:,}" if row.deployed else "",
+            _counted(row.macs),
+            _counted(row.bit_operations),
+            f"{row.size:,}" if row.size else "",
+            _range(row.weight_steps),
+            "" if row.output_step is None else f"{row.output_step:.3g}",
+        )
+        for row in summary.layers
+    ]
+
+
+def _bits(row):
+    has_weights = row.deployed or row.macs
+    for bits, shown in (
+        (row.weight_bits, has_weights),
+        (row.input_bits, has_weights),
+        (row.output_bits, True),
+    ):
+        yield ("float" if bits is None else str(bits)) if shown else ""
+
+
+def _counted(number):
+    return "?" if number is None else quantity(number) if number else ""
+
+
+def _range(steps):
+    if steps is None:
+        return ""
+    low, high = (f"{step:.3g}" for step in steps)
+    return low if low == high else f"{low} to {high}"
+
+
+def _foot(summary):
+    totals = summary.totals
+    return (
+        "total",
+        *("",) * 5,
+        f"{totals['trained']:,}",
+        f"{totals['deployed']:,}",
+        quantity(totals["macs"]),
+        quantity(totals["bit_operations"]),
+        f"{totals['size']:,}",
+        "",
+        "",
+    )
+
+
+def _notes(summary):
+    if not summary.unknown:
+        return []
+    return [f"MACs of these layers are not known and not in the total: {summary.unknown}"]

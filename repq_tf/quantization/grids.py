@@ -1,0 +1,33 @@
+"""On which grid the tensors of a quantized model lie."""
+
+from repq_tf.keras_api import keras
+from repq_tf.layers import Quantize
+
+
+def own_quantizer(graph, node):
+    """The `Quantize` layer that rounds a node's output, itself or behind it; or None.
+
+    Args:
+        graph: the `Graph` of a model, quantized or not.
+        node: one of its nodes.
+    """
+    if isinstance(node.layer, Quantize):
+        return node.layer
+    readers = [reader.layer for reader in graph.consumers(node.name)]
+    return next((layer for layer in readers if type(layer) is Quantize), None)
+
+
+def output_quantizer(graph, node):
+    """The `Quantize` layer on whose grid a node's output lies, or None.
+
+    Args:
+        graph: the `Graph` of a model, quantized or not.
+        node: one of its nodes.
+    """
+    quantizer = own_quantizer(graph, node)
+    new_scale = (
+        not node.inputs or node.layer.weights or isinstance(node.layer, keras.layers.Add)
+    )
+    if quantizer is not None or new_scale:
+        return quantizer
+    return output_quantizer(graph, graph.nodes[node.inputs[0].node])
