@@ -22,13 +22,28 @@ class Network:
         (self._output,) = self._interpreter.get_output_details()
 
     def __call__(self, inputs):
-        """Returns the outputs for a batch of inputs, computed one by one."""
-        outputs = []
-        for image in _to_stored(np.asarray(inputs), self._input):
+        """Returns the outputs for a batch of inputs, computed one by one.
+
+        Inputs of another size than the file's are computed at their own.
+        """
+        stored, outputs = _to_stored(np.asarray(inputs), self._input), []
+        self._resize((1, *stored.shape[1:]))
+        for image in stored:
             self._interpreter.set_tensor(self._input["index"], image[None])
             self._interpreter.invoke()
             outputs.append(self._interpreter.get_tensor(self._output["index"])[0])
         return _from_stored(np.stack(outputs), self._output)
+
+    @property
+    def input_shape(self):
+        """`(height, width, channels)`, with None for sizes that the file leaves open."""
+        return tuple(int(n) if n > 0 else None for n in self._input["shape_signature"][1:])
+
+    def _resize(self, shape):
+        if tuple(self._input["shape"]) != shape:
+            self._interpreter.resize_tensor_input(self._input["index"], shape)
+            self._interpreter.allocate_tensors()
+            (self._input,) = self._interpreter.get_input_details()
 
     def seconds(self):
         """Returns the time of one run on the input that was set last."""

@@ -7,6 +7,10 @@ PIXEL_STEP = 1 / 128
 
 # ITU-R BT.601 with Y in 16 to 235, for R, G and B in 0 to 255 (MATLAB's rgb2ycbcr).
 _LUMA = np.array([65.481, 128.553, 24.966]) / 255
+_BLUE = np.array([-37.797, -74.203, 112.0]) / 255
+_RED = np.array([112.0, -93.786, -18.214]) / 255
+_YCBCR = np.stack([_LUMA, _BLUE, _RED], axis=1)
+_OFFSET = np.array([16.0, 128.0, 128.0])
 
 
 def luma(rgb):
@@ -19,6 +23,23 @@ def luma(rgb):
         float64 array `(..., 1)`.
     """
     return np.asarray(rgb, "float64") @ _LUMA[:, None] + 16
+
+
+def to_ycbcr(rgb):
+    """Returns Y, Cb and Cr of colours, not rounded; Cb and Cr are in 16 to 240 around 128.
+
+    Args:
+        rgb: Array `(..., 3)` of values in 0 to 255.
+
+    Returns:
+        float64 array `(..., 3)`, whose first channel is `luma(rgb)`.
+    """
+    return np.asarray(rgb, "float64") @ _YCBCR + _OFFSET
+
+
+def to_rgb(ycbcr):
+    """The inverse of `to_ycbcr`, not clipped: not every Y, Cb and Cr is a colour."""
+    return (np.asarray(ycbcr, "float64") - _OFFSET) @ np.linalg.inv(_YCBCR)
 
 
 def to_network(pixels):

@@ -1,0 +1,134 @@
+"""The receptive field of an image-to-image `.tflite` file: how far a pixel of it sees."""
+
+import dataclasses
+
+from repq_tf.deployment.flatbuffer import load, operator_name, tensor_data
+
+# Operators that compute each output value from those of one place, whose constants must not
+# depend on the place.
+_POINTWISE = (
+    *("ABS", "ADD", "DEQUANTIZE", "ELU", "HARD_SWISH", "LEAKY_RELU"),
+    *("LOGISTIC", "MAXIMUM", "MINIMUM", "MUL", "NEG", "PRELU", "QUANTIZE", "RELU", "RELU6"),
+    *("RELU_N1_TO_1", "SUB", "TANH"),
+)
+_SAME = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ReceptiveField:
+    """What an output pixel depends on.
+
+    Attributes:
+        scale: how many times larger than its input the output is.
+        radius: how many pixels of the input, to every side of the one that an output pixel
+            lies in, can change it.
+    """
+
+    scale: int
+    radius: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Field:
+    """The field of a tensor that is `scale` times as large as the input.
+
+    On each axis, its pixel j depends on the pixels from `(j - before) // scale` to
+    `(j + after) // scale` of the input.
+    """
+
+    scale: int = 1
+    before: tuple = (0, 0)
+    after: tuple = (0, 0)
+
+    def widened(self, before, after):
+        return _Field(
+            self.scale,
+            tuple(a + b for a, b in zip(self.before, before, strict=True)),
+            tuple(a + b for a, b in zip(self.after, after, strict=True)),
+        )
+
+    def enlarged(self, size):
+        return _Field(
+            self.scale * size,
+            tuple(size * n for n in self.before),
+            tuple(size * n for n in self.after),
+        )
+
+
+def receptive_field(content):
+    """Reads the receptive field of a fully convolutional network from its operators.
+
+    A convolution widens the field by its kernel, depth to space refines it, and operators
+    on single pixels keep it; nothing else is allowed, so that the network computes the same at
+    every place of an image and only the zeros at the borders tell where it is.
+
+    Args:
+        content: the bytes of a `.tflite` file with one input and one output
+            `(batch, height, width, channels)`.
+
+    Returns:
+        A `ReceptiveField`.
+
+    Raises:
+        ValueError: the bytes are no such file; the operator is named.
+
+    Example:
+        >>> receptive_field(Path("model.tflite").read_bytes())
+        ReceptiveField(scale=2, radius=6)
+    """
+    model = load(content)
+    (graph,) = model.subgraphs
+    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+        raise ValueError(
+            "the file must have one input and one output. Received: "
+            f"{len(graph.inputs)} and {len(graph.outputs)}"
+        )
+    ends = [graph.tensors[int(i)] for i in (*graph.inputs, *graph.outputs)]
+    if any(len(end.shape) != 4 for end in ends):
+        raise ValueError("the file's input and output must be images")
+    fields = {int(graph.inputs[0]): _Field()}
+    for operator in graph.operators:
+        inputs = [int(i) for i in operator.inputs if i >= 0]
+        sources = [fields[i] for i in inputs if i in fields]
+        constants = [graph.tensors[i] for i in inputs if i not in fields]
+        if not sources:  # of weights alone
+            continue
+        name = operator_name(model, operator)
+        if name == "PAD":
+            before = tensor_data(model, constants[0])[1:3, 0].tolist()
+            field = sources[0].widened(before, [-n for n in before])
+        else:
+            field = _apply(name, operator.builtinOptions, sources, constants)
+        fields.update({int(i): field for i in operator.outputs})
+    field = fields[int(graph.outputs[0])]
+    reach = (*field.before, *field.after)
+    return ReceptiveField(field.scale, max(0, *(-(-n // field.scale) for n in reach)))
+
+
+def _apply(name, options, sources, constants):
+    """The field of an operator's output."""
+    if name in _POINTWISE:
+        if any(max(constant.shape[-3:-1], default=1) > 1 for constant in constants):
+            raise ValueError(f"operator {name} has a constant for each place of an image")
+        return _union(name, sources)
+    if name == "CONCATENATION" and options.axis in (3, -1):
+        return _union(name, sources)
+    if name in ("CONV_2D", "DEPTHWISE_CONV_2D"):
+        dilation = options.dilationHFactor, options.dilationWFactor
+        if (options.strideH, options.strideW, *dilation) != (1, 1, 1, 1):
+            raise ValueError(f"operator {name} has strides or is dilated")
+        total = [int(size) - 1 for size in constants[0].shape[1:3]]
+        before = [n // 2 if options.padding == _SAME else 0 for n in total]
+        return sources[0].widened(before, [n - b for n, b in zip(total, before, strict=True)])
+    if name == "DEPTH_TO_SPACE":
+        return sources[0].enlarged(options.blockSize)
+    raise ValueError(f"operator {name} does not compute the same at every place of an image")
+
+
+def _union(name, sources):
+    """The field of a tensor that is computed from several."""
+    if len({source.scale for source in sources}) > 1:
+        raise ValueError(f"operator {name} joins images of different sizes")
+    befores, afters = zip(*((s.before, s.after) for s in sources), strict=True)
+    before = tuple(map(max, zip(*befores, strict=True)))
+    return _Field(sources[0].scale, before, tuple(map(max, zip(*afters, strict=True))))

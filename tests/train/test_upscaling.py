@@ -1,0 +1,262 @@
+"""Photographs of any size through a file, in tiles and whole."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+from skimage.color import rgb2ycbcr, ycbcr2rgb
+
+import repq_tf
+from repq_tf.train.data.color import luma, to_network, to_pixels, to_rgb, to_ycbcr
+from repq_tf.train.data.imresize import imresize
+from repq_tf.train.errors import UserError
+from repq_tf.train.interpreter import Network
+from repq_tf.train.photographs import Photograph, read_photograph, write_photograph
+from repq_tf.train.upscaling import Upscaler, upscale_file
+from tests.train.commands import ROOT
+
+SIZE = (20, 28)
+RADIUS = 6
+
+
+def photograph(height, width, channels=3, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (height, width, channels)).astype("uint8")
+
+
+def write_float(path, channels):
+    """ECBSR, with biases that make the zeros around an image show."""
+    model = repq_tf.models.ecbsr_m4c8_plain(2, channels, (*SIZE, channels))
+    for layer in model.layers:
+        if getattr(layer, "merge", None):
+            kernel, bias = layer.get_weights()
+            layer.set_weights([kernel, np.random.default_rng(1).normal(0, 0.1, bias.shape)])
+    repq_tf.export_tflite_float(model, path)
+
+
+def write_integer(path, channels):
+    """Six convolutions in int8, without an input skip, that any size may be given to."""
+    rng = np.random.default_rng(0)
+    widths = [channels, *[8] * 5, 4 * channels]
+    kernels = [
+        rng.normal(0, 1.4 / np.sqrt(9 * a), (3, 3, a, b)).astype("float32")
+        for a, b in zip(widths, widths[1:], strict=False)
+    ]
+    module = tf.Module()
+
+    @tf.function(input_signature=[tf.TensorSpec([1, None, None, channels])], autograph=False)
+    def network(x):
+        def quantize(x, low, high):
+            return tf.quantization.fake_quant_with_min_max_vars(x, low, high, 8)
+
+        x = quantize(x, -1, 127 / 128)
+        for index, kernel in enumerate(kernels):
+            y = tf.nn.conv2d(x, quantize(kernel, -1.5, 1.5), 1, "SAME")
+            y = tf.nn.bias_add(y, np.linspace(-0.1, 0.2, y.shape[-1]).astype("float32"))
+            last = index == len(kernels) - 1
+            x = quantize(y, -1, 127 / 128) if last else quantize(tf.nn.relu(y), 0, 2)
+        return tf.nn.depth_to_space(x, 2)
+
+    module.network = network
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [network.get_concrete_function()], module
+    )
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.inference_input_type = converter.inference_output_type = tf.int8
+    path.write_bytes(converter.convert())
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    found = {}
+    for kind, write in (("float", write_float), ("integer", write_integer)):
+        for channels in (1, 3):
+            found[kind, channels] = folder / f"{kind}{channels}.tflite"
+            write(found[kind, channels], channels)
+    return found
+
+
+def run_whole(path, image):
+    return Network(str(path))(image[None])[0]
+
+
+@pytest.mark.parametrize("shape", [(75, 50), (33, 90), (13, 61), (5, 4), (1, 1), SIZE])
+@pytest.mark.parametrize("kind", ["float", "integer"])
+def test_tiles_give_what_the_whole_image_gives(files, kind, shape):
+    """Borders included: to the last integer, and in float to its rounding."""
+    image = to_network(photograph(*shape, 3))
+    upscaler = Upscaler(files[kind, 3], tile=2 * RADIUS + 7)
+    tiled = upscaler.run(image)
+    whole = run_whole(files[kind, 3], image)
+    assert whole.shape == (2 * shape[0], 2 * shape[1], 3) and len(np.unique(whole)) > 10
+    if kind == "integer":
+        np.testing.assert_array_equal(tiled, whole)
+    else:
+        np.testing.assert_allclose(tiled, whole, atol=1e-6)
+
+
+def test_without_a_halo_seams_show(files):
+    upscaler = Upscaler(files["integer", 3], tile=19)
+    image = to_network(photograph(40, 40))
+    whole = run_whole(files["integer", 3], image)
+    upscaler.field = type(upscaler.field)(2, RADIUS - 1)
+    assert (upscaler.run(image) != whole).any()
+
+
+def test_tiles_have_the_files_size_or_a_useful_one(files):
+    assert Upscaler(files["float", 1]).tile == (24, 28)  # four radii are 24
+    assert Upscaler(files["integer", 1]).tile == (256, 256)
+    assert Upscaler(files["float", 1], tile=40).tile == (40, 40)
+    with pytest.raises(UserError, match="--tile must be larger than 12, twice .* Received: 12"):
+        Upscaler(files["float", 1], tile=12)
+
+
+def test_colors_against_another_implementation():
+    pixels = photograph(9, 7)
+    found = to_ycbcr(pixels)
+    np.testing.assert_allclose(found, rgb2ycbcr(pixels), atol=1e-9)
+    np.testing.assert_allclose(found[..., :1], luma(pixels), rtol=1e-14)
+    np.testing.assert_allclose(to_rgb(found), pixels, atol=1e-9)
+    np.testing.assert_allclose(to_rgb(found), 255 * ycbcr2rgb(found), atol=1e-2)
+
+
+def test_luma_through_the_network_and_chroma_by_bicubic(files):
+    pixels = photograph(30, 25)
+    planes = rgb2ycbcr(pixels)
+    y = to_pixels(run_whole(files["float", 1], to_network(planes[..., :1])))
+    large = np.dstack([y, imresize(planes[..., 1:], 2)])
+    expected = np.clip(255 * ycbcr2rgb(large), 0, 255)
+    found = Upscaler(files["float", 1])(pixels)
+    assert found.dtype == np.uint8 and found.shape == (60, 50, 3)
+    assert np.abs(found - expected).max() <= 0.51  # a half, and what skimage's inverse is off
+
+
+def test_color_through_the_network(files):
+    pixels = photograph(30, 25)
+    expected = np.rint(to_pixels(run_whole(files["integer", 3], to_network(pixels))))
+    np.testing.assert_array_equal(Upscaler(files["integer", 3])(pixels), expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grey_stays_grey_and_opacity_is_enlarged(files, channels):
+    upscaler = Upscaler(files["float", channels])
+    pixels = photograph(15, 17, 1)
+    found = upscaler(pixels)
+    as_color = upscaler(np.repeat(pixels, 3, axis=2))
+    assert found.shape == (30, 34, 1)
+    assert np.abs(found - as_color.mean(axis=2, keepdims=True)).max() <= 1  # each is rounded
+    opacity = photograph(15, 17, 1, seed=1)
+    both = upscaler(np.dstack([pixels, opacity]))
+    np.testing.assert_array_equal(both[..., :1], found)
+    np.testing.assert_array_equal(both[..., 1], imresize(opacity[..., 0], 2))
+    assert upscaler(photograph(15, 17, 4)).shape == (30, 34, 4)
+
+
+def test_progress(files):
+    seen = []
+    Upscaler(files["float", 3], tile=20)(photograph(30, 25), lambda *count: seen.append(count))
+    assert seen == [(k, len(seen)) for k in range(1, len(seen) + 1)] and len(seen) > 4
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"), [("a.png", 1), ("a.png", 2), ("a.png", 3), ("a.png", 4), ("a.bmp", 3)]
+)
+def test_photographs_are_read_as_written(name, channels, tmp_path):
+    pixels = photograph(6, 9, channels)
+    write_photograph(tmp_path / name, Photograph(pixels, b"profile"))
+    found = read_photograph(tmp_path / name)
+    np.testing.assert_array_equal(found.pixels, pixels)
+    if name.endswith("png"):
+        assert found.profile == b"profile"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_photographs_are_turned_upright(tmp_path):
+    picture = Image.fromarray(photograph(6, 9))
+    exif = picture.getexif()
+    exif[0x0112] = 6  # turn right
+    picture.save(tmp_path / "a.png", exif=exif)
+    found = read_photograph(tmp_path / "a.png")
+    np.testing.assert_array_equal(found.pixels, np.rot90(photograph(6, 9), -1))
+
+
+def test_a_palette_becomes_color(tmp_path):
+    picture = Image.fromarray(photograph(6, 9)).quantize(8)
+    picture.save(tmp_path / "a.png")
+    expected = np.asarray(picture.convert("RGB"))
+    np.testing.assert_array_equal(read_photograph(tmp_path / "a.png").pixels, expected)
+
+
+def test_more_than_8_bits_are_refused(tmp_path):
+    Image.fromarray(np.arange(12, dtype="uint16").reshape(3, 4)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match="8 bits a channel. Received: mode I;16"):
+        read_photograph(tmp_path / "a.png")
+
+
+def command(*args, code=0):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train" / "upscale.py"), *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == code, done.stderr[-3000:]
+    return done.stdout, done.stderr
+
+
+def test_the_command(files, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "model.tflite").write_bytes(files["integer", 1].read_bytes())
+    pixels = photograph(50, 41)
+    write_photograph(tmp_path / "in.png", Photograph(pixels))
+    printed, _ = command(
+        tmp_path / "in.png", tmp_path / "out.png", f"--model={run}", "--tile=32"
+    )
+    assert "4/4" in printed and "out.png: 82x100, 2 times as large" in printed
+    found = read_photograph(tmp_path / "out.png").pixels
+    np.testing.assert_array_equal(found, Upscaler(files["integer", 1])(pixels))
+
+
+def test_the_command_refuses(tmp_path):
+    _, errors = command(tmp_path / "in.png", "--model=x", code=1)
+    assert "error: Two names are needed" in errors and "Traceback" not in errors
+
+
+ERRORS = {
+    "must be a .tflite file or the folder .* Received: missing": (
+        "in.png",
+        "out.png",
+        "missing",
+    ),
+    "no.tflite is no super-resolution file": ("in.png", "out.png", "no.tflite"),
+    r"must end in one of .*\.png.* Received: out.txt": ("in.png", "out.txt", "good"),
+    "must lie in a folder that exists.* Received: no/out": ("in.png", "no/out.png", "good"),
+    "missing.png cannot be read as an image": ("missing.png", "out.png", "good"),
+    "no.tflite cannot be read as an image": ("no.tflite", "out.png", "good"),
+    "must take images of 1 or 3 channels. Received: 2": ("in.png", "out.png", "two"),
+    "run/model.tflite is damaged": ("in.png", "out.png", "run"),
+    "out.jpg cannot be written": ("in.png", "out.jpg", "good"),
+}
+
+
+@pytest.mark.parametrize(("message", "names"), ERRORS.items(), ids=ERRORS.keys())
+def test_errors(message, names, files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_photograph("in.png", Photograph(photograph(4, 4, 4)))  # JPEG has no opacity
+    Path("no.tflite").write_bytes(b"nothing of the sort")
+    Path("good").write_bytes(files["float", 1].read_bytes())
+    write_integer(Path("two"), 2)
+    Path("run").mkdir()
+    Path("run/model.tflite").write_bytes(files["float", 1].read_bytes())
+    Path("run/SHA256SUMS").write_text(f"{'0' * 64}  model.tflite\n")
+    before = sorted(os.listdir())
+    with pytest.raises(UserError, match=message):
+        upscale_file(*names, verbose=False)
+    assert sorted(os.listdir()) == before

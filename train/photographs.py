@@ -1,0 +1,81 @@
+"""Photographs as they are read and written for a person to look at."""
+
+import dataclasses
+import os
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from repq_tf.files import replacing
+from repq_tf.train.errors import UserError
+
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+_QUALITY = 95  # of formats that lose something
+
+
+@dataclasses.dataclass(frozen=True)
+class Photograph:
+    """A picture.
+
+    Attributes:
+        pixels: uint8 array `(h, w, c)`: grey, grey and opacity, RGB, or RGB and opacity.
+        profile: Its ICC colour profile as bytes, or None.
+    """
+
+    pixels: np.ndarray
+    profile: bytes | None = None
+
+
+def read_photograph(path):
+    """Reads a picture, turned upright.
+
+    Raises:
+        UserError: If the file is no picture of 8 bits a channel, naming it.
+    """
+    try:
+        with Image.open(path) as picture:
+            if picture.mode not in _MODES:
+                raise UserError(
+                    f"{path} must have 8 bits a channel. Received: mode {picture.mode}"
+                )
+            profile = picture.info.get("icc_profile")
+            picture = ImageOps.exif_transpose(picture)
+            transparent = "transparency" in picture.info or picture.mode[-1] == "A"
+            grey = picture.mode in ("1", "L", "LA")
+            mode = ("L" if grey else "RGB") + ("A" if transparent else "")
+            pixels = np.asarray(picture.convert(mode))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read as an image: {error}") from error
+    return Photograph(pixels.reshape(*pixels.shape[:2], -1), profile)
+
+
+def check_writable(path):
+    """Makes sure that `write_photograph` knows the format of a name and has a folder for it.
+
+    Raises:
+        UserError: If not.
+    """
+    known = sorted(s for s, kind in Image.registered_extensions().items() if kind in Image.SAVE)
+    if os.path.splitext(path)[1].lower() not in known:
+        raise UserError(f"The result must end in one of {' '.join(known)}. Received: {path}")
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise UserError(f"The result must lie in a folder that exists. Received: {path}")
+
+
+def write_photograph(path, photograph):
+    """Writes a picture, whole or not at all, in the format that its name says.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    pixels = photograph.pixels
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    try:
+        with replacing(path) as temporary:
+            picture.save(temporary, quality=_QUALITY, icc_profile=photograph.profile)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"{path} cannot be written: {reason}. What was there before is unchanged."
+        ) from error
