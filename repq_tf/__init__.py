@@ -2,7 +2,14 @@
 
 from repq_tf import branches, layers, models, optimizers, quantizers
 from repq_tf.checkpoints import load_torch_checkpoint
-from repq_tf.deployment import check_parity, export_tflite, export_tflite_float, merge
+from repq_tf.deployment import (
+    check_parity,
+    export_c_array,
+    export_metadata,
+    export_tflite,
+    export_tflite_float,
+    merge,
+)
 from repq_tf.inspection import summary
 from repq_tf.quantization import quantization_table, quantize, reestimate_batch_norm
 from repq_tf.reparameterization import reparameterize
@@ -10,6 +17,8 @@ from repq_tf.reparameterization import reparameterize
 __all__ = [
     "branches",
     "check_parity",
+    "export_c_array",
+    "export_metadata",
     "export_tflite",
     "export_tflite_float",
     "layers",

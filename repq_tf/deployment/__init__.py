@@ -1,7 +1,17 @@
 """Deployment: the merged model, the integer file, and the proof that they agree."""
 
 from repq_tf.deployment.merge import merge
+from repq_tf.deployment.metadata import export_metadata
+from repq_tf.deployment.micro import export_c_array
 from repq_tf.deployment.parity import ParityReport, check_parity
 from repq_tf.deployment.tflite import export_tflite, export_tflite_float
 
-__all__ = ["ParityReport", "check_parity", "export_tflite", "export_tflite_float", "merge"]
+__all__ = [
+    "ParityReport",
+    "check_parity",
+    "export_c_array",
+    "export_metadata",
+    "export_tflite",
+    "export_tflite_float",
+    "merge",
+]

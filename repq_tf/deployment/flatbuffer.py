@@ -63,6 +63,20 @@ def load(content):
     return schema.ModelT.InitFromPackedBuf(bytearray(content), 0)
 
 
+def read(path):
+    """The bytes of a `.tflite` file, and the model parsed.
+
+    Raises:
+        ValueError: it is not a whole TFLite file.
+    """
+    with open(path, "rb") as file:
+        content = file.read()
+    try:
+        return content, load(content)
+    except Exception as error:  # whatever a damaged table makes the parser do
+        raise ValueError(f"{path} is not a whole TFLite file: {error}") from error
+
+
 def dump(model):
     """The bytes of a parsed model."""
     builder = flatbuffers.Builder(1 << 20)
@@ -74,6 +88,17 @@ def operator_name(model, operator):
     """The name of an operator, such as "CONV_2D"."""
     code = model.operatorCodes[operator.opcodeIndex]
     return _OPERATORS[max(code.builtinCode, code.deprecatedBuiltinCode)]
+
+
+def count_operators(model):
+    """The operators of a parsed model with their counts."""
+    names = (operator_name(model, op) for graph in model.subgraphs for op in graph.operators)
+    return dict(collections.Counter(names))
+
+
+def type_name(tensor):
+    """The type of a tensor, such as "INT8"."""
+    return _TYPES[tensor.type]
 
 
 def tensor_data(model, tensor):
@@ -96,7 +121,7 @@ def integer_operators(content):
     Raises:
         ValueError: something computes in floating point; it is named.
     """
-    model, found, bad = load(content), collections.Counter(), []
+    model, bad = load(content), []
     for graph in model.subgraphs:
         ends = {int(i) for i in [*graph.inputs, *graph.outputs]}
         for index, tensor in enumerate(graph.tensors):
@@ -104,13 +129,12 @@ def integer_operators(content):
                 bad.append(f"tensor {tensor.name.decode()!r} is {_TYPES[tensor.type]}")
         for operator in graph.operators:
             name = operator_name(model, operator)
-            found[name] += 1
             inside = name == "DEQUANTIZE" and int(operator.outputs[0]) not in ends
             if name == "CUSTOM" or inside:
                 bad.append(f"operator {name}")
     if bad:
         raise ValueError(f"the file is not all integer: {'; '.join(bad[:8])}")
-    return dict(found)
+    return count_operators(model)
 
 
 def set_grids(content, input_grid, grids, outputs):

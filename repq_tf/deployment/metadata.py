@@ -1,0 +1,99 @@
+"""What a program has to know to use a `.tflite` file, as JSON beside it.
+
+The file format has a place for metadata, but no tool that fills it can be installed beside
+TensorFlow 2.21: TFLite Support had its last release in July 2023 and wants protobuf below 4,
+and the writer in MediaPipe 1.2 imports an extension that its wheels lack.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+
+import numpy as np
+
+from repq_tf.files import write_atomically
+
+_FORMULA = "real = (pixel - mean) / std"
+_ON_GRID = "integer = clip(round(real / scale) + zero_point)"
+
+
+def export_metadata(tflite_path, path=None, labels=None, pixels=None, meaning=None):
+    """Describes a `.tflite` file in JSON: its ends, labels, and how to feed it images.
+
+    The JSON has `file`, its `sha256` and size in `bytes`, `inputs` and `outputs` (name, type,
+    shape, scale and zero point of each), `operators`, `labels`, `repq_tf` (the version), and
+    for images `normalization`: `mean` and `std`, and whether it is `applied` "by the file",
+    which then takes pixels as they are, or "by the caller".
+
+    Args:
+        tflite_path: the file.
+        path: the JSON file; default: the same name with `.json`.
+        labels: names of the classes, in the order of the output's last axis.
+        pixels: `(mean, std)` with which the model was trained on pixels of 0 to 255, two
+            numbers or two sequences with one for each channel.
+        meaning: of the output, such as "logits".
+
+    Returns:
+        The description, a dict.
+
+    Raises:
+        ValueError: the file is not a TFLite file, or an argument does not fit it.
+
+    Example:
+        >>> repq_tf.export_metadata("model.tflite", labels=names, pixels=(127.5, 127.5))
+    """
+    from repq_tf.deployment import ends, flatbuffer  # LiteRT's schema, not needed to train
+
+    content, model = flatbuffer.read(tflite_path)
+    described = ends.describe(model)
+    (first, *_) = described["outputs"]
+    if labels is not None and len(labels) != first["shape"][-1]:
+        raise ValueError(
+            f"labels must name the {first['shape'][-1]} values of output {first['name']!r}. "
+            f"Received: {len(labels)} labels"
+        )
+    description = {
+        "file": os.path.basename(tflite_path),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "bytes": len(content),
+        **described,
+        "meaning": meaning,
+        "labels": None if labels is None else [str(label) for label in labels],
+        "normalization": pixels and _normalization(described["inputs"][0], pixels),
+        "operators": flatbuffer.count_operators(model),
+        "repq_tf": importlib.metadata.version("repq_tf"),
+    }
+    path = path or f"{os.path.splitext(tflite_path)[0]}.json"
+    write_atomically(path, (json.dumps(description, indent=2) + "\n").encode())
+    return description
+
+
+def _normalization(end, pixels):
+    """Who turns pixels into what the network computes with, and how."""
+    mean, std = check_pixels(pixels, end["shape"][-1])
+    record = {"mean": mean.tolist(), "std": std.tolist()}
+    if end["type"] == "uint8" and end["scale"] is None:
+        return {"applied": "by the file", "formula": _FORMULA, **record}
+    formula = _FORMULA if end["type"] == "float32" else f"{_FORMULA}; {_ON_GRID}"
+    return {"applied": "by the caller", "formula": formula, **record}
+
+
+def check_pixels(pixels, channels):
+    """`(mean, std)` as float32 arrays of one number or one for each channel.
+
+    Raises:
+        ValueError: they are not.
+    """
+    try:
+        mean, std = (np.asarray(value, np.float32) for value in pixels)
+        good = all(value.shape in ((), (1,), (channels,)) for value in (mean, std))
+        good = good and np.isfinite([*mean.ravel(), *std.ravel()]).all() and (std > 0).all()
+    except (TypeError, ValueError):
+        good = False
+    if not good:
+        raise ValueError(
+            "pixels must be (mean, std), numbers or sequences with one for each of the "
+            f"{channels} channels, std positive. Received: {pixels!r}"
+        )
+    return mean, std

@@ -1,0 +1,114 @@
+"""TensorFlow Lite Micro: the file as a C array, and whether the runtime has its operators."""
+
+import hashlib
+import os
+import re
+
+from repq_tf.files import write_atomically
+
+# The builtin operators that `MicroMutableOpResolver` has an `Add...` for, read in November 2026
+# from tensorflow/lite/micro/micro_mutable_op_resolver.h of github.com/tensorflow/tflite-micro.
+# The name in the schema is the same but for case and underscores.
+_METHODS = """
+Abs Add AddN ArgMax ArgMin AssignVariable AveragePool2D BatchMatMul BatchToSpaceNd
+BroadcastArgs BroadcastTo CallOnce Cast Ceil Concatenation Conv2D Cos CumSum DepthToSpace
+DepthwiseConv2D Dequantize Div Elu EmbeddingLookup Equal Exp ExpandDims Fill Floor FloorDiv
+FloorMod FullyConnected Gather GatherNd Greater GreaterEqual HardSwish If L2Normalization
+L2Pool2D LeakyRelu Less LessEqual Log LogicalAnd LogicalNot LogicalOr Logistic LogSoftmax
+Maximum MaxPool2D Mean Minimum MirrorPad Mul Neg NotEqual Pack Pad PadV2 Prelu Quantize
+ReadVariable ReduceMax ReduceMin Relu Relu6 Reshape ResizeBilinear ResizeNearestNeighbor
+Round Rsqrt SelectV2 Shape Sin Slice Softmax SpaceToBatchNd SpaceToDepth Split SplitV Sqrt
+Square SquaredDifference Squeeze StridedSlice Sub Sum Svdf Tanh Transpose TransposeConv
+UnidirectionalSequenceLSTM Unpack VarHandle While ZerosLike
+""".split()
+_METHOD_OF = {method.upper(): f"Add{method}" for method in _METHODS}
+_BYTES_IN_A_LINE = 12
+
+
+def export_c_array(tflite_path, header_path, name="g_model"):
+    """Writes a `.tflite` file as a C header, for microcontrollers without a file system.
+
+    The header has the array `name`, aligned to 16 bytes as TensorFlow Lite Micro wants it, its
+    length `name_len`, and in a comment the input, the output and the operators that the
+    program has to add to its `MicroMutableOpResolver`. C11 and C++11 compile it. Whether each
+    operator takes the file's types is not checked; int8 is what they all take.
+
+    Args:
+        tflite_path: the file.
+        header_path: the header to write.
+        name: of the array, a C identifier.
+
+    Returns:
+        The operators of the file with their counts.
+
+    Raises:
+        ValueError: `name` is no identifier, the file is not a TFLite file, or TensorFlow Lite
+            Micro lacks an operator of it (it is named).
+
+    Example:
+        >>> repq_tf.export_c_array("model.tflite", "model.h")
+    """
+    from repq_tf.deployment import ends, flatbuffer  # LiteRT's schema, not needed to train
+
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ValueError(f"name must be a C identifier. Received: {name!r}")
+    content, model = flatbuffer.read(tflite_path)
+    operators = flatbuffer.count_operators(model)
+    _check(tflite_path, operators)
+    described = ends.describe(model)
+    comment = [
+        f"{os.path.basename(tflite_path)}, SHA-256 {hashlib.sha256(content).hexdigest()}",
+        *(f"input: {_end(end)}" for end in described["inputs"]),
+        *(f"output: {_end(end)}" for end in described["outputs"]),
+        f"tflite::MicroMutableOpResolver<{len(operators)}> resolver;",
+        *(f"resolver.{_METHOD_OF[_plain(kind)]}();" for kind in sorted(operators)),
+    ]
+    write_atomically(header_path, _header(content, name, comment).encode())
+    return operators
+
+
+def _plain(kind):
+    return kind.replace("_", "")
+
+
+def _check(path, operators):
+    """Refuses what TensorFlow Lite Micro cannot run."""
+    missing = sorted(kind for kind in operators if _plain(kind) not in _METHOD_OF)
+    if missing:
+        raise ValueError(
+            f"{path}: TensorFlow Lite Micro has no operator {', '.join(missing)}, so a "
+            "microcontroller cannot run the file"
+        )
+
+
+def _end(end):
+    grid = "" if end["scale"] is None else f", scale {end['scale']!r}, zero {end['zero_point']}"
+    return f"{end['name']}, {end['type']} {end['shape']}{grid}"
+
+
+def _header(content, name, comment):
+    guard = f"{name.upper()}_H_"
+    texts = [f"0x{byte:02x}" for byte in range(256)]
+    lines = (
+        ", ".join(texts[byte] for byte in content[k : k + _BYTES_IN_A_LINE])
+        for k in range(0, len(content), _BYTES_IN_A_LINE)
+    )
+    body = ",\n    ".join(lines)
+    comment = "\n// ".join(comment)
+    return f"""\
+// {comment}
+
+#ifndef {guard}
+#define {guard}
+
+#ifndef __cplusplus
+#include <stdalign.h>
+#endif
+
+alignas(16) static const unsigned char {name}[] = {{
+    {body}
+}};
+static const unsigned int {name}_len = {len(content)};
+
+#endif  // {guard}
+"""
