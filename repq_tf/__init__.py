@@ -9,6 +9,7 @@ from repq_tf.deployment import (
     export_tflite,
     export_tflite_float,
     merge,
+    with_container,
 )
 from repq_tf.inspection import summary
 from repq_tf.quantization import quantization_table, quantize, reestimate_batch_norm
@@ -32,4 +33,5 @@ __all__ = [
     "reestimate_batch_norm",
     "reparameterize",
     "summary",
+    "with_container",
 ]

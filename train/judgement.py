@@ -48,16 +48,17 @@ def evaluate(run, task):
     checkpoint.write_json(run.file(EVALUATION), record)
 
 
-def export(run):
+def export(run, container="int8"):
     """Writes the integer file and, to compare with, the merged float one.
 
     Args:
         run: The `run_folder.RunFolder`; gets the products `FILE` and `FLOAT_FILE`.
+        container: Of kernels of at most 4 bits, as for `repq_tf.export_tflite`.
     """
     with product(run.file(FLOAT_FILE)) as path:
         repq_tf.export_tflite_float(run.load_model(FLOAT), path)
     with product(run.file(FILE)) as path:
-        repq_tf.export_tflite(run.load_model(QUANTIZED), path)
+        repq_tf.export_tflite(run.load_model(QUANTIZED), path, container=container)
 
 
 def measure(run, task):

@@ -36,6 +36,12 @@ flags.DEFINE_integer("bits", None, "Bits of weights and activations, 2 to 8. Def
 flags.DEFINE_integer("weight_bits", None, "Bits of the weights, 2 to 8. Default: 8.")
 flags.DEFINE_integer("activation_bits", None, "Bits of the activations, 2 to 8. Default: 8.")
 flags.DEFINE_string(
+    "container",
+    "int8",
+    "Of kernels of at most 4 bits in the file: int8; or int4, two weights a byte: half the"
+    " size, slower convolutions.",
+)
+flags.DEFINE_string(
     "quantizer",
     "keras",
     "keras: repq_tf's own layers quantize. tfmot: TensorFlow Model Optimization does, with"

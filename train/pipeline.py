@@ -98,7 +98,8 @@ class _Pipeline:
         self._stage("merge", self._merge, MERGED)
         self._stage("evaluate", lambda: judgement.evaluate(folder, task), judgement.EVALUATION)
         if backend() == "tensorflow":
-            self._stage("export", lambda: judgement.export(folder), FILE, FLOAT_FILE)
+            container = self.settings.container
+            self._stage("export", lambda: judgement.export(folder, container), FILE, FLOAT_FILE)
         if folder.has(FILE) and folder.has(FLOAT_FILE):
             product = judgement.MEASUREMENT
             self._stage("measure", lambda: judgement.measure(folder, task), product)

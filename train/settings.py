@@ -16,6 +16,7 @@ QUANTIZERS = ("keras", "tfmot")
 BN_STATISTICS = ("restored", "batch", "estimate", "sample", "running")
 STRATEGIES = ("auto", "none", "mirrored", "multi_worker", "data_parallel")
 PRECISIONS = ("none", "bfloat16", "float16")
+CONTAINERS = ("int8", "int4")
 BITS = range(2, 9)
 
 # What may differ when a run is continued: where things lie and how much is printed.
@@ -38,6 +39,7 @@ class Settings:
     weight_bits: int
     activation_bits: int
     quantizer: str
+    container: str
     dataset: str
     data_dir: str | None
     image_size: int | None
@@ -100,6 +102,7 @@ def resolve(
     weight_bits=None,
     activation_bits=None,
     quantizer="keras",
+    container="int8",
     dataset="digits",
     data_dir=None,
     image_size=None,
@@ -137,12 +140,18 @@ def resolve(
     _check_model(model)
     _one_of("method", method, METHODS)
     _one_of("quantizer", quantizer, QUANTIZERS)
+    _one_of("container", container, CONTAINERS)
     _one_of("strategy", strategy, STRATEGIES)
     _one_of("mixed_precision", mixed_precision, PRECISIONS)
     _check_conflicts(locals())
     if dataset.startswith("folder:"):
         dataset = f"folder:{_absolute(dataset.removeprefix('folder:'))}"
     weight_bits, activation_bits = _bits(bits, weight_bits, activation_bits)
+    if container == "int4" and weight_bits > 4:
+        raise UserError(
+            "--container=int4 stores weights of at most 4 bits; set --weight_bits or --bits."
+            f" Received: weights of {weight_bits} bits"
+        )
     recipe = find_recipe(model, dataset)
     chosen = Settings(
         model=model,
@@ -152,6 +161,7 @@ def resolve(
         weight_bits=weight_bits,
         activation_bits=activation_bits,
         quantizer=quantizer,
+        container=container,
         dataset=dataset,
         data_dir=data_dir and _absolute(data_dir),
         image_size=image_size,
@@ -175,7 +185,9 @@ def resolve(
         seed=seed,
         deterministic=deterministic,
         workdir=workdir
-        or _default_workdir(model, method, weight_bits, activation_bits, quantizer, dataset),
+        or _default_workdir(
+            model, method, weight_bits, activation_bits, quantizer, container, dataset
+        ),
         init_from=init_from and _absolute(init_from),
         strategy=strategy,
         sync_bn=sync_bn,
@@ -312,13 +324,17 @@ def _one_of(name, value, allowed):
         )
 
 
-def _default_workdir(model, method, weight_bits, activation_bits, quantizer, dataset):
+def _default_workdir(
+    model, method, weight_bits, activation_bits, quantizer, container, dataset
+):
     if weight_bits == activation_bits:
         bits = f"{weight_bits}bit"
     else:
         bits = f"w{weight_bits}a{activation_bits}bit"
     if quantizer == "tfmot":
         bits += "-tfmot"
+    if container != "int8":
+        bits += f"-{container}"
     name = dataset
     if dataset.startswith("folder:"):
         name = os.path.basename(dataset)

@@ -1,5 +1,6 @@
 """Deployment: the merged model, the integer file, and the proof that they agree."""
 
+from repq_tf.deployment.containers import with_container
 from repq_tf.deployment.merge import merge
 from repq_tf.deployment.metadata import export_metadata
 from repq_tf.deployment.micro import export_c_array
@@ -14,4 +15,5 @@ __all__ = [
     "export_tflite",
     "export_tflite_float",
     "merge",
+    "with_container",
 ]

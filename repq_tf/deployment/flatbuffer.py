@@ -12,11 +12,13 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from repq_tf.deployment.int4 import unpack
+
 _OPERATORS = {v: k for k, v in vars(schema.BuiltinOperator).items() if not k.startswith("_")}
 _TYPES = {v: k for k, v in vars(schema.TensorType).items() if not k.startswith("_")}
 _FLOATS = ("FLOAT16", "FLOAT32", "FLOAT64", "BFLOAT16")
 _WIDTHS = {"INT8": np.int8, "UINT8": np.uint8, "INT32": np.int32, "INT64": np.int64}
-_WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 _SAME_SCALE = (
     "AVERAGE_POOL_2D",
     "CONCATENATION",
@@ -106,10 +108,11 @@ def tensor_data(model, tensor):
     data = model.buffers[tensor.buffer].data
     if data is None or len(data) == 0:
         return None
+    shape = tensor.shape if tensor.shape is not None else ()
+    if _TYPES[tensor.type] == "INT4":
+        return unpack(data, shape)
     kind = _WIDTHS.get(_TYPES[tensor.type], np.float32)
-    return np.frombuffer(bytes(bytearray(data)), kind).reshape(
-        tensor.shape if tensor.shape is not None else ()
-    )
+    return np.frombuffer(bytes(bytearray(data)), kind).reshape(shape)
 
 
 def integer_operators(content):
@@ -233,7 +236,7 @@ class _Editor:
     def set_weights(self, index, grid):
         """Writes the weights of the convolution behind a tensor."""
         operator = self.producer[int(index)]
-        while operator_name(self.model, operator) not in _WEIGHTED:
+        while operator_name(self.model, operator) not in WEIGHTED:
             operator = self.producer[int(operator.inputs[0])]
         kind = operator_name(self.model, operator)
         source, kernel = (self.tensor(i) for i in operator.inputs[:2])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from repq_tf.deployment.containers import in_container
 from repq_tf.deployment.merge import grid_layer, quantized_node, read_deployable
 from repq_tf.keras_api import ops
 from repq_tf.layers import Quantize
@@ -86,7 +87,8 @@ def check_parity(model, path, images, batch_size=100):
     """Compares a quantized model with its file on the same images.
 
     Runs the Keras model's inference and the interpreter (its default kernels, XNNPACK),
-    and compares every stored tensor as integers.
+    and compares every stored tensor as integers. Of a file with 4-bit kernels, the model is
+    `repq_tf.with_container(model, "int4")`.
 
     Args:
         model: the quantized model, as for `export_tflite`.
@@ -103,8 +105,9 @@ def check_parity(model, path, images, batch_size=100):
     Example:
         >>> print(repq_tf.check_parity(qat, "model.tflite", images[:500]))
     """
-    graph, batches = read_deployable(model), as_batches(images, model, batch_size)
+    batches = as_batches(images, model, batch_size)
     file = _File(Path(path), batches[0].shape[1:])
+    graph = in_container(read_deployable(model), file.container)
     counts, equal, agree, largest = {}, [], [], 0
     for batch in batches:
         expected, source, want = _keras_integers(graph, batch)
@@ -184,13 +187,14 @@ class _File:
     """A `.tflite` file with two interpreters: the usual one, and one that keeps tensors."""
 
     def __init__(self, path, shape):
-        from repq_tf.deployment import flatbuffer  # LiteRT's schema, not needed to train
+        from repq_tf.deployment import flatbuffer, storage  # LiteRT's schema
 
         content = path.read_bytes()
         try:
             model = flatbuffer.load(content)
             tensors = model.subgraphs[0].tensors
             self.indices = {tensor.name.decode(): k for k, tensor in enumerate(tensors)}
+            self.container = "int4" if storage.has_int4(model) else "int8"
             self.quantization = [_quantization(tensor) for tensor in tensors]
             have = tuple(int(n) for n in tensors[model.subgraphs[0].inputs[0]].shape[1:])
         except Exception as error:

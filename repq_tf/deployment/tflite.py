@@ -1,8 +1,11 @@
 """`export_tflite`: the integer file; the only module that calls a converter."""
 
+import warnings
+
 import numpy as np
 from absl import logging
 
+from repq_tf.deployment.containers import check_container, four_bit_layers
 from repq_tf.deployment.merge import (
     grid_layer,
     input_quantizer,
@@ -21,7 +24,7 @@ from repq_tf.quantizers import levels, zero_point
 END_TYPES = ("int8", "uint8", "float32")
 
 
-def export_tflite(model, path, input_type="int8", output_type="int8"):
+def export_tflite(model, path, input_type="int8", output_type="int8", container="int8"):
     """Writes a quantized model as an all-integer `.tflite` file.
 
     The file holds one convolution for each block, with the weights, the biases and the
@@ -35,6 +38,9 @@ def export_tflite(model, path, input_type="int8", output_type="int8"):
         input_type: "int8", "uint8" or "float32"; what the caller of the file passes.
             int8 input must lie on the model's input grid.
         output_type: likewise, what it gets.
+        container: of kernels of at most 4 bits: "int8", or "int4" to store the same
+            integers two a byte. The file is about half as large; its convolutions are
+            slower and round as `repq_tf.with_container(model, "int4")` does.
 
     Returns:
         The operators of the file with their counts.
@@ -48,13 +54,15 @@ def export_tflite(model, path, input_type="int8", output_type="int8"):
         >>> repq_tf.export_tflite(qat, "model.tflite")
         {'CONV_2D': 20, 'ADD': 8, ...}
     """
-    from repq_tf.deployment import flatbuffer  # LiteRT's schema, not needed to train
+    from repq_tf.deployment import flatbuffer, storage  # LiteRT's schema
 
+    check_container(container)
     for name, value in (("input_type", input_type), ("output_type", output_type)):
         if value not in END_TYPES:
             raise ValueError(f"{name} must be one of {END_TYPES}. Received: {value!r}")
     _need_tensorflow("export_tflite")
-    trace = _Trace(read_deployable(model))
+    graph = read_deployable(model)
+    trace = _Trace(graph)
     if input_type != "int8" and trace.input_bits < 8:
         raise ValueError(
             f"input_type must be 'int8' for a model input of {trace.input_bits} bits: the "
@@ -64,9 +72,22 @@ def export_tflite(model, path, input_type="int8", output_type="int8"):
     content = flatbuffer.set_grids(content, trace.input_grid, trace.grids, trace.outputs)
     content = flatbuffer.clamp_in_rescale(content)
     content = flatbuffer.set_end_types(content, input_type, output_type)
+    if container == "int4":
+        content = storage.store_int4(content, _four_bit_layers(graph))
     operators = flatbuffer.integer_operators(content)
     write_atomically(path, content)
     return operators
+
+
+def _four_bit_layers(graph):
+    names, left = four_bit_layers(graph)
+    if left:
+        warnings.warn(
+            f"layers {left} stay in the int8 container: a channel with a negative batch-norm "
+            "gain has the weight -8, which is 8 in the file and does not fit 4 bits",
+            stacklevel=3,
+        )
+    return names
 
 
 def export_tflite_float(model, path):

@@ -67,10 +67,10 @@ class DenseBlock(ConvBlock):
             )
         super().build((input_shape[0], 1, 1, input_shape[1]))
 
-    def call(self, inputs, input_step=None, training=False):
+    def call(self, inputs, input_step=None, training=False, wide=False):
         """Runs the dense layer."""
         pixel = ops.expand_dims(inputs, (1, 2))
-        y = super().call(pixel, input_step, training)
+        y = super().call(pixel, input_step, training, wide)
         if isinstance(y, tuple):
             return ops.squeeze(y[0], (1, 2)), y[1]
         return ops.squeeze(y, (1, 2))

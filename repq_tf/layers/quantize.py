@@ -6,6 +6,7 @@ integer runtime (LiteRT with XNNPACK) computes, in its order and its rounding.
 """
 
 from repq_tf.keras_api import Layer, keras, ops, register
+from repq_tf.layers.rescale import floor_log2, rescale
 from repq_tf.quantizers import LSQ
 
 
@@ -25,8 +26,9 @@ class Quantize(Layer):
             (softmax: 1/256); None to learn it.
 
     Input: a tensor and, if it lies on a finer grid (a convolution's output), that
-    grid's step; inference then rescales integers as the runtime does,
-    `round(acc * (scale / step))`. Output: `(quantized tensor, step)`, the step `()`.
+    grid's step; inference then rescales integers as the runtime does, with the `rounding`
+    of the kernel that makes them (see `repq_tf.layers.rescale`).
+    Output: `(quantized tensor, step)`, the step `()`.
 
     Example:
         >>> x, step = Quantize(bits=8)(keras.Input((32, 32, 3)))
@@ -63,17 +65,23 @@ class Quantize(Layer):
         """What is rounded, in floating point."""
         return x
 
-    def integers(self, x, scale=None):
+    def integers(self, x, scale=None, rounding="float"):
         """The levels of the output, as the integer runtime computes them."""
         quantizer = self.activation_quantizer
         if scale is None:
             return quantizer.integers(ops.cast(x, quantizer.step.dtype))
-        accumulators = ops.round(x / scale)
-        levels = ops.round(accumulators * (scale / quantizer.step))
+        levels = rescale(ops.round(x / scale), scale, quantizer.step, rounding)
         return ops.clip(levels, quantizer.low, quantizer.high)
 
-    def call(self, x, scale=None, training=False):
-        """Returns the quantized tensor and the step."""
+    def call(self, x, scale=None, training=False, **rounding):
+        """Returns the quantized tensor and the step.
+
+        Args:
+            x: the tensor.
+            scale: the step of its grid, if it has one.
+            training: whether to fake-quantize.
+            **rounding: `rounding`, of the kernel that makes x; default "float".
+        """
         if isinstance(x, tuple | list):
             raise ValueError(
                 f"{self.name}: give the output of a quantized block as two arguments, "
@@ -81,7 +89,7 @@ class Quantize(Layer):
             )
         if training:
             return self._fake_quantize(self.values(x, scale)), self.step
-        return self.integers(x, scale) * self.step, self.step
+        return self.integers(x, scale, **rounding) * self.step, self.step
 
     def _fake_quantize(self, x):
         return self.activation_quantizer(ops.cast(x, self.compute_dtype))
@@ -125,7 +133,7 @@ class QuantizedAdd(Quantize):
         """The levels of the sum."""
         quantizer = self.activation_quantizer
         ratios = ops.stack([step_a, step_b]) / quantizer.step
-        shift = 20 - _floor_log2(ops.max(ratios))
+        shift = 20 - floor_log2(ops.max(ratios), range(-10, 8))
         power = ops.cast(ops.left_shift(ops.ones_like(shift), shift), ratios.dtype)
         factors = ops.cast(ops.round(ratios * power), "int32")
         left, right = (
@@ -149,12 +157,6 @@ class QuantizedAdd(Quantize):
         """The arguments of the constructor."""
         activation = keras.activations.serialize(self.activation)
         return {**super().get_config(), "activation": activation}
-
-
-def _floor_log2(x):
-    """`floor(log2(x))` of a positive scalar, exact at powers of two, within -10 to 7."""
-    steps = [ops.cast(x >= 2.0**power, "int32") for power in range(-9, 8)]
-    return sum(steps) - 10
 
 
 @register

@@ -286,7 +286,7 @@ class ReparamConv(Layer):
 
     # Running.
 
-    def call(self, inputs, input_step=None, training=False):
+    def call(self, inputs, input_step=None, training=False, wide=False):
         """Runs the block.
 
         Args:
@@ -294,13 +294,15 @@ class ReparamConv(Layer):
             input_step: the step of the grid that the inputs lie on, `()`; given, a
                 quantized block's inference is the integer runtime's.
             training: whether batch norms use the batch's moments.
+            wide: whether integer inference adds and returns float64 (where the backend has
+                it), for sums that float32 does not hold and scales to their last bit.
         """
         check_same_keras(inputs, f"the input of {self.name}")
         x = ops.cast(inputs, self.compute_dtype)
         window = self.window(x.shape[1:3])
         integer = self.weight_quantizer is not None and input_step is not None
         if integer and not training:
-            y, scale = self._integer_convolution(inputs, input_step, window)
+            y, scale = self._integer_convolution(inputs, input_step, window, wide)
             return self.activation(y), scale
         if self.uses_merged_kernel:
             y = self._merged_convolution(x, window, training)
@@ -323,10 +325,15 @@ class ReparamConv(Layer):
         training = training and self.bn_statistics != "running"
         return self.root.normalize(y, training, bias=affine.bias)
 
-    def _integer_convolution(self, x, input_step, window):
+    def _integer_convolution(self, x, input_step, window, wide):
         integers, scale, bias, groups = self.integer_weights(input_step)
-        wide, input_step = ops.cast(x, scale.dtype), ops.cast(input_step, scale.dtype)
-        y = convolve(ops.round(wide / input_step), integers, groups, self.strides, window)
+        x, input_step = ops.cast(x, scale.dtype), ops.cast(input_step, scale.dtype)
+        x = ops.round(x / input_step)
+        if wide:
+            x, scale, bias, input_step = (
+                ops.cast(value, WideReading.dtype) for value in (x, scale, bias, input_step)
+            )
+        y = convolve(x, integers, groups, self.strides, window)
         scale = scale * input_step
         return (y + bias) * scale, scale
 

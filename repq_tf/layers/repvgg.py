@@ -53,11 +53,11 @@ class RepVGGBlock(ReparamConv):
             branches.append(self.batch_norm(Identity()))
         return Sum(branches)
 
-    def call(self, inputs, input_step=None, training=False):
+    def call(self, inputs, input_step=None, training=False, wide=False):
         """Runs the block; in training it adds the custom L2 loss."""
         if training and self.custom_l2:
             self.add_loss(0.5 * self.custom_l2 * self._kernel_energy())
-        return super().call(inputs, input_step, training)
+        return super().call(inputs, input_step, training, wide)
 
     def _kernel_energy(self):
         square, pointwise = self.expression.children[:2]

@@ -50,7 +50,7 @@ def _file_is_the_model(report):
         {"bn_statistics": "batch", "bits": 4},
         {"bn_statistics": "estimate"},
         {"bn_statistics": "running", "qat_learning_rate": 1e-4},
-        {"method": "merged", "weight_bits": 4},
+        {"method": "merged", "weight_bits": 4, "container": "int4"},
         {"method": "merged", "merged_bn": False, "qat_learning_rate": 1e-4},
         {"method": "plain"},
     ],
@@ -65,7 +65,7 @@ def test_every_method_ends_in_an_exact_file(tmp_path, given):
     restored = [block for block in blocks if block.root is not None]
     wanted = given.get("method") == "plain" or given in (
         {},
-        {"method": "merged", "weight_bits": 4},
+        {"method": "merged", "weight_bits": 4, "container": "int4"},
     )
     assert bool(restored) == wanted
 

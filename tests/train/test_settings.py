@@ -50,12 +50,13 @@ def test_run_folder_names_tell_the_runs_apart():
             {"bits": 4},
             {"weight_bits": 4},
             {"activation_bits": 4},
+            {"bits": 4, "container": "int4"},
             {"method": "plain"},
             {"dataset": "folder:/some/where/cats"},
             {"dataset": "cifar10"},
         )
     }
-    assert len(names) == 7
+    assert len(names) == 8
     assert "runs/ac_resnet18-repq-w4a8bit-digits" in names
     assert "runs/ac_resnet18-repq-8bit-cats" in names
 
@@ -70,6 +71,8 @@ def test_run_folder_names_tell_the_runs_apart():
         ({"bits": 9}, ["--bits", "from 2 to 8", "Received: 9"]),
         ({"weight_bits": 0}, ["--weight_bits", "from 2 to 8"]),
         ({"activation_bits": 16}, ["--activation_bits", "from 2 to 8"]),
+        ({"bits": 4, "container": "int2"}, ["--container", "int8, int4"]),
+        ({"container": "int4"}, ["--container=int4", "at most 4 bits", "8 bits"]),
         ({"bits": 4, "weight_bits": 4}, ["--bits", "--weight_bits=4"]),
         ({"method": "plain", "bn_statistics": "batch"}, ["--bn_statistics", "--method=repq"]),
         ({"merged_bn": False}, ["--merged_bn", "--method=merged"]),

@@ -1,0 +1,95 @@
+"""Containers of weights: kernels of at most 4 bits stored as INT8, or two a byte as INT4.
+
+The integers are the same. What differs are the runtime's kernels: those of INT8 are XNNPACK's,
+which rescale in float32; INT4 convolutions run on the runtime's own, which rescale in fixed
+point (`repq_tf.layers.rescale`) and can give the next integer where a value lies between two.
+`with_container` makes the Keras model round like the file of its container.
+"""
+
+import dataclasses
+
+from repq_tf.deployment.int4 import fits_four_bits
+from repq_tf.deployment.merge import input_quantizer, read_deployable
+from repq_tf.keras_api import ops
+from repq_tf.layers import DenseBlock, Quantize, ReparamConv
+from repq_tf.quantization.graph import copy_call, rebuild
+
+CONTAINERS = ("int8", "int4")
+
+
+def check_container(container):
+    """Raises ValueError when a container is not one of `CONTAINERS`."""
+    if container not in CONTAINERS:
+        raise ValueError(f"container must be one of {CONTAINERS}. Received: {container!r}")
+
+
+def with_container(model, container):
+    """Returns a copy of a quantized model that rounds like its file of a container.
+
+    `export_tflite(model, path, container="int4")` writes the same file for both; in
+    inference, the copy computes exactly what that file computes, where the model itself may be
+    a step off in a layer.
+
+    Args:
+        model: what `repq_tf.quantize` returned, trained or not.
+        container: "int8" or "int4".
+
+    Returns:
+        A `keras.Model` with the same layers and weights.
+
+    Example:
+        >>> repq_tf.export_tflite(qat, "model.tflite", container="int4")
+        >>> repq_tf.with_container(qat, "int4").evaluate(images, labels)
+    """
+    check_container(container)
+    graph, copies = read_deployable(model), {}
+    return rebuild(
+        in_container(graph, container),
+        lambda node, args, kwargs: copy_call(node, args, kwargs, copies),
+    )
+
+
+def in_container(graph, container):
+    """The graph of a quantized model whose calls round like the file of a container."""
+    packed = four_bit_layers(graph)[0] if container == "int4" else []
+    nodes = {}
+    for node in graph.nodes.values():
+        options = {}
+        if isinstance(node.layer, ReparamConv):
+            options = _options(node, packed, wide=True)
+        elif type(node.layer) is Quantize:
+            options = _options(graph.nodes[node.inputs[0].node], packed, rounding="twice")
+        kwargs = {k: v for k, v in node.kwargs.items() if k not in ("wide", "rounding")}
+        nodes[node.name] = dataclasses.replace(node, kwargs={**kwargs, **options})
+    return dataclasses.replace(graph, nodes=nodes)
+
+
+def _options(source, packed, **options):
+    # INT4 dense layers are XNNPACK's.
+    own = source.name in packed and not isinstance(source.layer, DenseBlock)
+    return options if own else {}
+
+
+def four_bit_layers(graph):
+    """The layers whose kernels the "int4" container stores in 4 bits.
+
+    Those of at most 4 bits, but for grouped and depthwise convolutions, which have few weights
+    and no fast INT4 kernel. A channel with a negative gain has its integers negated, so that
+    its scale is positive, and -8 becomes 8: a layer with an 8 stays INT8.
+
+    Returns:
+        `(names, left)`: the names of those layers, and of the ones with an 8.
+    """
+    names, left = [], []
+    for node in graph.nodes.values():
+        block = node.layer
+        if not isinstance(block, ReparamConv) or (block.weight_bits or 8) > 4:
+            continue
+        source = input_quantizer(graph, node)
+        if source is None:
+            continue
+        integers, _, _, groups = block.integer_weights(source.step)
+        if groups == 1:
+            fits = fits_four_bits(ops.convert_to_numpy(integers))
+            (names if fits else left).append(node.name)
+    return names, left
