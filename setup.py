@@ -54,10 +54,13 @@ setup(
     extras_require={
         "tfmot": ["tensorflow-model-optimization>=0.8.1", "tf_keras>=2.20"],
         "jax": ["jax>=0.4.30"],
+        "onnx": ["onnx>=1.17", "tf2onnx>=1.17"],  # what Keras's own export to ONNX imports
         "torch": ["safetensors>=0.4", "torch>=2.6"],  # reads checkpoints, nothing else
         "test": [
             "hypothesis>=6.100",
             "jax>=0.4.30",
+            "onnx>=1.17",
+            "onnxruntime>=1.20",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.9",
@@ -65,6 +68,7 @@ setup(
             "scikit-image>=0.24",
             "scipy>=1.12",
             "tensorflow-model-optimization>=0.8.1",
+            "tf2onnx>=1.17",
             "tf_keras>=2.20",
             "timm>=1.0.31",
             "torch==2.13.0",  # one version, so that tests do not move to another build of it

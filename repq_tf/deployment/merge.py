@@ -25,6 +25,9 @@ def merge(model):
     Example:
         >>> merged = repq_tf.merge(model)
         >>> merged.save("deployed.keras")
+        >>> outputs = merged(images[:1])  # Keras exports what has been called
+        >>> merged.export("saved_model", format="tf_saved_model")
+        >>> merged.export("deployed.onnx", format="onnx")  # pip install "repq_tf[onnx]"
     """
     graph = read_deployable(model)
     weights, copies = {}, {}
