@@ -77,11 +77,17 @@ def deployed_parameters(layer, maps):
     return sum(math.prod(w.shape) for w in layer.weights if id(w) not in steps)
 
 
-def stored_bytes(layer, maps, weight_bits):
-    """Bytes of the deployed weights: kernels of 2 to 8 bits in int8, biases in int32.
+def stored_bytes(layer, maps, weight_bits, packed):
+    """Bytes of the deployed weights.
 
-    What is not quantized counts as float32.
+    Args:
+        layer: the layer.
+        maps: its `linear_maps`.
+        weight_bits: of its kernel: stored in int8, with biases in int32; None for floating
+            point, stored in float32.
+        packed: whether two weights share a byte.
     """
     if not maps or weight_bits is None:
         return FLOAT_BITS // 8 * deployed_parameters(layer, maps)
-    return sum(each.kernel + each.bias * _BYTES_OF_BIAS for each in maps)
+    per_byte = 2 if packed else 1
+    return sum(-(-each.kernel // per_byte) + each.bias * _BYTES_OF_BIAS for each in maps)

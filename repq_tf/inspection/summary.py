@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+from repq_tf.deployment.containers import check_container, four_bit_layers
 from repq_tf.deployment.merge import input_quantizer, read_deployable
 from repq_tf.files import write_atomically
 from repq_tf.inspection.costs import (
@@ -105,7 +106,7 @@ class Summary:
         write_atomically(path, self.html().encode())
 
 
-def summary(model, input_shape=None):
+def summary(model, input_shape=None, container="int8"):
     """Says what a model is made of and what it costs.
 
     A block counts as the one convolution that it is merged into: `kernel height * kernel width
@@ -117,6 +118,8 @@ def summary(model, input_shape=None):
     Args:
         model: a Functional or Sequential Keras model: float, quantized, or merged.
         input_shape: `(height, width, channels)`, for a model that takes images of any size.
+        container: of the file's kernels, as for `export_tflite`; "int4" stores those of at
+            most 4 bits two a byte.
 
     Returns:
         A `Summary`: print it, or `save("model.html")`.
@@ -130,16 +133,18 @@ def summary(model, input_shape=None):
         1814073344
         >>> summary.save("resnet18.html")
     """
+    check_container(container)
     graph = read_deployable(model)
+    packed = four_bit_layers(graph)[0] if container == "int4" else ()
     shapes = output_shapes(graph, input_shape)
     counted, rows = set(), []
     for node in graph.nodes.values():
         if type(node.layer) is not Quantize:
-            rows.append(_row(graph, node, shapes, counted))
+            rows.append(_row(graph, node, shapes, counted, node.name in packed))
     return Summary(model.name, tuple(rows))
 
 
-def _row(graph, node, shapes, counted):
+def _row(graph, node, shapes, counted, packed):
     layer, shape = node.layer, shapes[node.name]
     source = shapes[node.inputs[0].node] if node.inputs else shape
     output, reads = output_quantizer(graph, node), _input_quantizer(graph, node)
@@ -156,7 +161,7 @@ def _row(graph, node, shapes, counted):
         trained=_trained((layer, own_quantizer(graph, node)), counted),
         deployed=0 if again else deployed_parameters(layer, maps),
         macs=None if maps is None else sum(each.macs for each in maps),
-        size=0 if again else stored_bytes(layer, maps, bits),
+        size=0 if again else stored_bytes(layer, maps, bits, packed),
         weight_steps=_steps(getattr(layer, "weight_quantizer", None)),
         output_step=output and float(output.step),
     )

@@ -87,6 +87,16 @@ def test_hand_counts_of_a_quantized_model(quantized):
     assert summary.totals["trained"] == trainable
 
 
+def test_four_bit_weights_share_a_byte(quantized):
+    wide, packed = (rows(repq_tf.summary(quantized, container=c)) for c in ("int8", "int4"))
+    assert packed["ac"].size == 9 * 8 * 8 // 2 + 4 * 8
+    assert all(packed[name].size == wide[name].size for name in wide if name != "ac")
+    as_stored = repq_tf.summary(repq_tf.with_container(quantized, "int4"), container="int4")
+    assert as_stored.totals["size"] == sum(row.size for row in packed.values())
+    with pytest.raises(ValueError, match="container must be one of .*Received: 'int2'"):
+        repq_tf.summary(quantized, container="int2")
+
+
 def test_a_merged_model_keeps_the_grids_of_its_activations(quantized):
     found = rows(repq_tf.summary(repq_tf.merge(quantized)))
     assert (found["ac"].weight_bits, found["ac"].input_bits) == (None, 6)
