@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+from repq_tf.train.data.color import luma
+
 _PEAK = 255.0
 _WINDOW = 11
 _SIGMA = 1.5
@@ -67,3 +69,30 @@ def _blur(image):
         rows = image.shape[0] - _WINDOW + 1
         image = sum(w * image[k : k + rows] for k, w in enumerate(weights)).T
     return image
+
+
+def judge(pixels, photograph, border):
+    """Returns the metrics of an upscaled image: PSNR and SSIM of the luma.
+
+    Args:
+        pixels: Array `(h, w, 1)`, luma, or `(h, w, 3)`, RGB, within 0 to 255, not rounded.
+        photograph: The true image, uint8 `(h, w, 3)`.
+        border: Number of pixels at the border that are not judged.
+
+    Returns:
+        `psnr` and `ssim` of the pixels as they are against the luma as it is; `psnr_rounded`
+        and `ssim_rounded` of the image of 8 bits. Luma that is upscaled as such is then
+        compared with rounded luma, as MATLAB's `rgb2ycbcr` makes it.
+    """
+    wanted, rounded = luma(photograph), np.rint(pixels)
+    exact = pixels
+    if pixels.shape[-1] == 3:
+        exact, rounded, wanted_rounded = luma(pixels), luma(rounded), wanted
+    else:
+        wanted_rounded = np.rint(wanted)
+    metrics = {}
+    for end, image, reference in (("", exact, wanted), ("_rounded", rounded, wanted_rounded)):
+        image, reference = (shave(x[..., 0], border) for x in (image, reference))
+        metrics[f"psnr{end}"] = psnr(image, reference)
+        metrics[f"ssim{end}"] = ssim(image, reference)
+    return metrics

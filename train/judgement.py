@@ -1,5 +1,6 @@
 """What the products of a run are worth: accuracy, parity, speed, pictures."""
 
+import functools
 import os
 
 import numpy as np
@@ -34,7 +35,9 @@ def evaluate(run, task):
     model = run.load_model(FLOAT)
     merged = repq_tf.merge(model)
     inputs = task.test_inputs(_IMAGES)
-    outputs = [m.predict(inputs, verbose=0) for m in (model, merged)]
+    errors = [
+        np.abs(_predict(model, batch) - _predict(merged, batch)).max() for batch in inputs
+    ]
     quantized = run.load_model(QUANTIZED)
     record = {
         "metrics": {
@@ -42,7 +45,8 @@ def evaluate(run, task):
             "float_merged": task.evaluate(merged),
             "quantized": task.evaluate(quantized),
         },
-        "merge_error": float(np.abs(outputs[0] - outputs[1]).max()),
+        "references": task.references(),
+        "merge_error": float(max(errors)),
         "quantization": str(repq_tf.quantization_table(quantized)),
     }
     checkpoint.write_json(run.file(EVALUATION), record)
@@ -73,16 +77,23 @@ def measure(run, task):
         check_product(file)
     inputs = task.test_inputs(_IMAGES)
     network = Network(files[1], threads=os.cpu_count() or 1)
-    parity = repq_tf.check_parity(run.load_model(QUANTIZED), files[1], inputs)
-    latency = measure_latency(files, inputs[0])
+    quantized = run.load_model(QUANTIZED)
+    parity = repq_tf.check_parity(quantized, files[1], inputs)
+    latency = measure_latency(files, inputs[0][0])
     os.makedirs(run.plots, exist_ok=True)
-    task.draw(network, run.plots)
+    models = {"float": run.load_model(FLOAT), "quantized": quantized}
+    networks = {name: functools.partial(_predict, model) for name, model in models.items()}
+    task.draw({**networks, "file": network}, run.plots)
     record = {
         "metrics": {"file": task.evaluate_file(network)},
         "latency_ms": dict(zip((FLOAT_FILE, FILE), latency, strict=True)),
         "parity": {**parity.as_dict(), "text": str(parity)},
     }
     checkpoint.write_json(run.file(MEASUREMENT), record)
+
+
+def _predict(model, inputs):
+    return model.predict(inputs, verbose=0)
 
 
 def draw(run):

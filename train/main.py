@@ -1,6 +1,7 @@
 """Trains a network, quantizes it, and writes an integer `.tflite` file with a report.
 
     python train/main.py --model=ac_resnet18 --bits=8
+    python train/main.py --task=super_resolution --model=ecbsr_m4c8 --scale=2 --bits=8
 
 Every stage leaves its product in the run folder. The same command started again continues
 where the last one was stopped, or prints the report if the run is complete.
@@ -14,7 +15,18 @@ from absl import app, flags, logging
 
 _AUTO = "Default: the recipe of the model and the data set."
 
-flags.DEFINE_string("model", "ac_resnet18", "Name of the network (repq_tf.models).")
+flags.DEFINE_string(
+    "task",
+    None,
+    "classification or super_resolution. Default: what the network is for; classification"
+    " without --model.",
+)
+flags.DEFINE_string(
+    "model",
+    None,
+    "Name of the network (repq_tf.models). Default: ac_resnet18; ecbsr_m4c8 for super"
+    " resolution.",
+)
 flags.DEFINE_string(
     "method",
     "repq",
@@ -30,7 +42,8 @@ flags.DEFINE_string(
 flags.DEFINE_bool(
     "merged_bn",
     None,
-    "With --method=merged: restore a batch norm after each merged convolution. Default: true.",
+    "With --method=merged: restore a batch norm after each merged convolution. Default: for"
+    " classification.",
 )
 flags.DEFINE_integer("bits", None, "Bits of weights and activations, 2 to 8. Default: 8.")
 flags.DEFINE_integer("weight_bits", None, "Bits of the weights, 2 to 8. Default: 8.")
@@ -49,10 +62,33 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string(
     "dataset",
-    "digits",
-    "digits (scikit-learn's handwritten digits, no download), the name of an image"
-    " classification data set of TFDS, or folder:PATH, a folder with one folder of images per"
-    " class, optionally below train/ and test/.",
+    None,
+    "Classification: digits (scikit-learn's handwritten digits, no download; default), the name"
+    " of an image classification data set of TFDS, or folder:PATH, a folder with one folder of"
+    " images per class, optionally below train/ and test/. Super resolution: photographs"
+    " (scikit-learn's two, no download; default), folder:PATH, a folder of photographs, or"
+    " div2k of TFDS.",
+)
+flags.DEFINE_integer("scale", None, "Super resolution: 2, 3, 4, ... times larger. Default: 2.")
+flags.DEFINE_string(
+    "color", None, "Super resolution: y, the luma (BT.601) alone, or rgb. Default: y."
+)
+flags.DEFINE_string(
+    "test_sets",
+    None,
+    "Super resolution: NAME:PATH,NAME:PATH,..., folders of photographs to test on, which may"
+    " hold HR_x2/ and LR_x2/ for given small images. Default: those of the data set; of a"
+    " folder, every tenth image, which is then not trained on.",
+)
+flags.DEFINE_integer(
+    "patch_size",
+    None,
+    f"Super resolution: height and width of the small crops that are trained on. {_AUTO}",
+)
+flags.DEFINE_integer(
+    "crops_per_image",
+    None,
+    f"Super resolution: random crops of each training image in an epoch. {_AUTO}",
 )
 flags.DEFINE_string("data_dir", None, "Folder of the prepared TFDS data sets.")
 flags.DEFINE_integer(

@@ -1,4 +1,4 @@
-"""The optimizer of both training stages: SGD with momentum and a cosine learning rate."""
+"""The optimizer of both training stages."""
 
 from repq_tf.keras_api import keras, variable_path
 
@@ -6,49 +6,66 @@ MOMENTUM = 0.9
 
 
 def make_optimizer(
-    model, learning_rate, steps, warmup_steps=0, weight_decay=0.0, decay="kernels"
+    model,
+    learning_rate,
+    steps,
+    warmup_steps=0,
+    weight_decay=0.0,
+    decay="kernels",
+    kind="sgd",
+    schedule="cosine",
 ):
-    """Returns SGD for a model, its learning rate a function of the optimizer's iteration.
+    """Returns an optimizer for a model, its learning rate a function of its iteration.
 
-    `weight_decay` is the coefficient of the papers, whose optimizers add
+    With SGD, `weight_decay` is the coefficient of the papers, whose optimizers add
     `weight_decay * weight` to the gradient. Keras subtracts `learning_rate * weight_decay *
     weight` beside the momentum, which gathers no speed; dividing by `1 - momentum` makes the
-    two decay equally fast.
+    two decay equally fast. With Adam it is Keras's own, decoupled from the gradient.
 
     Args:
         model: The model to train.
-        learning_rate: Its peak; cosine decay to zero.
+        learning_rate: Its peak.
         steps: Number of training steps.
         warmup_steps: Steps over which the learning rate rises linearly to its peak.
         weight_decay: L2 coefficient.
         decay: `"kernels"` decays kernels only, `"gains"` also the vectors that scale branches
             (OREPA's), `"all"` also biases and batch norms. Step sizes of quantizers are never
             decayed.
+        kind: `"sgd"`, with momentum, or `"adam"`.
+        schedule: `"cosine"` decay to zero, or `"constant"`, without warm-up.
 
     Returns:
-        A `keras.optimizers.SGD`.
+        A Keras optimizer.
     """
-    warmup_steps = min(warmup_steps, steps - 1)
-    if warmup_steps > 0:
-        schedule = keras.optimizers.schedules.CosineDecay(
-            learning_rate / warmup_steps,
-            decay_steps=steps - warmup_steps,
-            warmup_target=learning_rate,
-            warmup_steps=warmup_steps,
-        )
+    rate = _schedule(schedule, learning_rate, steps, warmup_steps)
+    if kind == "adam":
+        optimizer = keras.optimizers.Adam(rate, weight_decay=weight_decay or None)
     else:
-        schedule = keras.optimizers.schedules.CosineDecay(learning_rate, decay_steps=steps)
-    optimizer = keras.optimizers.SGD(
-        schedule,
-        momentum=MOMENTUM,
-        weight_decay=weight_decay / (1 - MOMENTUM) or None,
-    )
+        optimizer = keras.optimizers.SGD(
+            rate, momentum=MOMENTUM, weight_decay=weight_decay / (1 - MOMENTUM) or None
+        )
     if weight_decay:
         spared = [
             v for v in model.trainable_variables if not is_decayed(variable_path(v), decay)
         ]
         optimizer.exclude_from_weight_decay(var_list=spared)
     return optimizer
+
+
+def _schedule(name, learning_rate, steps, warmup_steps):
+    """The learning rate as a function of the iteration."""
+    if name == "constant":
+        return learning_rate
+    warmup_steps = min(warmup_steps, steps - 1)
+    cosine = keras.optimizers.schedules.CosineDecay
+    if warmup_steps > 0:
+        return cosine(
+            learning_rate / warmup_steps,
+            decay_steps=steps - warmup_steps,
+            warmup_target=learning_rate,
+            warmup_steps=warmup_steps,
+        )
+    return cosine(learning_rate, decay_steps=steps)
 
 
 def is_decayed(path, decay):

@@ -26,17 +26,20 @@ from repq_tf.train.run_folder import (
     RunFolder,
 )
 from repq_tf.train.tasks.classification import Classification
+from repq_tf.train.tasks.super_resolution import SuperResolution
 from repq_tf.train.training import train
 
+_TASKS = {"classification": Classification, "super_resolution": SuperResolution}
 _CLIP_RATE_IMAGES = 32
 
 
-def run(settings, make_task=Classification):
+def run(settings, make_task=None):
     """Runs every stage that has not been run yet, and prints the report.
 
     Args:
         settings: `settings.Settings`, from `settings.resolve`.
-        make_task: Function of the settings that returns the `tasks.base.Task`.
+        make_task: Function of the settings that returns the `tasks.base.Task`; by default the
+            one that they name.
 
     Raises:
         UserError: For anything the user can mend, before time is spent on training; and
@@ -48,7 +51,7 @@ def run(settings, make_task=Classification):
     engine = _make_engine(settings, folder)
     if not engine.is_chief:
         settings = dataclasses.replace(settings, verbose=0)
-    task = make_task(settings)
+    task = (make_task or _TASKS[settings.task])(settings)
     with task.reading():
         _Pipeline(settings, folder, task, engine).run()
 
@@ -182,7 +185,7 @@ class _Pipeline:
 
     def _quantize(self):
         settings, model = self.settings, self.folder.load_model(FLOAT)
-        options = {}
+        options = self.task.quantize_options()
         if settings.method == "repq":
             options["bn_statistics"] = settings.bn_statistics
         elif settings.method == "merged":

@@ -20,7 +20,7 @@ def draw_curves(histories, path):
     for history in histories.values():
         names += [n for n in history if n != "epoch" and not n.startswith("val_")]
     names = sorted(set(names), key=lambda n: (n == "learning_rate", n != "loss", n))
-    figure, axes = _grid(len(histories), len(names))
+    figure, axes = grid(len(histories), len(names))
     for row, (stage, history) in zip(axes, histories.items(), strict=True):
         for axis, name in zip(row, names, strict=True):
             for column, style in ((name, "-"), (f"val_{name}", "--")):
@@ -33,7 +33,7 @@ def draw_curves(histories, path):
             axis.set_xlabel("epoch", fontsize=8)
             if f"val_{name}" in history:
                 axis.legend(fontsize=8)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_weights(before, after, path):
@@ -45,7 +45,7 @@ def draw_weights(before, after, path):
         path: The PNG file to write.
     """
     rows = -(-len(before) // _COLUMNS)
-    figure, axes = _grid(rows, _COLUMNS)
+    figure, axes = grid(rows, _COLUMNS)
     for axis in axes.flat[len(before) :]:
         axis.axis("off")
     for axis, name in zip(axes.flat, before, strict=False):
@@ -55,7 +55,7 @@ def draw_weights(before, after, path):
             axis.hist(kernels[name].ravel(), bins, histtype="step", label=label, log=True)
         axis.set_title(name, fontsize=8)
     axes.flat[0].legend(fontsize=7)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_predictions(images, labels, guesses, names, path):
@@ -69,7 +69,7 @@ def draw_predictions(images, labels, guesses, names, path):
         path: The PNG file to write.
     """
     columns = 5
-    figure, axes = _grid(-(-len(images) // columns), columns, width=1.8)
+    figure, axes = grid(-(-len(images) // columns), columns, width=1.8)
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, label, guess in zip(axes.flat, images, labels, guesses, strict=False):
@@ -77,7 +77,7 @@ def draw_predictions(images, labels, guesses, names, path):
         axis.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=1)
         title = names[label] if label == guess else f"{names[label]}, read as {names[guess]}"
         axis.set_title(title, fontsize=8, color="black" if label == guess else "red")
-    _save(figure, path)
+    save(figure, path)
 
 
 def merged_kernels(model):
@@ -90,13 +90,15 @@ def merged_kernels(model):
     }
 
 
-def _grid(rows, columns, width=_WIDTH):
+def grid(rows, columns, width=_WIDTH):
+    """Returns a figure and its axes `(rows, columns)`, each of a width in inches."""
     from matplotlib.figure import Figure  # without pyplot: no window, no global state
 
     figure = Figure(figsize=(width * columns, 0.75 * width * rows), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _save(figure, path):
+def save(figure, path):
+    """Writes a figure as a PNG file, whole or not at all."""
     with writing(path) as temporary:
         figure.savefig(temporary, dpi=80)

@@ -19,8 +19,10 @@ class Recipe:
     Attributes:
         epochs: Epochs of the float stage.
         qat_epochs: Epochs of quantization-aware training.
-        learning_rate: Peak learning rate of the float stage; cosine decay to zero.
+        learning_rate: Peak learning rate of the float stage.
         qat_learning_rate: The same for quantization-aware training.
+        optimizer: `"sgd"`, with momentum, or `"adam"`.
+        schedule: `"cosine"`, or `"constant"`: no decay of the learning rate.
         weight_decay: L2 coefficient, in the papers' sense (see `optimizer.make_optimizer`).
         decay: What is decayed: `"kernels"`, `"gains"` or `"all"` (see
             `optimizer.make_optimizer`).
@@ -29,18 +31,24 @@ class Recipe:
         augment: One of `data.augment.KINDS`, or `"auto"`: by image size.
         branch_gamma: Initial gain of the branches' batch norms; `None` leaves it to the
             block.
+        patch_size: Height and width of the small crops that super resolution trains on.
+        crops_per_image: Crops of each image in an epoch.
     """
 
     epochs: float
     qat_epochs: float
     learning_rate: float
     qat_learning_rate: float
+    optimizer: str = "sgd"
+    schedule: str = "cosine"
     weight_decay: float = 1e-4
     decay: str = "kernels"
     warmup_epochs: float = 0.0
     batch_size: int = 128
     augment: str = "auto"
     branch_gamma: float | None = None
+    patch_size: int | None = None
+    crops_per_image: int | None = None
 
 
 _DIGITS = Recipe(
@@ -91,6 +99,35 @@ _BY_DATASET = {
     "imagenet2012": _IMAGENET,
 }
 
+# ECBSR's (ACM MM 2021), whose learning rate is constant for a million and a half steps.
+_DIV2K = Recipe(
+    epochs=1000,
+    qat_epochs=100,
+    learning_rate=5e-4,
+    qat_learning_rate=1e-4,
+    optimizer="adam",
+    schedule="constant",
+    weight_decay=0.0,
+    batch_size=32,
+    patch_size=64,
+    crops_per_image=64,
+)
+_PHOTOGRAPHS = dataclasses.replace(
+    _DIV2K,
+    epochs=30,
+    qat_epochs=10,
+    learning_rate=2e-3,
+    qat_learning_rate=5e-4,
+    schedule="cosine",
+    batch_size=16,
+    patch_size=32,
+    crops_per_image=1600,
+)
+_FOLDER_OF_PHOTOGRAPHS = dataclasses.replace(
+    _PHOTOGRAPHS, epochs=100, qat_epochs=30, batch_size=32, crops_per_image=32
+)
+_SUPER_RESOLUTION = {"div2k": _DIV2K, "photographs": _PHOTOGRAPHS}
+
 # Start of the model's name -> what the family's authors do differently: on ImageNet, elsewhere.
 _BY_FAMILY = {
     "ac_": ({"epochs": 100, "qat_epochs": 100, "decay": "all"}, {"branch_gamma": 1 / 3}),
@@ -100,17 +137,20 @@ _BY_FAMILY = {
 }
 
 
-def find_recipe(model, dataset):
+def find_recipe(model, dataset, task="classification"):
     """Returns the recipe of a model on a data set.
 
     Args:
         model: Name of a model, such as `"ac_resnet18"`.
         dataset: What `--dataset` says; a TFDS configuration or version is ignored.
+        task: What the model is for.
 
     Returns:
         The `Recipe`.
     """
     name = dataset.split(":")[0].split("/")[0]
+    if task == "super_resolution":
+        return _SUPER_RESOLUTION.get(name, _FOLDER_OF_PHOTOGRAPHS)
     recipe = _BY_DATASET.get(name, _FINE_TUNE_SIZE)
     for prefix, (on_imagenet, elsewhere) in _BY_FAMILY.items():
         if model.startswith(prefix):

@@ -1,4 +1,4 @@
-"""What a training stage leaves to read: a CSV file and TensorBoard scalars."""
+"""What a training stage leaves to read: a CSV file, TensorBoard scalars and pictures."""
 
 import csv
 import io
@@ -15,7 +15,7 @@ class Records:
     """The epochs of a stage so far, as CSV and TensorBoard files.
 
     Both are written anew from the given rows when a stage continues, so an interruption
-    neither loses nor doubles a row.
+    neither loses nor doubles a row. Pictures stay where they are, in a folder of their own.
 
     Args:
         run: The `run_folder.RunFolder`.
@@ -30,6 +30,8 @@ class Records:
         folder = os.path.join(run.logs, stage)
         shutil.rmtree(folder, ignore_errors=True)
         self._events = _Events(folder)
+        self._pictures = None
+        self._picture_folder = f"{folder}_pictures"
         self._write()
         for row, extra in zip(history, scalars, strict=True):
             self._events.add({**row, **extra})
@@ -40,9 +42,22 @@ class Records:
         self._write()
         self._events.add({**row, **extra})
 
+    def add_pictures(self, epoch, pictures):
+        """Adds what a model does after an epoch.
+
+        Args:
+            epoch: Number of epochs trained.
+            pictures: Name -> uint8 image `(h, w, c)`.
+        """
+        if pictures:
+            self._pictures = self._pictures or _Events(self._picture_folder)
+            self._pictures.add_pictures(epoch, pictures)
+
     def close(self):
-        """Closes the event file; the CSV file is a product now."""
+        """Closes the event files; the CSV file is a product now."""
         self._events.close()
+        if self._pictures:
+            self._pictures.close()
         if self._rows:
             add_sum(self._path)
 
@@ -76,17 +91,27 @@ class _Events:
 
     def add(self, values):
         """Writes the values of one epoch."""
+        self._write(
+            values["epoch"],
+            [
+                {"tag": name, "simple_value": value}
+                for name, value in values.items()
+                if name != "epoch"
+            ],
+        )
+
+    def add_pictures(self, epoch, pictures):
+        """Writes the pictures of one epoch."""
+        self._write(
+            epoch, [{"tag": name, "image": _encoded(p)} for name, p in pictures.items()]
+        )
+
+    def _write(self, epoch, values):
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        summary = Summary(
-            value=[
-                Summary.Value(tag=name, simple_value=value)
-                for name, value in values.items()
-                if name != "epoch"
-            ]
-        )
-        event = Event(wall_time=time.time(), step=int(values["epoch"]), summary=summary)
+        summary = Summary(value=[Summary.Value(**value) for value in values])
+        event = Event(wall_time=time.time(), step=int(epoch), summary=summary)
         try:
             self._writer.add_event(event)
             self._writer.flush()
@@ -99,3 +124,16 @@ class _Events:
     def close(self):
         """Closes the file."""
         self._writer.close()
+
+
+def _encoded(picture):
+    """A picture as TensorBoard keeps it: a PNG file."""
+    from PIL import Image
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    height, width, channels = picture.shape
+    file = io.BytesIO()
+    Image.fromarray(picture.squeeze(-1) if channels == 1 else picture).save(file, "PNG")
+    return Summary.Image(
+        height=height, width=width, colorspace=channels, encoded_image_string=file.getvalue()
+    )

@@ -25,7 +25,8 @@ def make_report(settings, task, run, results):
         task: The `tasks.base.Task`.
         run: The `run_folder.RunFolder`.
         results: What the stages found: `metrics`, and where the file was measured
-            `latency_ms` and `parity`; `notes` lists what was skipped and why.
+            `latency_ms` and `parity`; `references`, the metrics of what the network has to
+            beat; `notes` lists what was skipped and why.
 
     Returns:
         The table, as text.
@@ -46,38 +47,60 @@ def make_report(settings, task, run, results):
         "seconds": {**seconds, "total": round(sum(seconds.values()), 3)},
     }
     checkpoint.write_json(run.file("report.json"), record)
-    table = _table(record)
+    table = _table(record, task.columns)
     checkpoint.write_text(run.file("report.md"), _markdown(settings, record, table, run))
     return "\n".join([_title(settings), "", table, *_remarks(record)])
 
 
 def _title(settings):
     bits = f"{settings.weight_bits}-bit weights, {settings.activation_bits}-bit activations"
-    return f"{settings.model}, {settings.method}, {bits}, {settings.dataset}"
+    model = settings.model if settings.scale is None else f"{settings.model} x{settings.scale}"
+    return f"{model}, {settings.method}, {bits}, {settings.dataset}"
 
 
-def _table(record):
-    """The comparison of the four forms of the network."""
-    metric = record["headline"]
-    lines = [("model", metric, "size", "latency")]
-    for key, label, file in _ROWS:
-        if key in record["metrics"]:
-            value = record["metrics"][key][metric]
+def _table(record, columns):
+    """The comparison of the four forms of the network, and what they have to beat."""
+    rows = [(key, key, None) for key in record.get("references", {})] + list(_ROWS)
+    metrics = {**record.get("references", {}), **record["metrics"]}
+    lines = [("model", *(title for title, _, _ in columns), "size", "latency")]
+    for key, label, file in rows:
+        if key in metrics:
             size = record["files"].get(file)
             latency = record.get("latency_ms", {}).get(file)
             lines.append(
                 (
                     label,
-                    f"{100 * value:.2f} %" if metric.endswith("accuracy") else f"{value:.4f}",
-                    f"{size / 1e6:.2f} MB" if size else "",
+                    *(show(metrics[key][name]) for _, name, show in columns),
+                    _bytes(size) if size else "",
                     f"{latency:.3g} ms" if latency else "",
                 )
             )
-    lines.insert(1, tuple("-" * max(len(line[k]) for line in lines) for k in range(4)))
-    widths = [len(cell) for cell in lines[1]]
+    return _aligned(lines)
+
+
+def _bytes(size):
+    return f"{size / 1e6:.2f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+
+
+def _all_metrics(record):
+    """Every metric of every form of the network."""
+    metrics = {**record.get("references", {}), **record["metrics"]}
+    names = list(dict.fromkeys(name for found in metrics.values() for name in found))
+    labels = {key: label for key, label, _ in _ROWS}
+    lines = [("", *(labels.get(key, key) for key in metrics))]
+    for name in names:
+        values = (found.get(name) for found in metrics.values())
+        lines.append((name, *("" if v is None else f"{v:.4f}" for v in values)))
+    return _aligned(lines)
+
+
+def _aligned(lines):
+    """A Markdown table of lines of cells, the first of which is its head."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rule = tuple("-" * max(width, 1) for width in widths)
     return "".join(
         "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |\n"
-        for line in lines
+        for line in (lines[0], rule, *lines[1:])
     )
 
 
@@ -101,6 +124,7 @@ def _markdown(settings, record, table, run):
             "Latency: LiteRT interpreter, one thread, batch 1, median of interleaved runs on"
             f" {record['versions']['cpu']}."
         )
+    sections.append(f"## Metrics\n\n{_all_metrics(record)}")
     sections.append(f"## Quantization\n\n```\n{record['quantization']}\n```")
     if "parity" in record:
         sections.append(f"## Parity, layer by layer\n\n```\n{record['parity']['text']}\n```")

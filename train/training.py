@@ -52,6 +52,8 @@ def train(
         warmup_steps=round(settings.warmup_epochs * per_epoch),
         weight_decay=settings.weight_decay,
         decay=settings.decay,
+        kind=settings.optimizer,
+        schedule=settings.schedule,
     )
     task.compile(model, optimizer, jit_compile=choose_jit(settings))
     model.optimizer.build(model.trainable_variables)
@@ -68,9 +70,12 @@ def train(
         row = _fit_epoch(model, task, epoch, total, settings.verbose, engine, guard)
         guard.check_weights(model, epoch)
         extra = scalars(model) if scalars else {}
+        pictures = task.pictures(model)
         progress["history"].append(row)
         progress["scalars"].append(extra)
         progress["seconds"] += time.monotonic() - begin
+        if records:
+            records.add_pictures(epoch + 1, pictures)
         checkpoint.save_state(state, model, model.optimizer, progress, engine.is_chief)
         if records:
             records.add(row, extra)

@@ -4,7 +4,8 @@ import pytest
 import tensorflow as tf
 from absl import flags
 
-from repq_tf.train import main, settings
+from repq_tf.train import checks, main, settings
+from repq_tf.train.data import augment
 from tests.train.commands import run
 
 
@@ -39,11 +40,11 @@ def test_every_setting_has_a_flag_with_help():
     for name, parameter in inspect.signature(settings.resolve).parameters.items():
         assert defined[name].default == parameter.default, name
     for name, values in (
-        ("method", settings.METHODS),
-        ("bn_statistics", settings.BN_STATISTICS),
-        ("strategy", settings.STRATEGIES),
-        ("mixed_precision", settings.PRECISIONS),
-        ("augment", settings.KINDS),
+        ("method", checks.METHODS),
+        ("bn_statistics", checks.BN_STATISTICS),
+        ("strategy", checks.STRATEGIES),
+        ("mixed_precision", checks.PRECISIONS),
+        ("augment", augment.KINDS),
     ):
         assert all(value in defined[name].help for value in values), name
 

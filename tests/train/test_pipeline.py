@@ -12,6 +12,7 @@ from repq_tf.train import checkpoint, distribution, pipeline, run_folder
 from repq_tf.train.errors import DivergedError, UserError
 from repq_tf.train.run_folder import RunFolder
 from repq_tf.train.settings import resolve
+from repq_tf.train.tasks.base import Task
 from tests.train.tiny import TinyTask
 
 
@@ -156,9 +157,10 @@ def test_another_task_runs_through_the_same_pipeline(tmp_path):
         """Judged by something else than accuracy."""
 
         headline = "loss"
+        columns = Task.columns
 
         def evaluate_file(self, network):
-            assert network(self.test_inputs(3)).shape == (3, 10)
+            assert network(self.test_inputs(3)[0]).shape == (3, 10)
             return {"loss": 0.5}
 
     _run(tmp_path, make_task=Loss, qat_epochs=0)

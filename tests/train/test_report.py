@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from repq_tf.train import plots, report
 from repq_tf.train.interpreter import _from_stored, _to_stored
 from repq_tf.train.run_folder import RunFolder
 from repq_tf.train.settings import resolve
+from repq_tf.train.tasks.classification import Classification
 
 RESULTS = {
     "metrics": {
@@ -25,6 +27,7 @@ MEASURED = {
 
 class _Task:
     headline = "accuracy"
+    columns = Classification.columns
 
     def describe(self):
         return {"data": "some", "test images": 360}
@@ -69,6 +72,28 @@ def test_the_report_holds_what_was_found(run):
         "seed",
     ):
         assert part in page
+
+
+def test_several_metrics_and_what_is_to_be_beaten(run):
+    class Upscaling(_Task):
+        headline = "set5_psnr"
+        columns = (("set5 PSNR", "set5_psnr", "{:.2f} dB".format),)
+
+    (Path(run.path) / "model.tflite").write_bytes(bytes(9_460))
+    metrics = {
+        name: {"set5_psnr": 30 + k, "set5_ssim": 0.9}
+        for k, name in enumerate(("float", "float_merged", "quantized", "file"))
+    }
+    results = {**RESULTS, "metrics": metrics, "references": {"bicubic": {"set5_psnr": 28.5}}}
+    settings = resolve(model="ecbsr_m4c8", scale=3)
+    text = report.make_report(settings, Upscaling(), run, results)
+    assert text.startswith("ecbsr_m4c8 x3, repq, 8-bit weights")
+    assert "| model              | set5 PSNR | size    | latency |" in text
+    assert "| bicubic            | 28.50 dB  |         |         |" in text
+    assert "| quantized, .tflite | 33.00 dB  | 9.5 kB  |         |" in text
+    with open(run.file("report.md")) as file:
+        page = file.read()
+    assert "| set5_ssim |         | 0.9000 " in page
 
 
 def test_a_report_without_a_file_says_why(run):

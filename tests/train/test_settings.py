@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 
 from repq_tf.models import list_models
+from repq_tf.train import checks
 from repq_tf.train.errors import UserError
 from repq_tf.train.recipes import find_recipe
 from repq_tf.train.settings import resolve
@@ -110,9 +111,63 @@ def test_an_unknown_model_gets_the_whole_list():
         assert name in str(error.value)
 
 
-def test_a_model_of_another_task_is_refused_by_name():
-    with pytest.raises(UserError, match="--model=ecbsr_m4c8 is no classification network.*res"):
-        resolve(model="ecbsr_m4c8")
+def test_the_task_follows_the_model():
+    assert resolve().task == resolve(model="repvgg_a0").task == "classification"
+    found = resolve(model="ecbsr_m4c16", scale=3)
+    assert (found.task, found.dataset, found.scale) == ("super_resolution", "photographs", 3)
+    assert (found.color, found.test_sets) == ("y", None)
+    assert found.workdir == "runs/ecbsr_m4c16-x3-repq-8bit-photographs"
+    assert resolve(task="super_resolution") == resolve(model="ecbsr_m4c8")
+
+
+def test_super_resolution_is_trained_as_its_authors_do_on_their_data():
+    found = resolve(model="ecbsr_m4c8", dataset="div2k")
+    assert (found.optimizer, found.schedule, found.learning_rate) == ("adam", "constant", 5e-4)
+    assert (found.epochs, found.batch_size, found.weight_decay) == (1000, 32, 0)
+    assert 800 * found.crops_per_image // found.batch_size == 1600  # steps in an epoch
+    assert found.patch_size * found.scale == 128
+
+
+def test_test_sets_keep_their_order_and_get_whole_paths():
+    found = resolve(model="ecbsr_m4c8", test_sets="b:/x/y,a:/z")
+    assert found.test_sets == "b:/x/y,a:/z"
+    assert checks.split_test_sets(found.test_sets) == {"b": "/x/y", "a": "/z"}
+    assert resolve(model="ecbsr_m4c8", test_sets="a:z").test_sets.startswith("a:/")
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ({"task": "detection"}, ["--task", "classification, super_resolution", "detection"]),
+        (
+            {"task": "classification", "model": "ecbsr_m4c8"},
+            ["--model=ecbsr_m4c8", "super_resolution", "--task=classification", "ac_resnet18"],
+        ),
+        ({"task": "super_resolution", "model": "resnet18"}, ["--model=resnet18", "ecbsr_m4c8"]),
+        ({"task": "super_resolution", "model": "ecbsr_m4c9"}, ["ecbsr_m4c8", "Did you mean"]),
+        ({"scale": 2}, ["--scale is of --task=super_resolution", "classification", "2"]),
+        ({"test_sets": "a:/b"}, ["--test_sets is of --task=super_resolution"]),
+        ({"model": "ecbsr_m4c8", "width": 0.5}, ["--width is of --task=classification", "0.5"]),
+        ({"model": "ecbsr_m4c8", "mixup": 0.2}, ["--mixup is of --task=classification"]),
+        ({"model": "ecbsr_m4c8", "augment": "crop"}, ["--augment"]),
+        ({"model": "ecbsr_m4c8", "scale": 1}, ["--scale", "at least 2", "1"]),
+        ({"model": "ecbsr_m4c8", "color": "yuv"}, ["--color", "y, rgb", "yuv"]),
+        ({"model": "ecbsr_m4c8", "patch_size": 0}, ["--patch_size", "at least 1"]),
+        ({"model": "ecbsr_m4c8", "crops_per_image": 0}, ["--crops_per_image"]),
+        ({"model": "ecbsr_m4c8", "test_sets": "/b"}, ["NAME:PATH", "'/b'"]),
+        ({"model": "ecbsr_m4c8", "test_sets": "a:/b,a:/c"}, ["different names", "'a:/c'"]),
+        ({"model": "ecbsr_m4c8", "bn_statistics": "batch"}, ["--bn_statistics", "none"]),
+        (
+            {"model": "ecbsr_m4c8", "quantizer": "tfmot"},
+            ["--quantizer=tfmot", "classification"],
+        ),
+    ],
+)
+def test_bad_values_of_tasks_are_refused_by_name(given, words):
+    with pytest.raises(UserError) as error:
+        resolve(**given)
+    for word in words:
+        assert word in str(error.value)
 
 
 def test_differences_name_what_decides_the_result():

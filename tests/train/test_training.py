@@ -1,9 +1,11 @@
 import dataclasses
+import io
 import os
 
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 from repq_tf.train import records
 from repq_tf.train.data.arrays import ArrayDataset, EvaluationDataset
@@ -187,6 +189,34 @@ def test_records_can_be_read_by_tensorboard(tmp_path):
     assert {"loss", "val_accuracy", "learning_rate"} < set(events.Tags()["scalars"])
     points = [(e.step, e.value) for e in events.Scalars("step/conv/weight")]
     assert points == [(1, 0.5), (2, 1.0), (3, 1.5)]
+
+
+def test_pictures_survive_an_interruption(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    class Showing(_Toy):
+        def pictures(self, model):
+            shade = int(keras.ops.convert_to_numpy(model.optimizer.iterations))
+            return {"some": np.full((4, 6, 1), shade, "uint8")}
+
+    def kill(model):
+        if int(keras.ops.convert_to_numpy(model.optimizer.iterations)) == 10:
+            raise _Killed
+        return {}
+
+    with pytest.raises(_Killed):
+        _run(tmp_path, 3, Showing(), kill)
+    _, run, _ = _run(tmp_path, 3, Showing())
+    folder = os.path.join(run.logs, "float_pictures")
+    events = EventAccumulator(folder, {"images": 0}).Reload()
+    assert events.Tags()["images"] == ["some"]
+    found = events.Images("some")
+    assert [event.step for event in found] == [1, 2, 3]
+    shades = [
+        np.unique(keras.utils.img_to_array(Image.open(io.BytesIO(e.encoded_image_string))))
+        for e in found
+    ]
+    np.testing.assert_array_equal(np.concatenate(shades), [5, 10, 15])
 
 
 def test_only_kernels_are_decayed_unless_the_recipe_says_all():

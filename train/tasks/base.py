@@ -11,10 +11,13 @@ class Task(abc.ABC):
 
     Attributes:
         headline: Name of the metric by which models are compared.
+        columns: What the report's table shows of them: list of `(title, metric, function from
+            its value to text)`.
         steps_per_epoch: Training steps in one epoch.
     """
 
     headline = "loss"
+    columns = (("loss", "loss", "{:.4f}".format),)
     steps_per_epoch = 0
 
     @abc.abstractmethod
@@ -50,7 +53,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def test_inputs(self, count):
-        """Returns at most `count` test inputs in one array."""
+        """Returns at most `count` test inputs, as a list of batches; each is one array."""
 
     @abc.abstractmethod
     def evaluate_file(self, network):
@@ -71,7 +74,26 @@ class Task(abc.ABC):
         """Returns a context in which errors of reading the data name the file."""
         return contextlib.nullcontext()
 
-    def draw(self, network, folder):
-        """Writes pictures of what a network in a file does; returns their names."""
-        del network, folder
+    def quantize_options(self):
+        """Returns further arguments of `repq_tf.quantize`."""
+        return {}
+
+    def references(self):
+        """Returns name -> metrics of what the network has to beat, such as interpolation."""
+        return {}
+
+    def pictures(self, model):
+        """Returns name -> uint8 image `(h, w, c)` of what a model does, after each epoch."""
+        del model
+        return {}
+
+    def draw(self, networks, folder):
+        """Writes pictures of what networks do; returns their files.
+
+        Args:
+            networks: Name -> function from a batch of inputs to outputs, all NumPy: `"float"`,
+                `"quantized"` and `"file"`.
+            folder: The folder to write to.
+        """
+        del networks, folder
         return []

@@ -33,6 +33,7 @@ class Classification(Task):
     """
 
     headline = "accuracy"
+    columns = (("accuracy", "accuracy", lambda share: f"{100 * share:.2f} %"),)
 
     def __init__(self, settings):
         images = load_images(
@@ -113,7 +114,7 @@ class Classification(Task):
         return self.images.train_sample(count, self._seed)
 
     def test_inputs(self, count):  # noqa: D102
-        return self.images.test_sample(count)[0]
+        return [self.images.test_sample(count)[0]]
 
     def evaluate_file(self, network):  # noqa: D102
         right = right_of_five = count = 0
@@ -152,9 +153,9 @@ class Classification(Task):
     def reading(self):  # noqa: D102
         return self.images.reading()
 
-    def draw(self, network, folder):  # noqa: D102
+    def draw(self, networks, folder):  # noqa: D102
         images, labels = self.images.test_sample(25)
-        guesses = network(images).argmax(-1)
+        guesses = networks["file"](images).argmax(-1)
         path = os.path.join(folder, "predictions.png")
         draw_predictions(images, labels, guesses, self.images.class_names, path)
         return [path]

@@ -1,0 +1,207 @@
+"""Super resolution: larger images out of small ones."""
+
+import numpy as np
+
+from repq_tf import models
+from repq_tf.keras_api import LEGACY, keras, ops, to_numpy
+from repq_tf.train import distribution, image_quality
+from repq_tf.train.checks import split_test_sets
+from repq_tf.train.data.color import PIXEL_STEP, to_network, to_pixels
+from repq_tf.train.data.imresize import imresize
+from repq_tf.train.data.pairs import load_pairs
+from repq_tf.train.data.patches import CentreDataset, PatchDataset, as_color, channels_of
+from repq_tf.train.errors import UserError
+from repq_tf.train.picture_plots import draw_comparison
+from repq_tf.train.tasks.base import Task
+
+# The files are compared with the Keras model, and drawn, on so many whole images.
+_COMPARED = 20
+_DRAWN = 3
+
+# Height and width, in small pixels, of what is shown after each epoch.
+_SHOWN = 64
+
+
+class SuperResolution(Task):
+    """Trains on crops of photographs, by the L1 loss; judges by PSNR and SSIM of the luma.
+
+    `scale` pixels at the border of an image are not judged. PSNR and SSIM are those of the
+    clipped output as it is (the ECBSR authors' convention) and, as `..._rounded`, those of
+    the image of 8 bits that one would save; each is averaged over the images of a test set.
+
+    Args:
+        settings: `settings.Settings` of the run.
+
+    Raises:
+        UserError: If there are no such images, or they are smaller than a crop.
+    """
+
+    def __init__(self, settings):
+        tests = split_test_sets(settings.test_sets)
+        self._pairs = load_pairs(settings.dataset, settings.scale, tests, settings.data_dir)
+        size = settings.patch_size
+        self._train = [p for p in self._pairs.train if min(p.low.shape[:2]) >= size]
+        if not self._train:
+            raise UserError(
+                f"--patch_size must be at most the size of the small training images."
+                f" Received: {size}, and none of {len(self._pairs.train)} images is that large"
+            )
+        count = len(self._train) * settings.crops_per_image
+        if settings.batch_size > count:
+            raise UserError(
+                "--batch_size must be at most the number of training crops,"
+                f" {count} (--crops_per_image). Received: {settings.batch_size}"
+            )
+        self.steps_per_epoch = count // settings.batch_size
+        first = next(iter(self._pairs.tests))
+        self.headline = f"{first}_psnr"
+        self.columns = [
+            (f"{name} PSNR", f"{name}_psnr", "{:.2f} dB".format) for name in self._pairs.tests
+        ]
+        self._settings = settings
+
+    @property
+    def _tests(self):
+        return [pair for pairs in self._pairs.tests.values() for pair in pairs]
+
+    def build(self, name, **options):  # noqa: D102
+        s = self._settings
+        if name.startswith("ecbsr"):
+            # Without batch norms this is the same function, at the price of one convolution.
+            options["merged"] = True
+        try:
+            return models.build(name, scale=s.scale, channels=channels_of(s.color), **options)
+        except ValueError as error:
+            raise UserError(
+                f"--model={name} cannot be built with --scale={s.scale} --color={s.color}:"
+                f" {error}"
+            ) from error
+
+    def compile(self, model, optimizer=None, jit_compile="auto"):  # noqa: D102
+        if LEGACY and jit_compile == "auto":  # a word that tf_keras does not know
+            jit_compile = None
+        scale = self._settings.scale
+
+        def psnr(high, output):
+            return _psnr(high, output, scale)
+
+        model.compile(
+            optimizer=optimizer or "sgd",
+            loss=keras.losses.MeanAbsoluteError(),
+            metrics=[psnr],
+            jit_compile=jit_compile,
+        )
+
+    def train_batches(self, epoch, steps, shard=(0, 1)):  # noqa: D102
+        s = self._settings
+        return PatchDataset(
+            self._train,
+            s.scale,
+            s.color,
+            s.patch_size,
+            s.crops_per_image,
+            s.batch_size,
+            seed=s.seed,
+            epoch=epoch,
+            steps=steps,
+            shard=shard,
+        )
+
+    def validation_batches(self, devices=1):
+        """Returns the middles of the test images, as large as all of them have one."""
+        s, tests = self._settings, self._tests
+        size = np.min([pair.low.shape[:2] for pair in tests], axis=0)
+        batch = distribution.even_batch(len(tests), s.batch_size, devices)
+        return CentreDataset(tests, s.scale, s.color, size, batch)
+
+    def calibration_data(self, count):  # noqa: D102
+        s = self._settings
+        crops = PatchDataset(
+            self._train,
+            s.scale,
+            s.color,
+            s.patch_size,
+            -(-count // len(self._train)),
+            count,
+            seed=s.seed,
+        )
+        return crops[0][0]
+
+    def test_inputs(self, count):
+        """Returns whole images, spread over all test sets."""
+        chosen = np.linspace(0, len(self._tests) - 1, min(count, _COMPARED)).astype(int)
+        return [self._input(self._tests[k]) for k in np.unique(chosen)]
+
+    def _input(self, pair):
+        """The network's input for an image, a batch of one."""
+        return to_network(as_color(pair.low, self._settings.color))[None]
+
+    def evaluate(self, model):  # noqa: D102
+        return self._judge(lambda inputs: to_numpy(model(inputs, training=False)))
+
+    def evaluate_file(self, network):  # noqa: D102
+        return self._judge(network)
+
+    def references(self):  # noqa: D102
+        return {"bicubic": self._average(self._bicubic)}
+
+    def _judge(self, network):
+        return self._average(lambda pair: to_pixels(network(self._input(pair))[0]))
+
+    def _bicubic(self, pair):
+        pixels = as_color(pair.low, self._settings.color).astype("float64")
+        return np.clip(imresize(pixels, self._settings.scale), 0, 255)
+
+    def _average(self, upscale):
+        """The metrics of a function from pairs to pixels, averaged over each test set."""
+        metrics = {}
+        for name, pairs in self._pairs.tests.items():
+            found = [
+                image_quality.judge(upscale(pair), pair.high, self._settings.scale)
+                for pair in pairs
+            ]
+            for metric in found[0]:
+                values = [one[metric] for one in found]
+                metrics[f"{name}_{metric}"] = float(np.mean(values))
+        return metrics
+
+    def describe(self):  # noqa: D102
+        s = self._settings
+        size = s.patch_size
+        return {
+            "data": self._pairs.name,
+            "input": f"{'luma' if s.color == 'y' else 'RGB'}, (pixels - 128) / 128",
+            "training images": len(self._train),
+            "training images smaller than a crop": len(self._pairs.train) - len(self._train),
+            "test images": ", ".join(f"{k}: {len(v)}" for k, v in self._pairs.tests.items()),
+            "crops": f"{size}x{size} of the small images, mirrored and transposed",
+            "judged": f"luma, {s.scale} pixels at the border left out",
+        }
+
+    def pictures(self, model):
+        """Returns the middle of the first test image: bicubic, network, and the truth."""
+        s, pair = self._settings, self._tests[0]
+        size = np.minimum(pair.low.shape[:2], _SHOWN)
+        low, high = CentreDataset([pair], s.scale, s.color, size, 1)[0]
+        shown = to_numpy(model(low, training=False))[0]
+        bicubic = np.clip(imresize(to_pixels(low[0]), s.scale), 0, 255)
+        row = np.concatenate([bicubic, to_pixels(shown), to_pixels(high[0])], axis=1)
+        return {f"{pair.name}: bicubic, network, photograph": np.rint(row).astype("uint8")}
+
+    def draw(self, networks, folder):  # noqa: D102
+        files = []
+        for name, pairs in self._pairs.tests.items():
+            for pair in pairs[:_DRAWN]:
+                outputs = {"bicubic": self._bicubic(pair)}
+                for label, network in networks.items():
+                    outputs[label] = to_pixels(network(self._input(pair))[0])
+                files.append(draw_comparison(pair, outputs, self._settings.scale, name, folder))
+        return files
+
+
+def _psnr(high, output, border):
+    """PSNR of each image of a batch of the network's numbers, in Keras's operations."""
+    high, output = (x[:, border:-border, border:-border] for x in (high, output))
+    output = ops.clip(ops.cast(output, high.dtype), -1.0, 127 / 128)
+    error = ops.mean(ops.square(output - high), axis=(1, 2, 3)) / PIXEL_STEP**2
+    return (10 / np.log(10)) * ops.log(255.0**2 / ops.maximum(error, 1e-10))
