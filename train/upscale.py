@@ -1,6 +1,6 @@
 """Enlarges a photograph of any size by a trained super-resolution network.
 
-    python train/upscale.py in.png out.png --model=runs/ecbsr_m4c8-repq-8bit-photographs
+    python train/upscale.py in.png out.png --model=runs/ecbsr_m4c8-x2-repq-8bit-photographs
 
 The network is the integer `.tflite` file itself. Large photographs are computed in tiles that
 overlap by its receptive field, so that the result is that of the whole photograph at once.
