@@ -6,8 +6,9 @@ Every name in `list_models()` is a function here: `repq_tf.models.ac_resnet18(cl
 from repq_tf.models import mobileone, repopt, repvgg, resnet  # noqa: F401  they fill the table
 from repq_tf.models.ecbsr import ecbsr
 from repq_tf.models.registry import build, find, list_models, plain_twin
+from repq_tf.models.repvgg_sr import repvgg_sr
 
-__all__ = ["build", "ecbsr", "list_models", "plain_twin", *list_models()]
+__all__ = ["build", "ecbsr", "list_models", "plain_twin", "repvgg_sr", *list_models()]
 
 
 def __getattr__(name):

@@ -9,26 +9,15 @@ in 0 to 255.
 import itertools
 
 from repq_tf.keras_api import keras
-from repq_tf.layers import ECB, ConvBlock, DepthToSpace
+from repq_tf.layers import ECB, ConvBlock
 from repq_tf.layers.arguments import positive
-from repq_tf.models.arguments import check_block_options, check_input_shape
+from repq_tf.models.arguments import check_block_options
 from repq_tf.models.parts import torch_uniform
 from repq_tf.models.registry import register
+from repq_tf.models.upscaling import DOCUMENTATION, upscaling_network
 
-_DOCUMENTATION = """{summary}
-
-    Args:
-        scale: how many times larger the image becomes; 2 to 4 in the paper.
-        channels: number of channels of the image: 1, the luma, or 3.
-        input_shape: `(height, width, channels)` of the images. Default: any size.
-        **block_options: passed to every block, such as `merged`{own}.
-
-    Returns:
-        A Functional `keras.Model` from images to images.
-
-    Example:
-        >>> model = repq_tf.models.{name}(scale=2)
-    """
+_ARGUMENTS = """
+        **block_options: passed to every block, such as `merged`{own}."""
 
 
 def ecbsr(m, c, scale=2, channels=1, input_shape=None, **block_options):
@@ -54,30 +43,19 @@ def ecbsr(m, c, scale=2, channels=1, input_shape=None, **block_options):
 
 
 def _network(name, block, m, c, scale, channels, input_shape, options):
-    scale, channels = positive(scale, "scale"), positive(channels, "channels")
-    if scale == 1:
-        raise ValueError("scale must be at least 2. Received: 1")
-    if input_shape is None:
-        input_shape = (None, None, channels)
-    input_shape = check_input_shape(input_shape, unknown_size=True)
-    if input_shape[-1] != channels:
-        raise ValueError(
-            f"input_shape must end in channels, {channels}. Received: {input_shape}"
-        )
     check_block_options(name, block, options)
     if block is ConvBlock:
         options = {"kernel_initializer": torch_uniform(), **options}
     # The first block and the last change the number of channels.
     edge_options = {key: value for key, value in options.items() if key != "identity"}
 
-    images = keras.Input(input_shape, name="image")
-    x = _prelu(block(c, name="first", **edge_options)(images), "first")
-    for index in range(1, m + 1):
-        x = _prelu(block(c, name=f"block{index}", **options)(x), f"block{index}")
-    x = block(channels * scale**2, name="last", **edge_options)(x)
-    copies = keras.layers.Concatenate(name="copies")([images] * scale**2)
-    x = keras.layers.Add(name="add")([x, copies])
-    return keras.Model(images, DepthToSpace(scale, name="upscaled")(x), name=name)
+    def blocks(images, filters):
+        x = _prelu(block(c, name="first", **edge_options)(images), "first")
+        for index in range(1, m + 1):
+            x = _prelu(block(c, name=f"block{index}", **options)(x), f"block{index}")
+        return block(filters, name="last", **edge_options)(x)
+
+    return upscaling_network(name, blocks, scale, channels, input_shape)
 
 
 def _prelu(x, name):
@@ -93,7 +71,9 @@ def _make(name, summary, block, m, c, plain=None, own=""):
 
     build.__name__ = build.__qualname__ = name
     build.__module__ = "repq_tf.models"
-    build.__doc__ = _DOCUMENTATION.format(summary=summary, name=name, own=own)
+    build.__doc__ = DOCUMENTATION.format(
+        summary=summary, name=name, arguments=_ARGUMENTS.format(own=own)
+    )
     register(build, plain, task="super_resolution")
 
 

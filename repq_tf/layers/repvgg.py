@@ -24,9 +24,13 @@ class RepVGGBlock(ReparamConv):
     Exclude those kernels from the optimizer's weight decay then. QARepVGG (arXiv 2212.01593)
     found the denominator to make the merged network hard to quantize.
 
+    Without batch norms it is `k x k + 1 x 1 + x` with one bias, the form of super-resolution
+    networks, where batch norms cost quality (EDSR, arXiv 1707.02921).
+
     Args:
         custom_l2: the weight of that loss in training; 0 for none.
         custom_l2_denominator: whether it has its denominator.
+        use_batch_norm: whether the branches have batch norms.
         **options: those of `ReparamConv`.
 
     Example:
@@ -35,22 +39,36 @@ class RepVGGBlock(ReparamConv):
     """
 
     def __init__(
-        self, filters, kernel_size=3, custom_l2=0.0, custom_l2_denominator=True, **options
+        self,
+        filters,
+        kernel_size=3,
+        custom_l2=0.0,
+        custom_l2_denominator=True,
+        use_batch_norm=True,
+        **options,
     ):
         super().__init__(filters, kernel_size, **options)
         if not custom_l2 >= 0:
             raise ValueError(f"custom_l2 must be at least 0. Received: {custom_l2!r}")
+        if custom_l2 and not use_batch_norm:
+            raise ValueError(
+                "custom_l2 must be 0 without batch norms, of whose gains it is made. "
+                f"Received: {custom_l2!r}"
+            )
         self.custom_l2 = custom_l2
         self.custom_l2_denominator = custom_l2_denominator
+        self.use_batch_norm = use_batch_norm
 
     def make_branches(self, in_channels):
-        """The two normalized convolutions and, if shapes allow, the normalized input."""
+        """The two convolutions and, if shapes allow, the input, each of them normalized."""
         branches = [
-            self.batch_norm(self.convolution(name="square")),
-            self.batch_norm(self.convolution((1, 1), name="pointwise")),
+            self.convolution(use_bias=not self.use_batch_norm, name="square"),
+            self.convolution((1, 1), name="pointwise"),
         ]
         if in_channels == self.filters and self.strides == (1, 1):
-            branches.append(self.batch_norm(Identity()))
+            branches.append(Identity())
+        if self.use_batch_norm:
+            branches = [self.batch_norm(branch) for branch in branches]
         return Sum(branches)
 
     def call(self, inputs, input_step=None, training=False, wide=False):
@@ -75,5 +93,5 @@ class RepVGGBlock(ReparamConv):
 
     def get_config(self):
         """The arguments of the constructor."""
-        names = ("custom_l2", "custom_l2_denominator")
+        names = ("custom_l2", "custom_l2_denominator", "use_batch_norm")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}

@@ -16,6 +16,8 @@ class TestRepVGGBlock(BlockCase):
         "groups": {"groups": 2},
         "depthwise": {"groups": 4},
         "depthwise, stride 2": {"groups": 4, "strides": 2},
+        "no batch norm": {"use_batch_norm": False},
+        "no batch norm, stride 2": {"use_batch_norm": False, "strides": 2, "groups": 2},
     }
     weights = """
         sum/square_bn/gamma (4,)
@@ -85,3 +87,10 @@ class TestRepVGGBlock(BlockCase):
     def test_a_negative_custom_l2_is_named(self):
         with pytest.raises(ValueError, match="custom_l2 must be at least 0. Received: -1"):
             RepVGGBlock(4, custom_l2=-1)
+
+    def test_without_batch_norms_there_are_no_gains_to_regularize(self):
+        with pytest.raises(ValueError, match="custom_l2 must be 0 .* Received: 0.1"):
+            RepVGGBlock(4, custom_l2=0.1, use_batch_norm=False)
+        names = [variable.path for variable in self.make(use_batch_norm=False).weights]
+        kinds = ["square/kernel", "square/bias", "pointwise/kernel"]
+        assert [name.split("sum/")[-1] for name in names] == kinds

@@ -1,6 +1,7 @@
 """Numbers of parameters against the published ones."""
 
 import math
+import re
 
 import pytest
 
@@ -147,25 +148,29 @@ def test_every_resnet_deploys_as_the_plain_one(family, depth):
     assert in_training(model) > in_training(plain) + 6 / 9 * squares
 
 
-def check_ecbsr(name, scale, channels):
-    m, c = (int(n) for n in name.removeprefix("ecbsr_m").removesuffix("_plain").split("c"))
+def check_super_resolution(name, scale, channels):
+    """ECBSR has m + 1 PReLUs with a slope for each channel, RepVGG-SR none."""
+    family, m, c = re.fullmatch(r"(\w+)_m(\d+)c(\d+)(?:_plain)?", name).groups()
+    m, c = int(m), int(c)
     outputs = channels * scale**2
     convolutions = (9 * channels + 1) * c + m * (9 * c + 1) * c + (9 * c + 1) * outputs
     model = outline(name, scale=scale, channels=channels)
-    assert deployed(model) == convolutions + (m + 1) * c
+    slopes = {"ecbsr": (m + 1) * c, "repvgg_sr": 0}[family]
+    assert deployed(model) == convolutions + slopes
     return convolutions
 
 
 @pytest.mark.parametrize("name", models.list_models("super_resolution"))
-def test_ecbsr(name):
-    check_ecbsr(name, scale=2, channels=1)
+def test_super_resolution(name):
+    check_super_resolution(name, scale=2, channels=1)
 
 
 @pytest.mark.parametrize(("scale", "channels"), [(2, 3), (3, 1), (4, 3)])
-def test_ecbsr_of_other_scales(scale, channels):
-    check_ecbsr("ecbsr_m4c8", scale, channels)
+@pytest.mark.parametrize("name", ["ecbsr_m4c8", "repvgg_sr_m4c16"])
+def test_super_resolution_of_other_scales(name, scale, channels):
+    check_super_resolution(name, scale, channels)
 
 
 def test_ecbsr_has_the_numbers_of_public_networks():
-    assert check_ecbsr("ecbsr_m4c8", scale=2, channels=1) == 2708  # the authors'
-    assert check_ecbsr("ecbsr_m4c16", scale=2, channels=3) == 11_468  # a public checkpoint
+    assert check_super_resolution("ecbsr_m4c8", scale=2, channels=1) == 2708  # the authors'
+    assert check_super_resolution("ecbsr_m4c16", scale=2, channels=3) == 11_468  # a public one

@@ -13,6 +13,7 @@ from tests.models.outline import blocks
 SIZES = "a0 a1 a2 b0 b1 b1g2 b1g4 b2 b2g2 b2g4 b3 b3g2 b3g4".split()
 MOBILEONE = [f"mobileone_s{size}" for size in range(5)]
 ECBSR = [f"ecbsr_m{m}c{c}" for m in (4, 10, 16) for c in (8, 16, 32, 64)]
+REPVGG_SR = [f"repvgg_sr_m{m}c{c}" for m in (4, 10) for c in (16, 32)]
 # Every re-parameterized network that the library promises, and its plain twin.
 PLAIN_TWINS = {
     **{
@@ -23,7 +24,7 @@ PLAIN_TWINS = {
     **{f"repvgg_{size}": f"repvgg_{size}_plain" for size in [*SIZES, "d2se"]},
     **{f"qarepvgg_{size}": f"repvgg_{size}_plain" for size in SIZES},
     **{f"orepa_repvgg_{size}": f"repvgg_{size}_plain" for size in ("a0", "a1", "a2")},
-    **{name: f"{name}_plain" for name in (*MOBILEONE, *ECBSR)},
+    **{name: f"{name}_plain" for name in (*MOBILEONE, *ECBSR, *REPVGG_SR)},
 }
 
 
@@ -33,8 +34,9 @@ def test_list():
 
 
 def test_list_by_task():
-    plain = [PLAIN_TWINS[name] for name in ECBSR]
-    assert models.list_models("super_resolution") == sorted([*ECBSR, *plain])
+    names = [*ECBSR, *REPVGG_SR]
+    plain = [PLAIN_TWINS[name] for name in names]
+    assert models.list_models("super_resolution") == sorted([*names, *plain])
     both = [*models.list_models("classification"), *models.list_models("super_resolution")]
     assert sorted(both) == models.list_models()
     with pytest.raises(ValueError, match="classification, super_resolution. Received: 'segm'"):
@@ -57,6 +59,8 @@ def test_every_model_is_a_public_function(name):
     expected = {"classes": 1000, "input_shape": (224, 224, 3), "width": 1.0}
     if name in models.list_models("super_resolution"):
         expected = {"scale": 2, "channels": 1, "input_shape": None}
+        if name in REPVGG_SR:
+            expected["block"] = "RepVGGBlock"
     assert f"models.{name}({next(iter(expected))}=" in function.__doc__
     assert defaults(function) == {**expected, "block_options": inspect.Parameter.empty}
 
