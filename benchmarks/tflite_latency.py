@@ -65,6 +65,7 @@ def export(folder, name):
     quantized = repq_tf.quantize(model, bits=FLAGS.bits, calibration_data=images, verbose=False)
     return {
         "operators": repq_tf.export_tflite(quantized, paths["int8"]),
+        "macs": repq_tf.summary(quantized).totals["macs"],
         "bytes": {kind: os.path.getsize(path) for kind, path in paths.items()},
         "paths": paths,
         "image": images[0],
@@ -83,6 +84,7 @@ def measure(name, files):
         "plain": twin,
         "operators": mine["operators"],
         "plain_operators": plain["operators"],
+        "macs": mine["macs"],
         "bytes": mine["bytes"],
         "plain_bytes": plain["bytes"],
         "milliseconds": {"int8": integer, "float32": float32, "plain_int8": plain_integer},
@@ -93,16 +95,17 @@ def measure(name, files):
 
 def markdown(rows):
     """The table."""
-    head = "model", "operators", "MB", "MB float32", "int8 ms", "float32 ms"
+    head = "model", "operators", "million MACs", "MB", "MB float32", "int8 ms", "float32 ms"
     head = (*head, "float32 / int8", "plain twin", "int8 / its int8")
     lines = [head, ("-",) * len(head)]
     for row in rows:
         operators = ", ".join(f"{count} {name}" for name, count in row["operators"].items())
+        macs = f"{row['macs'] / 1e6:.0f}"
         sizes = [f"{row['bytes'][kind] / 1e6:.2f}" for kind in ("int8", "float32")]
         times = [f"{row['milliseconds'][kind]:.3f}" for kind in ("int8", "float32")]
         ratios = f"{row['float32_to_int8']:.2f}", f"{row['int8_to_plain_int8']:.3f}"
         lines.append(
-            (row["model"], operators, *sizes, *times, ratios[0], row["plain"], ratios[1])
+            (row["model"], operators, macs, *sizes, *times, ratios[0], row["plain"], ratios[1])
         )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
