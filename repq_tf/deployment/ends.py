@@ -1,6 +1,124 @@
 """The ends of a `.tflite` file: what it takes and what it gives."""
 
-from repq_tf.deployment.flatbuffer import type_name
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from repq_tf.deployment.flatbuffer import (
+    dump,
+    load,
+    opcode,
+    operator_name,
+    set_quantization,
+    tensor_data,
+    type_name,
+)
+
+_PIXELS = 256
+
+
+def set_end_types(content, input_type, output_type, pixel_table=None):
+    """Gives an int8 file inputs and outputs of other types.
+
+    Args:
+        content: the bytes of a file with int8 ends.
+        input_type: "int8", "uint8" or "float32".
+        output_type: likewise.
+        pixel_table: the integers of the int8 input for each uint8 pixel value, int8
+            `(256, channels)`; None for uint8 on the grid of the int8 input.
+    """
+    model = load(content)
+    graph = model.subgraphs[0]
+    if pixel_table is not None:
+        _look_up(model, pixel_table)
+    elif input_type != "int8":
+        for position, index in enumerate(list(graph.inputs)):
+            twin = _twin(graph, index, input_type)
+            graph.operators.insert(0, _operator(model, "QUANTIZE", [twin], index))
+            graph.inputs[position] = twin
+            _replace(model.signatureDefs[0].inputs, index, twin)
+    if output_type != "int8":
+        kind = "QUANTIZE" if output_type == "uint8" else "DEQUANTIZE"
+        for position, index in enumerate(list(graph.outputs)):
+            twin = _twin(graph, index, output_type)
+            graph.operators.append(_operator(model, kind, [index], twin))
+            graph.outputs[position] = twin
+            _replace(model.signatureDefs[0].outputs, index, twin)
+    return dump(model)
+
+
+def _look_up(model, table):
+    """Puts `GATHER(table, CAST(pixels))` before the input; channels may differ by an ADD.
+
+    Table lookup is exact in every runtime, whatever the step and the normalisation are.
+    """
+    graph = model.subgraphs[0]
+    inner = int(graph.inputs[0])
+    pixels, index = (
+        _twin(graph, inner, "uint8", "pixels"),
+        _twin(graph, inner, "int32", "index"),
+    )
+    graph.tensors[pixels].quantization = None
+    cast = {"inDataType": schema.TensorType.UINT8, "outDataType": schema.TensorType.INT32}
+    added = [_operator(model, "CAST", [pixels], index, **cast)]
+    if (table == table[:, :1]).all():
+        table = table[:, 0]
+    else:
+        offsets = np.arange(table.shape[1], dtype=np.int32) * _PIXELS
+        offsets = _constant(model, inner, "offsets", offsets)
+        shifted = _twin(graph, inner, "int32", "shifted")
+        added.append(_operator(model, "ADD", [index, offsets], shifted))
+        index, table = shifted, table.T.ravel()
+    table = _constant(model, inner, "table", table)
+    graph.tensors[table].quantization = graph.tensors[inner].quantization
+    added.append(_operator(model, "GATHER", [table, index], inner, axis=0))
+    graph.operators = [*added, *graph.operators]
+    graph.inputs[0] = pixels
+    _replace(model.signatureDefs[0].inputs, inner, pixels)
+
+
+def takes_pixels(model):
+    """Whether a parsed file looks its input up in a table."""
+    return _lookup(model) is not None
+
+
+def pixels_of(model, levels):
+    """The pixels that a file makes some levels of.
+
+    Args:
+        model: a parsed file that takes pixels.
+        levels: of the grid of the model's input, `(..., channels)`.
+
+    Returns:
+        uint8 pixels.
+
+    Raises:
+        ValueError: a level is that of no pixel.
+    """
+    table = model.subgraphs[0].tensors[_lookup(model).inputs[0]]
+    stored = levels.astype(int) + int(table.quantization.zeroPoint[0])
+    rows = tensor_data(model, table).reshape(-1, _PIXELS).astype(int)
+    channels = np.arange(levels.shape[-1]) if len(rows) > 1 else 0
+    pixel = np.full(rows.shape, -1)
+    np.put_along_axis(pixel, rows + 128, np.arange(_PIXELS)[None], axis=1)
+    found = pixel[channels, stored + 128]
+    if (found < 0).any():
+        raise ValueError(
+            "images must be pixels, normalised as the file does it. Received: "
+            f"{np.count_nonzero(found < 0)} of {found.size} values that no pixel becomes"
+        )
+    return found.astype(np.uint8)
+
+
+def _lookup(model):
+    """The GATHER behind a file's input, or None."""
+    graph = model.subgraphs[0]
+    reader = {int(i): operator for operator in graph.operators for i in operator.inputs}
+    operator = reader[int(graph.inputs[0])]
+    if operator_name(model, operator) != "CAST":
+        return None
+    while operator_name(model, operator) != "GATHER":
+        operator = reader[int(operator.outputs[0])]
+    return operator
 
 
 def describe(model):
@@ -29,3 +147,49 @@ def _describe(tensor):
         "scale": float(grid.scale[0]) if on_grid else None,
         "zero_point": int(grid.zeroPoint[0]) if on_grid else None,
     }
+
+
+def _twin(graph, index, kind, suffix=None):
+    """A new tensor of the shape of another one and of another type."""
+    source, twin = graph.tensors[int(index)], schema.TensorT()
+    twin.shape, twin.shapeSignature = source.shape, source.shapeSignature
+    twin.hasRank, twin.buffer = source.hasRank, 0
+    twin.type = getattr(schema.TensorType, kind.upper())
+    twin.name = source.name + f"_{suffix or kind}".encode()
+    if kind == "uint8":
+        parameters = source.quantization
+        set_quantization(twin, parameters.scale, int(parameters.zeroPoint[0]) + 128)
+    graph.tensors.append(twin)
+    return len(graph.tensors) - 1
+
+
+def _constant(model, index, suffix, values):
+    """A new constant, called after another tensor."""
+    graph, buffer, tensor = model.subgraphs[0], schema.BufferT(), schema.TensorT()
+    buffer.data = np.frombuffer(np.ascontiguousarray(values).tobytes(), np.uint8)
+    model.buffers.append(buffer)
+    tensor.buffer = len(model.buffers) - 1
+    tensor.shape, tensor.hasRank = np.asarray(values.shape, np.int32), True
+    tensor.type = getattr(schema.TensorType, values.dtype.name.upper())
+    tensor.name = graph.tensors[index].name + f"_{suffix}".encode()
+    graph.tensors.append(tensor)
+    return len(graph.tensors) - 1
+
+
+def _operator(model, kind, sources, target, **options):
+    operator = schema.OperatorT()
+    operator.opcodeIndex = opcode(model, getattr(schema.BuiltinOperator, kind))
+    operator.inputs = np.asarray(sources, np.int32)
+    operator.outputs = np.asarray([target], np.int32)
+    name = f"{kind.capitalize()}Options"
+    operator.builtinOptionsType = getattr(schema.BuiltinOptions, name)
+    operator.builtinOptions = getattr(schema, f"{name}T")()
+    for option, value in options.items():
+        setattr(operator.builtinOptions, option, value)
+    return operator
+
+
+def _replace(entries, old, new):
+    for entry in entries:
+        if entry.tensorIndex == old:
+            entry.tensorIndex = new

@@ -198,7 +198,7 @@ class _Editor:
             same = have.scale[0] == np.float32(grid.scale)
             if not same or have.zeroPoint[0] != grid.zero_point:
                 raise ValueError(f"tensor {tensor.name.decode()!r} would need two scales")
-        _set_quantization(tensor, grid.scale, grid.zero_point)
+        set_quantization(tensor, grid.scale, grid.zero_point)
         if grid.name:
             tensor.name = grid.name.encode()
         self.done.add(index)
@@ -215,7 +215,7 @@ class _Editor:
             for index in operator.inputs:  # the constant of a MAXIMUM
                 if self.is_constant(index) and _TYPES[self.tensor(index).type] == "INT8":
                     have = self.tensor(source).quantization
-                    _set_quantization(self.tensor(index), have.scale, have.zeroPoint[0])
+                    set_quantization(self.tensor(index), have.scale, have.zeroPoint[0])
         left = [
             tensor.name.decode()
             for index, tensor in enumerate(self.graph.tensors)
@@ -230,7 +230,7 @@ class _Editor:
         have = self.tensor(source).quantization
         for index in targets:
             if self.is_activation(index) and int(index) not in self.done:
-                _set_quantization(self.tensor(index), have.scale, have.zeroPoint[0])
+                set_quantization(self.tensor(index), have.scale, have.zeroPoint[0])
                 self.done.add(int(index))
 
     def set_weights(self, index, grid):
@@ -254,9 +254,9 @@ class _Editor:
                 f"model's {list(integers.shape)}"
             )
         self._set_data(kernel, integers.astype(np.int8))
-        _set_quantization(kernel, grid.weight_scale, 0, axis)
+        set_quantization(kernel, grid.weight_scale, 0, axis)
         self._set_data(bias, np.asarray(grid.bias).astype(np.int32))
-        _set_quantization(bias, source.quantization.scale[0] * grid.weight_scale, 0)
+        set_quantization(bias, source.quantization.scale[0] * grid.weight_scale, 0)
 
     def _bias(self, operator, channels, name):
         """The bias tensor of an operator; a new one where the converter left out zeros."""
@@ -293,7 +293,8 @@ class _Editor:
             holder.buffer = renumbered[holder.buffer]
 
 
-def _set_quantization(tensor, scale, zero_point, axis=0):
+def set_quantization(tensor, scale, zero_point, axis=0):
+    """Writes the grid of a tensor; `axis` is that of the scales, if there are several."""
     parameters = tensor.quantization or schema.QuantizationParametersT()
     parameters.scale = np.atleast_1d(np.asarray(scale, np.float32))
     parameters.zeroPoint = np.full(parameters.scale.shape, zero_point, np.int64)
@@ -326,71 +327,16 @@ def clamp_in_rescale(content):
         target = graph.tensors[int(operator.outputs[0])].quantization
         bound = int(tensor_data(model, graph.tensors[constants[0]]).reshape(-1)[0])
         lowest = bound - int(target.zeroPoint[0])
-        _set_quantization(graph.tensors[source], target.scale, -128 - lowest)
-        operator.opcodeIndex = _opcode(model, schema.BuiltinOperator.QUANTIZE)
+        set_quantization(graph.tensors[source], target.scale, -128 - lowest)
+        operator.opcodeIndex = opcode(model, schema.BuiltinOperator.QUANTIZE)
         operator.inputs = np.asarray([source], np.int32)
         operator.builtinOptionsType = schema.BuiltinOptions.QuantizeOptions
         operator.builtinOptions = schema.QuantizeOptionsT()
     return dump(model)
 
 
-def set_end_types(content, input_type, output_type):
-    """Gives an int8 file inputs and outputs of other types.
-
-    Args:
-        content: the bytes of a file with int8 ends.
-        input_type: "int8", "uint8" or "float32".
-        output_type: likewise.
-    """
-    model = load(content)
-    graph = model.subgraphs[0]
-    if input_type != "int8":
-        for position, index in enumerate(list(graph.inputs)):
-            twin = _twin(graph, index, input_type)
-            graph.operators.insert(0, _convert(model, "QUANTIZE", twin, index))
-            graph.inputs[position] = twin
-            _replace(model.signatureDefs[0].inputs, index, twin)
-    if output_type != "int8":
-        kind = "QUANTIZE" if output_type == "uint8" else "DEQUANTIZE"
-        for position, index in enumerate(list(graph.outputs)):
-            twin = _twin(graph, index, output_type)
-            graph.operators.append(_convert(model, kind, index, twin))
-            graph.outputs[position] = twin
-            _replace(model.signatureDefs[0].outputs, index, twin)
-    return dump(model)
-
-
-def _twin(graph, index, kind):
-    source, twin = graph.tensors[int(index)], schema.TensorT()
-    twin.shape, twin.shapeSignature = source.shape, source.shapeSignature
-    twin.hasRank, twin.buffer = source.hasRank, 0
-    twin.type = getattr(schema.TensorType, kind.upper())
-    twin.name = source.name + f"_{kind}".encode()
-    if kind == "uint8":
-        parameters = source.quantization
-        _set_quantization(twin, parameters.scale, int(parameters.zeroPoint[0]) + 128)
-    graph.tensors.append(twin)
-    return len(graph.tensors) - 1
-
-
-def _convert(model, kind, source, target):
-    operator = schema.OperatorT()
-    operator.opcodeIndex = _opcode(model, getattr(schema.BuiltinOperator, kind))
-    operator.inputs = np.asarray([source], np.int32)
-    operator.outputs = np.asarray([target], np.int32)
-    name = f"{kind.capitalize()}Options"
-    operator.builtinOptionsType = getattr(schema.BuiltinOptions, name)
-    operator.builtinOptions = getattr(schema, f"{name}T")()
-    return operator
-
-
-def _replace(entries, old, new):
-    for entry in entries:
-        if entry.tensorIndex == old:
-            entry.tensorIndex = new
-
-
-def _opcode(model, builtin):
+def opcode(model, builtin):
+    """The index of a builtin operator's code in the model, which may be new."""
     for index, code in enumerate(model.operatorCodes):
         if max(code.builtinCode, code.deprecatedBuiltinCode) == builtin:
             return index

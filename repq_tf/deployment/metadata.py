@@ -10,8 +10,7 @@ import importlib.metadata
 import json
 import os
 
-import numpy as np
-
+from repq_tf.deployment.pixels import check_pixels
 from repq_tf.files import write_atomically
 
 _FORMULA = "real = (pixel - mean) / std"
@@ -77,23 +76,3 @@ def _normalization(end, pixels):
         return {"applied": "by the file", "formula": _FORMULA, **record}
     formula = _FORMULA if end["type"] == "float32" else f"{_FORMULA}; {_ON_GRID}"
     return {"applied": "by the caller", "formula": formula, **record}
-
-
-def check_pixels(pixels, channels):
-    """`(mean, std)` as float32 arrays of one number or one for each channel.
-
-    Raises:
-        ValueError: they are not.
-    """
-    try:
-        mean, std = (np.asarray(value, np.float32) for value in pixels)
-        good = all(value.shape in ((), (1,), (channels,)) for value in (mean, std))
-        good = good and np.isfinite([*mean.ravel(), *std.ravel()]).all() and (std > 0).all()
-    except (TypeError, ValueError):
-        good = False
-    if not good:
-        raise ValueError(
-            "pixels must be (mean, std), numbers or sequences with one for each of the "
-            f"{channels} channels, std positive. Received: {pixels!r}"
-        )
-    return mean, std

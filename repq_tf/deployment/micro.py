@@ -54,7 +54,7 @@ def export_c_array(tflite_path, header_path, name="g_model"):
         raise ValueError(f"name must be a C identifier. Received: {name!r}")
     content, model = flatbuffer.read(tflite_path)
     operators = flatbuffer.count_operators(model)
-    _check(tflite_path, operators)
+    _check(tflite_path, model, operators)
     described = ends.describe(model)
     comment = [
         f"{os.path.basename(tflite_path)}, SHA-256 {hashlib.sha256(content).hexdigest()}",
@@ -71,13 +71,20 @@ def _plain(kind):
     return kind.replace("_", "")
 
 
-def _check(path, operators):
+def _check(path, model, operators):
     """Refuses what TensorFlow Lite Micro cannot run."""
+    from repq_tf.deployment import ends
+
     missing = sorted(kind for kind in operators if _plain(kind) not in _METHOD_OF)
     if missing:
         raise ValueError(
             f"{path}: TensorFlow Lite Micro has no operator {', '.join(missing)}, so a "
             "microcontroller cannot run the file"
+        )
+    if ends.takes_pixels(model):
+        raise ValueError(
+            f"{path} takes pixels, by a CAST of uint8 that TensorFlow Lite Micro does not "
+            "have; export it with input_type='int8' and normalise on the device"
         )
 
 

@@ -187,7 +187,7 @@ class _File:
     """A `.tflite` file with two interpreters: the usual one, and one that keeps tensors."""
 
     def __init__(self, path, shape):
-        from repq_tf.deployment import flatbuffer, storage  # LiteRT's schema
+        from repq_tf.deployment import ends, flatbuffer, storage  # LiteRT's schema
 
         content = path.read_bytes()
         try:
@@ -195,6 +195,7 @@ class _File:
             tensors = model.subgraphs[0].tensors
             self.indices = {tensor.name.decode(): k for k, tensor in enumerate(tensors)}
             self.container = "int4" if storage.has_int4(model) else "int8"
+            self.pixels = model if ends.takes_pixels(model) else None
             self.quantization = [_quantization(tensor) for tensor in tensors]
             have = tuple(int(n) for n in tensors[model.subgraphs[0].inputs[0]].shape[1:])
         except Exception as error:
@@ -228,7 +229,11 @@ class _File:
         if tuple(detail["shape"]) != source.integers.shape:
             interpreter.resize_tensor_input(detail["index"], source.integers.shape)
             interpreter.allocate_tensors()
-        if detail["dtype"] == np.float32:
+        if self.pixels is not None:
+            from repq_tf.deployment import ends
+
+            values = ends.pixels_of(self.pixels, source.integers)
+        elif detail["dtype"] == np.float32:
             values = (source.integers * source.step).astype(np.float32)
         else:
             values = (source.integers + detail["quantization"][1]).astype(detail["dtype"])

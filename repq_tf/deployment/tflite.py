@@ -14,17 +14,21 @@ from repq_tf.deployment.merge import (
     read_deployable,
     stock_padding,
 )
+from repq_tf.deployment.pixels import pixel_table
 from repq_tf.files import write_atomically
 from repq_tf.keras_api import backend, keras, ops
 from repq_tf.layers import DenseBlock, Quantize, QuantizedAveragePooling2D, ReparamConv
 from repq_tf.quantization.graph import evaluate, leaves
+from repq_tf.quantization.grids import own_quantizer
 from repq_tf.quantization.placement import activation_name
 from repq_tf.quantizers import levels, zero_point
 
 END_TYPES = ("int8", "uint8", "float32")
 
 
-def export_tflite(model, path, input_type="int8", output_type="int8", container="int8"):
+def export_tflite(
+    model, path, input_type="int8", output_type="int8", container="int8", pixels=None
+):
     """Writes a quantized model as an all-integer `.tflite` file.
 
     The file holds one convolution for each block, with the weights, the biases and the
@@ -41,6 +45,11 @@ def export_tflite(model, path, input_type="int8", output_type="int8", container=
         container: of kernels of at most 4 bits: "int8", or "int4" to store the same
             integers two a byte. The file is about half as large; its convolutions are
             slower and round as `repq_tf.with_container(model, "int4")` does.
+        pixels: for a uint8 file that takes images as cameras give them, the normalisation that
+            the model was trained with: `(mean, std)` for `(pixel - mean) / std`, numbers or
+            sequences with one for each channel; or the function that made float images of
+            uint8 ones. The file looks up what the model's input quantizer makes of each
+            pixel value, so that it is exact.
 
     Returns:
         The operators of the file with their counts.
@@ -53,25 +62,35 @@ def export_tflite(model, path, input_type="int8", output_type="int8", container=
     Example:
         >>> repq_tf.export_tflite(qat, "model.tflite")
         {'CONV_2D': 20, 'ADD': 8, ...}
+        >>> repq_tf.export_tflite(qat, "p.tflite", input_type="uint8", pixels=(127.5, 127.5))
+        {'CAST': 1, 'GATHER': 1, 'CONV_2D': 20, 'ADD': 8, ...}
     """
-    from repq_tf.deployment import flatbuffer, storage  # LiteRT's schema
+    from repq_tf.deployment import ends, flatbuffer, storage  # LiteRT's schema
 
     check_container(container)
     for name, value in (("input_type", input_type), ("output_type", output_type)):
         if value not in END_TYPES:
             raise ValueError(f"{name} must be one of {END_TYPES}. Received: {value!r}")
+    if pixels is not None and input_type != "uint8":
+        raise ValueError(
+            f"pixels goes with input_type='uint8'. Received: input_type={input_type!r}"
+        )
     _need_tensorflow("export_tflite")
     graph = read_deployable(model)
     trace = _Trace(graph)
-    if input_type != "int8" and trace.input_bits < 8:
+    table = None
+    if pixels is not None:
+        table = pixel_table(trace.input_layer, pixels, trace.input_shape[-1])
+    elif input_type != "int8" and trace.input_layer.bits < 8:
         raise ValueError(
-            f"input_type must be 'int8' for a model input of {trace.input_bits} bits: the "
-            f"file has no clamp to its grid. Received: {input_type!r}"
+            f"input_type must be 'int8', or 'uint8' with pixels, for a model input of "
+            f"{trace.input_layer.bits} bits: the file has no clamp to its grid. Received: "
+            f"{input_type!r}"
         )
     content = _convert(trace, trace.input_shape, integer=True)
     content = flatbuffer.set_grids(content, trace.input_grid, trace.grids, trace.outputs)
     content = flatbuffer.clamp_in_rescale(content)
-    content = flatbuffer.set_end_types(content, input_type, output_type)
+    content = ends.set_end_types(content, input_type, output_type, table)
     if container == "int4":
         content = storage.store_int4(content, _four_bit_layers(graph))
     operators = flatbuffer.integer_operators(content)
@@ -148,8 +167,7 @@ class _Trace:
         self.grids = {}
         self.input_grid = None
         (source,) = (node for node in graph.nodes.values() if node.is_input)
-        readers = [reader.layer for reader in graph.consumers(source.name)]
-        self.input_bits = min([r.bits for r in readers if isinstance(r, Quantize)], default=8)
+        self.input_layer = own_quantizer(graph, source)
         self.input_shape = source.input_shape[1:]
         if any(size is None for size in self.input_shape):
             raise ValueError(
@@ -168,6 +186,11 @@ class _Trace:
                 self.weights[node.name] = (*weights, np.float32(step), groups)
             elif isinstance(node.layer, Quantize):
                 self.steps[node.layer.name] = np.float32(node.layer.step)
+        if self.input_layer is None:
+            raise ValueError(
+                f"model {graph.name!r}: its input {source.name!r} has no quantizer, so the "
+                "file would not be all integer"
+            )
         finite = {name: np.isfinite(step) for name, step in self.steps.items()}
         finite.update(
             {n: all(np.isfinite(w).all() for w in ws[:3]) for n, ws in self.weights.items()}

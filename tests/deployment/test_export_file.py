@@ -99,7 +99,7 @@ def test_a_small_input_grid_takes_integers_alone(bits, tmp_path):
     inputs = keras.Input(SHAPE, name="image")
     y = layers.Conv2D(3, 3, name="a")(inputs)
     qat = quantize(keras.Model(inputs, y), rules={"image": {"activation_bits": bits}})
-    with pytest.raises(ValueError, match=f"input_type must be 'int8' .*{bits} bits"):
+    with pytest.raises(ValueError, match=f"input_type must be 'int8'.*{bits} bits"):
         repq_tf.export_tflite(qat, tmp_path / "x.tflite", "float32", "float32")
 
 
