@@ -5,6 +5,7 @@ Every other module takes Keras from here. Arithmetic always goes through
 TensorFlow backend; only the base classes differ.
 """
 
+import functools
 import os
 
 import keras as _keras3
@@ -29,6 +30,7 @@ __all__ = [
     "backend",
     "check_same_keras",
     "dtype_name",
+    "fold",
     "keras",
     "ops",
     "register",
@@ -128,6 +130,29 @@ def to_numpy(variable):
 def variable_path(variable):
     """Returns the name of a variable with those of what owns it: `"block/conv/kernel"`."""
     return variable.name.removesuffix(":0") if LEGACY else variable.path
+
+
+def fold(function, items, state):
+    """`functools.reduce(function, items, state)`; in a TensorFlow graph, as a loop of it.
+
+    Unrolled, each item would be traced and optimized on its own there.
+
+    Args:
+        function: `function(state, item)` returns the next state.
+        items: a list of tuples of numbers, each of which may reach `function` as a tensor.
+        state: a tuple of tensors.
+    """
+    if backend() == "tensorflow":
+        import tensorflow as tf
+
+        if not tf.executing_eagerly():
+            columns = [tf.constant(column) for column in zip(*items, strict=True)]
+
+            def body(index, state):
+                return function(state, [column[index] for column in columns])
+
+            return ops.fori_loop(0, len(items), body, state)
+    return functools.reduce(function, items, state)
 
 
 def replica_mean(tensor):

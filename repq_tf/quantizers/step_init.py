@@ -1,6 +1,6 @@
 """Initial step sizes: MinError (the paper's choice) and LSQ's own rule."""
 
-from repq_tf.keras_api import ops
+from repq_tf.keras_api import fold, ops
 
 # Merged kernels have long tails (max/rms up to 80 for an identity on the diagonal),
 # so the search goes down to 0.4 % of the maximum, and in equal ratios.
@@ -8,6 +8,18 @@ _SMALLEST = 0.004
 _COARSE = 24
 _FINE = 5
 _REFINEMENTS = 2
+
+
+def _candidates():
+    """The search's steps: their ratio to a centre, and whether the best so far becomes it."""
+    ratio = _SMALLEST ** (1.0 / (_COARSE - 1))
+    yield from ((ratio**k, False) for k in range(1, _COARSE))
+    for _ in range(_REFINEMENTS):
+        ratio = ratio ** (1.0 / (_FINE + 1))
+        yield from ((ratio**k, k == -_FINE) for k in range(-_FINE, _FINE + 1) if k)
+
+
+_CANDIDATES = tuple(_candidates())
 
 
 def _rows(values, per_channel):
@@ -50,18 +62,17 @@ def min_error_step(values, low, high, per_channel=False):
         residual = ops.round(ops.clip(rows / step, low, high)) * step - rows
         return ops.sum(ops.square(residual), axis=1)
 
-    best, best_error = largest, error(largest)
-    ratio = _SMALLEST ** (1.0 / (_COARSE - 1))
-    candidates = [largest * ratio**k for k in range(1, _COARSE)]
-    for _ in range(1 + _REFINEMENTS):
-        for step in candidates:
-            value = error(step)
-            better = value < best_error
-            best = ops.where(better, step, best)
-            best_error = ops.where(better, value, best_error)
-        ratio = ratio ** (1.0 / (_FINE + 1))
-        centre = best
-        candidates = [centre * ratio**k for k in range(-_FINE, _FINE + 1) if k]
+    def try_one(found, candidate):
+        centre, best, best_error = found
+        ratio, refines = candidate
+        centre = ops.where(refines, best, centre)
+        step = centre * ratio
+        value = error(step)
+        better = value < best_error
+        return centre, ops.where(better, step, best), ops.where(better, value, best_error)
+
+    start = (largest, largest, error(largest))
+    _, best, _ = fold(try_one, _CANDIDATES, start)
     best = _guard(best, peak)
     return best if per_channel else best[0]
 

@@ -179,16 +179,17 @@ class LSQQuantizeConfig(_WeightConfig):
         """The kernel and its quantizer."""
         with tf.init_scope():
             kernel = stock_kernel(layer)
-        variable = getattr(layer, _kernel_name(layer))
+        variable = getattr(layer, kernel_name(layer))
         return [(variable, self.weight_quantizer(np.reshape(kernel, (-1, kernel.shape[-1]))))]
 
     def set_quantize_weights(self, layer, quantize_weights):
         """Puts the quantized kernel into the layer."""
         (kernel,) = quantize_weights
-        setattr(layer, _kernel_name(layer), kernel)
+        setattr(layer, kernel_name(layer), kernel)
 
 
-def _kernel_name(layer):
+def kernel_name(layer):
+    """The attribute, and the variable, of a stock layer that is its kernel."""
     if isinstance(layer, keras.layers.DepthwiseConv2D):
         return "depthwise_kernel"
     if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense):

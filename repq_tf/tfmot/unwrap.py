@@ -8,7 +8,7 @@ from repq_tf.quantization.graph import copy_call, copy_layer, read_graph, rebuil
 from repq_tf.quantization.placement import FUSED, activation_name
 from repq_tf.quantization.stock_blocks import copy_stock, stock_block
 from repq_tf.quantizers import zero_point
-from repq_tf.tfmot.configs import LSQQuantizeConfig, OutputQuantizeConfig
+from repq_tf.tfmot.configs import LSQQuantizeConfig, OutputQuantizeConfig, kernel_name
 from repq_tf.tfmot.quantizer import LSQQuantizer
 from repq_tf.tfmot.requirements import QuantizeLayer, tfmot_keras
 from repq_tf.tfmot.wrap import copy_parts
@@ -145,7 +145,7 @@ class _Unwrapping:
             weight_bits=config.weight_bits,
             per_channel=config.per_channel,
         )
-        (kernel,) = (w for w in layer.weights if "kernel" in w.name)
+        (kernel,) = (w for w in layer.weights if _variable_name(w) == kernel_name(layer))
         y = self._convolution(owner, block, _variable_name(kernel), x)
         copy_stock(copy, None, block)
         return y
@@ -194,7 +194,8 @@ def _check(layer, part, kind, what):
     if not isinstance(part, kind):
         raise ValueError(
             f"layer {layer.name!r}: its {what} must be one of repq_tf.tfmot for the file to "
-            f"compute what was trained. Received: {type(part).__name__}"
+            "compute what was trained; quantize_apply needs scheme=repq_tf.tfmot.RepQScheme("
+            f"...), also where layers are annotated. Received: {type(part).__name__}"
         )
     return part
 

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -66,6 +67,15 @@ def test_channels_are_searched_apart(rng):
     steps = array(min_error_step(values, -8, 7, per_channel=True))
     single = [float(min_error_step(values[..., c], -8, 7)) for c in range(5)]
     np.testing.assert_allclose(steps, single, rtol=1e-6)
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_a_graph_finds_the_same_step(per_channel, rng):
+    """There the search is a loop of TensorFlow's."""
+    values = rng.normal(size=(3, 3, 4, 5)).astype("float32")
+    graph = tf.function(lambda x: min_error_step(x, -8, 7, per_channel))
+    expected = array(min_error_step(values, -8, 7, per_channel))
+    np.testing.assert_allclose(array(graph(values)), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("rule", [min_error_step, lsq_step])
