@@ -83,7 +83,7 @@ def check_conflicts(given):
                 f" --method=repq only. Received: --bn_statistics={given['bn_statistics']}"
                 f" --method={method}"
             )
-        if given["model"].startswith("ecbsr"):
+        if given["task"] == "super_resolution":
             raise UserError(
                 "--bn_statistics says how RepQ merges batch norms, and"
                 f" --model={given['model']} has none."

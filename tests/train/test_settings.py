@@ -157,6 +157,7 @@ def test_test_sets_keep_their_order_and_get_whole_paths():
         ({"model": "ecbsr_m4c8", "test_sets": "/b"}, ["NAME:PATH", "'/b'"]),
         ({"model": "ecbsr_m4c8", "test_sets": "a:/b,a:/c"}, ["different names", "'a:/c'"]),
         ({"model": "ecbsr_m4c8", "bn_statistics": "batch"}, ["--bn_statistics", "none"]),
+        ({"model": "repvgg_sr_m4c16", "bn_statistics": "batch"}, ["--bn_statistics", "none"]),
         (
             {"model": "ecbsr_m4c8", "quantizer": "tfmot"},
             ["--quantizer=tfmot", "classification"],

@@ -123,9 +123,11 @@ def test_psnr_while_training_is_that_of_the_crops(photographs):
     assert found["loss"] == pytest.approx(np.concatenate(losses).mean(), rel=1e-5)
 
 
-def test_ecb_computes_with_its_merged_kernel_which_is_the_same_function(photographs):
+@pytest.mark.parametrize("name", ["ecbsr_m4c8", "repvgg_sr_m4c16"])
+def test_blocks_compute_with_merged_kernels_which_is_the_same_function(name, photographs):
     task = _task(**_given(photographs))
-    model, branches = task.build("ecbsr_m4c8"), models.ecbsr_m4c8(2)
+    model, branches = task.build(name), models.build(name, 2)
+    assert model.get_layer("block1").merged and not branches.get_layer("block1").merged
     branches.set_weights(model.get_weights())
     low = task.calibration_data(5)
     assert low.shape == (5, 8, 8, 1)

@@ -66,9 +66,8 @@ class SuperResolution(Task):
 
     def build(self, name, **options):  # noqa: D102
         s = self._settings
-        if name.startswith("ecbsr"):
-            # Without batch norms this is the same function, at the price of one convolution.
-            options["merged"] = True
+        # Without batch norms this is the same function, at the price of one convolution.
+        options["merged"] = True
         try:
             return models.build(name, scale=s.scale, channels=channels_of(s.color), **options)
         except ValueError as error:
