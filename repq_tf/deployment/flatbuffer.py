@@ -23,9 +23,9 @@ _SAME_SCALE = (
     "AVERAGE_POOL_2D",
     "CONCATENATION",
     "DEPTH_TO_SPACE",
+    "LEAKY_RELU",
     "MAXIMUM",
     "MAX_POOL_2D",
-    "MINIMUM",
     "PAD",
     "REDUCE_MAX",
     "RELU",
@@ -164,6 +164,7 @@ def set_grids(content, input_grid, grids, outputs):
     for key, grid in grids.items():
         if grid.weights is not None:
             editor.set_weights(editor.outputs[key], grid)
+    editor.separate_names({grid.name for grid in grids.values()})
     editor.keep_outputs(outputs)
     editor.drop_unused_buffers()
     return dump(editor.model)
@@ -178,7 +179,7 @@ class _Editor:
         self.signature = model.signatureDefs[0]
         self.outputs = {o.name.decode(): int(o.tensorIndex) for o in self.signature.outputs}
         self.producer = {int(o): op for op in self.graph.operators for o in op.outputs}
-        self.done = set()
+        self.done, self.named = set(), set()
 
     def tensor(self, index):
         return self.graph.tensors[int(index)]
@@ -201,7 +202,14 @@ class _Editor:
         set_quantization(tensor, grid.scale, grid.zero_point)
         if grid.name:
             tensor.name = grid.name.encode()
+            self.named.add(index)
         self.done.add(index)
+
+    def separate_names(self, taken):
+        """Renames what the converter happened to call as a layer of the model is called."""
+        for index, tensor in enumerate(self.graph.tensors):
+            if index not in self.named and tensor.name.decode() in taken:
+                tensor.name += b"/inner"
 
     def propagate(self):
         """Carries grids through operators that keep the scale, both ways."""
@@ -304,30 +312,33 @@ def set_quantization(tensor, scale, zero_point, axis=0):
 
 
 def clamp_in_rescale(content):
-    """Turns `MAXIMUM(x, bound)` into a QUANTIZE whose saturation is the bound.
+    """Turns clamps into QUANTIZEs that saturate, which the runtime's fast kernels have.
 
-    A signed grid of fewer than 8 bits clamps at both ends. The container's saturation
-    is the upper clamp; the lower one is a MAXIMUM, which the runtime's fast kernels
-    do not have. Shifting the zero point of x so that the bound falls on -128 makes the
-    convolution itself saturate there, and an equal-scale QUANTIZE shifts back.
+    - `MINIMUM(x, bound)` to another zero point, with which the container's end is the bound.
+    - `MAXIMUM(x, bound)` to the same one: a signed grid of fewer than 8 bits clamps at both
+      ends. The container's saturation is the upper clamp. Shifting the zero point of x so
+      that the bound falls on -128 makes the convolution itself saturate there, and an
+      equal-scale QUANTIZE shifts back.
     """
     model = load(content)
     graph = model.subgraphs[0]
     outputs = {int(i) for i in graph.outputs}
     for operator in graph.operators:
-        if operator_name(model, operator) != "MAXIMUM":
+        if operator_name(model, operator) not in ("MAXIMUM", "MINIMUM"):
             continue
         constants = [
             i for i in operator.inputs if tensor_data(model, graph.tensors[i]) is not None
         ]
         source = next(int(i) for i in operator.inputs if i not in constants)
-        readers = sum(source in [int(i) for i in op.inputs] for op in graph.operators)
-        if source in outputs or readers != 1:
-            continue
+        have = graph.tensors[source].quantization
         target = graph.tensors[int(operator.outputs[0])].quantization
-        bound = int(tensor_data(model, graph.tensors[constants[0]]).reshape(-1)[0])
-        lowest = bound - int(target.zeroPoint[0])
-        set_quantization(graph.tensors[source], target.scale, -128 - lowest)
+        if target.zeroPoint[0] == have.zeroPoint[0]:
+            readers = sum(source in [int(i) for i in op.inputs] for op in graph.operators)
+            if source in outputs or readers != 1:
+                continue
+            bound = int(tensor_data(model, graph.tensors[constants[0]]).reshape(-1)[0])
+            lowest = bound - int(target.zeroPoint[0])
+            set_quantization(graph.tensors[source], target.scale, -128 - lowest)
         operator.opcodeIndex = opcode(model, schema.BuiltinOperator.QUANTIZE)
         operator.inputs = np.asarray([source], np.int32)
         operator.builtinOptionsType = schema.BuiltinOptions.QuantizeOptions

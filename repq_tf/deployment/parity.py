@@ -11,7 +11,7 @@ from repq_tf.deployment.merge import grid_layer, quantized_node, read_deployable
 from repq_tf.keras_api import ops
 from repq_tf.layers import Quantize
 from repq_tf.quantization.execution import as_batches, run_batches
-from repq_tf.quantization.graph import leaves
+from repq_tf.quantization.graph import fits, leaves
 
 # A layer diverges when more outputs differ than rounding ties explain.
 _TIES = 0.005
@@ -197,10 +197,12 @@ class _File:
             self.container = "int4" if storage.has_int4(model) else "int8"
             self.pixels = model if ends.takes_pixels(model) else None
             self.quantization = [_quantization(tensor) for tensor in tensors]
-            have = tuple(int(n) for n in tensors[model.subgraphs[0].inputs[0]].shape[1:])
+            entry = tensors[model.subgraphs[0].inputs[0]]
+            open_shape = entry.shape if entry.shapeSignature is None else entry.shapeSignature
+            have = tuple(None if n < 0 else int(n) for n in open_shape[1:])
         except Exception as error:
             raise ValueError(f"{path} is not a whole TFLite file: {error}") from error
-        if have != tuple(shape):
+        if not fits(have, shape):
             raise ValueError(f"{path} takes images of shape {have}. Received: {shape}")
         self.interpreters = {keep: _interpreter(content, keep) for keep in (True, False)}
 

@@ -6,6 +6,7 @@ import numpy as np
 from absl import logging
 
 from repq_tf.deployment.containers import check_container, four_bit_layers
+from repq_tf.deployment.emission import ON_INPUT_GRID, emit, skeleton, stays_inside
 from repq_tf.deployment.merge import (
     grid_layer,
     input_quantizer,
@@ -17,17 +18,23 @@ from repq_tf.deployment.merge import (
 from repq_tf.deployment.pixels import pixel_table
 from repq_tf.files import write_atomically
 from repq_tf.keras_api import backend, keras, ops
-from repq_tf.layers import DenseBlock, Quantize, QuantizedAveragePooling2D, ReparamConv
-from repq_tf.quantization.graph import evaluate, leaves
+from repq_tf.layers import DenseBlock, Quantize, QuantizedPReLU, ReparamConv
+from repq_tf.quantization.graph import evaluate, fits, leaves
 from repq_tf.quantization.grids import own_quantizer
-from repq_tf.quantization.placement import activation_name
+from repq_tf.quantization.operators import activation_name
 from repq_tf.quantizers import levels, zero_point
 
 END_TYPES = ("int8", "uint8", "float32")
 
 
 def export_tflite(
-    model, path, input_type="int8", output_type="int8", container="int8", pixels=None
+    model,
+    path,
+    input_type="int8",
+    output_type="int8",
+    container="int8",
+    pixels=None,
+    input_shape=None,
 ):
     """Writes a quantized model as an all-integer `.tflite` file.
 
@@ -50,6 +57,9 @@ def export_tflite(
             sequences with one for each channel; or the function that made float images of
             uint8 ones. The file looks up what the model's input quantizer makes of each
             pixel value, so that it is exact.
+        input_shape: `(height, width, channels)` of the file's images, for a model of any
+            size. Default: the model's. Of sizes that it leaves open the file has 1, and takes
+            all: `interpreter.resize_tensor_input(index, (1, height, width, channels))`.
 
     Returns:
         The operators of the file with their counts.
@@ -77,7 +87,7 @@ def export_tflite(
         )
     _need_tensorflow("export_tflite")
     graph = read_deployable(model)
-    trace = _Trace(graph)
+    trace = _Trace(graph, input_shape)
     table = None
     if pixels is not None:
         table = pixel_table(trace.input_layer, pixels, trace.input_shape[-1])
@@ -162,21 +172,16 @@ class _Trace:
     found; `grids` then says what each of them must be.
     """
 
-    def __init__(self, graph):
+    def __init__(self, graph, input_shape):
         self.graph = graph
         self.grids = {}
         self.input_grid = None
         (source,) = (node for node in graph.nodes.values() if node.is_input)
         self.input_layer = own_quantizer(graph, source)
-        self.input_shape = source.input_shape[1:]
-        if any(size is None for size in self.input_shape):
-            raise ValueError(
-                f"model {graph.name!r}: the input must have a known size to be exported. "
-                f"Received: {self.input_shape}"
-            )
+        self.input_shape = _fixed_shape(source.input_shape[1:], input_shape)
         self.outputs = [f"output{index}" for index in range(len(graph.output_tensors))]
         # Numbers are taken now: inside the trace, variables have none.
-        self.weights, self.steps = {}, {}
+        self.weights, self.steps, self.slopes = {}, {}, {}
         for node in graph.nodes.values():
             self._check(node)
             if isinstance(node.layer, ReparamConv):
@@ -186,6 +191,9 @@ class _Trace:
                 self.weights[node.name] = (*weights, np.float32(step), groups)
             elif isinstance(node.layer, Quantize):
                 self.steps[node.layer.name] = np.float32(node.layer.step)
+            if isinstance(node.layer, QuantizedPReLU):
+                slope = map(ops.convert_to_numpy, node.layer.integer_slope())
+                self.slopes[node.name] = tuple(slope)
         if self.input_layer is None:
             raise ValueError(
                 f"model {graph.name!r}: its input {source.name!r} has no quantizer, so the "
@@ -226,17 +234,24 @@ class _Trace:
         sources = self.graph.output_tensors
         for key, tensor, source in zip(self.outputs, leaves(results), sources, strict=True):
             self.taps[key] = tensor
-            self.grids[key] = self._grid(grid_layer(self.graph, source))
+            self.grids[key] = self.grid(grid_layer(self.graph, source))
         return self.taps
 
-    def _grid(self, layer, name="", weights=None, weight_scale=None, bias=None):
+    def grid(self, layer, name="", weights=None, weight_scale=None, bias=None):
+        """The `Grid` of a tensor that a `Quantize` layer rounds."""
         from repq_tf.deployment import flatbuffer
 
         zero = zero_point(layer.bits, layer.signed)
         scale = self.steps[layer.name]
         return flatbuffer.Grid(scale, zero, name, weights, weight_scale, bias)
 
-    def _fake_quantize(self, x, layer):
+    def tap(self, y, grid):
+        """Notes the grid of a tensor of the file; returns the tensor."""
+        key = f"tap{len(self.taps)}"
+        self.taps[key], self.grids[key] = y, grid
+        return y
+
+    def fake_quantize(self, x, layer):
         """8-bit fake quantization whose range holds the layer's grid."""
         import tensorflow as tf
 
@@ -250,7 +265,7 @@ class _Trace:
 
         layer, x = node.layer, args[0]
         if isinstance(layer, Quantize):
-            return self._quantize(node, layer.values(*args)), self.steps[layer.name]
+            return self._quantize(node, emit(self, node, args)), self.steps[layer.name]
         if isinstance(layer, DenseBlock):
             return self._dense(node, x), None
         if isinstance(layer, ReparamConv):
@@ -262,14 +277,14 @@ class _Trace:
         ):
             # With a static shape; Keras's own computes the shape at run time.
             return tf.reshape(x, (-1, *layer.compute_output_shape(x.shape)[1:]))
-        if isinstance(layer, QuantizedAveragePooling2D):
-            return layer.average(x)
+        if isinstance(layer, ON_INPUT_GRID):
+            return emit(self, node, args)
         y = layer(*args, **kwargs)
         relu = isinstance(layer, keras.layers.ReLU | keras.layers.Activation)
         readers = self.graph.consumers(node.name)
         if relu and not any(type(reader.layer) is Quantize for reader in readers):
             # A ReLU that stands alone keeps the scale of its input.
-            y = self._fake_quantize(y, grid_layer(self.graph, node.inputs[0]))
+            y = self.fake_quantize(y, grid_layer(self.graph, node.inputs[0]))
         return y
 
     def _quantize(self, node, x):
@@ -279,23 +294,16 @@ class _Trace:
         layer = node.layer
         source = quantized_node(self.graph, node)
         if source.is_input:
-            self.input_grid = self._grid(layer, source.name)
-            return self._fake_quantize(x, layer)
+            self.input_grid = self.grid(layer, source.name)
+            return self.fake_quantize(x, layer)
         weights = self.weights.get(source.name, (None,) * 5)[:3]
-        y = self._fake_quantize(x, layer)
-        # An average cannot leave the grid of its input, and must keep its zero point; what
-        # leaves a ReLU needs no lower clamp.
-        inside = isinstance(
-            source.layer,
-            QuantizedAveragePooling2D | keras.layers.ReLU | keras.layers.Activation,
-        )
-        if layer.signed and layer.bits < 8 and not inside:
+        y = self.fake_quantize(x, layer)
+        # An average must keep its zero point as well.
+        if layer.signed and layer.bits < 8 and not stays_inside(source.layer):
             low = levels(layer.bits, True, narrow=False)[0] * self.steps[layer.name]
-            y = tf.maximum(y, self._fake_quantize(tf.constant(float(low)), layer))
-            y = self._fake_quantize(y, layer)
-        key = f"tap{len(self.taps)}"
-        self.taps[key], self.grids[key] = y, self._grid(layer, source.name, *weights)
-        return y
+            y = tf.maximum(y, self.fake_quantize(tf.constant(float(low)), layer))
+            y = self.fake_quantize(y, layer)
+        return self.tap(y, self.grid(layer, source.name, *weights))
 
     def _convolution(self, node, x):
         import tensorflow as tf
@@ -309,7 +317,7 @@ class _Trace:
             x, padding = tf.pad(x, ((0, 0), *window, (0, 0))), "valid"
         if groups == channels > 1:
             shape = (*block.kernel_size, channels, -1)
-            kernel = _skeleton((integers * scale).reshape(shape))
+            kernel = skeleton((integers * scale).reshape(shape))
             strides = (1, *block.strides, 1)
             y = tf.nn.depthwise_conv2d(x, kernel, strides, padding.upper())
         else:
@@ -323,21 +331,19 @@ class _Trace:
         import tensorflow as tf
 
         integers, scale, bias, step, _ = self.weights[node.name]
-        y = tf.matmul(x, _skeleton(integers[0, 0] * scale))
+        y = tf.matmul(x, skeleton(integers[0, 0] * scale))
         return _activate(node.layer, tf.nn.bias_add(y, bias * (scale * step)))
 
 
-def _skeleton(kernel):
-    """A per-tensor quantized kernel, whose numbers `set_grids` replaces.
-
-    The converter refuses per-channel grids of depthwise and dense kernels.
-    """
-    import tensorflow as tf
-
-    peak = float(np.abs(kernel).max()) or 1.0
-    return tf.quantization.fake_quant_with_min_max_vars(
-        tf.constant(kernel), -peak, peak, 8, narrow_range=True
-    )
+def _fixed_shape(model_shape, given):
+    """The shape of the file's images: what is given, if the model takes that."""
+    if given is None:
+        return model_shape
+    if not fits(model_shape, given):
+        raise ValueError(
+            f"input_shape must be one that the model takes, {model_shape}. Received: {given}"
+        )
+    return tuple(given)
 
 
 def _activate(block, y):

@@ -1,6 +1,7 @@
 """Layers: the base of re-parameterized convolutions, and the blocks."""
 
 from repq_tf.layers.acnet import ACBlock
+from repq_tf.layers.activations import QuantizedLeakyReLU, QuantizedPReLU
 from repq_tf.layers.average_pooling import QuantizedAveragePooling2D
 from repq_tf.layers.dbb import DiverseBranchBlock
 from repq_tf.layers.depth_to_space import DepthToSpace
@@ -36,7 +37,9 @@ __all__ = [
     "Quantize",
     "QuantizedAdd",
     "QuantizedAveragePooling2D",
+    "QuantizedLeakyReLU",
     "QuantizedMean",
+    "QuantizedPReLU",
     "RepVGGBlock",
     "ReparamConv",
     "SqueezeExcite",

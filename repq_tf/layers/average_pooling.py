@@ -32,14 +32,14 @@ class QuantizedAveragePooling2D(Layer):
         self.padding = padding
         self.input_zero_point = input_zero_point
 
-    def average(self, x):
+    def values(self, x):
         """The average in floating point."""
         return ops.average_pool(x, self.pool_size, self.strides, self.padding)
 
     def call(self, x, step, training=False):
         """Averages: the integer runtime's way, in training in floating point."""
         if training:
-            return self.average(x)
+            return self.values(x)
         stored = ops.round(ops.cast(x, step.dtype) / step) + self.input_zero_point
         total = ops.cast(self._window_sum(stored), "int32")
         count = ops.cast(self._window_sum(ops.ones_like(stored)), "int32")

@@ -6,7 +6,8 @@ integer runtime (LiteRT with XNNPACK) computes, in its order and its rounding.
 """
 
 from repq_tf.keras_api import Layer, keras, ops, register
-from repq_tf.layers.rescale import floor_log2, rescale
+from repq_tf.layers import runtime
+from repq_tf.layers.rescale import rescale
 from repq_tf.quantizers import LSQ
 
 
@@ -110,9 +111,7 @@ class Quantize(Layer):
 class QuantizedAdd(Quantize):
     """`activation(a + b)` on a learned grid: a residual sum.
 
-    The runtime adds in fixed point: with `r_a = step_a / step` and
-    `shift = 20 - floor(log2(max(r_a, r_b)))`,
-    `n = (n_a round(r_a 2^shift) + n_b round(r_b 2^shift) + 2^(shift-1)) >> shift`.
+    The runtime adds in fixed point; see `repq_tf.layers.runtime.add`.
 
     Args:
         activation: "linear" or "relu".
@@ -132,18 +131,9 @@ class QuantizedAdd(Quantize):
     def integers(self, a, b, step_a, step_b):
         """The levels of the sum."""
         quantizer = self.activation_quantizer
-        ratios = ops.stack([step_a, step_b]) / quantizer.step
-        shift = 20 - floor_log2(ops.max(ratios), range(-10, 8))
-        power = ops.cast(ops.left_shift(ops.ones_like(shift), shift), ratios.dtype)
-        factors = ops.cast(ops.round(ratios * power), "int32")
-        left, right = (
-            ops.cast(ops.round(ops.cast(x, step.dtype) / step), "int32")
-            for x, step in ((a, step_a), (b, step_b))
-        )
-        half = ops.left_shift(ops.ones_like(shift), shift - 1)
-        total = left * factors[0] + right * factors[1] + half
-        levels = ops.cast(ops.right_shift(total, shift), ratios.dtype)
-        top = self.activation(ops.full((), 1e30, dtype=ratios.dtype)) / quantizer.step
+        left, right = runtime.whole(a, step_a), runtime.whole(b, step_b)
+        levels = runtime.add(left, right, step_a, step_b, quantizer.step)
+        top = self.activation(ops.full((), 1e30, dtype=levels.dtype)) / quantizer.step
         levels = ops.minimum(levels, ops.round(ops.minimum(top, 1e6)))
         return ops.clip(levels, quantizer.low, quantizer.high)
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from repq_tf.keras_api import keras, ops
 from repq_tf.layers import Quantize, ReparamConv
-from repq_tf.quantization.graph import evaluate
+from repq_tf.quantization.graph import evaluate, fits
 
 
 def as_batches(data, model, batch_size=128):
@@ -32,10 +32,7 @@ def as_batches(data, model, batch_size=128):
         raise ValueError("calibration data must not be empty")
     expected = tuple(model.input_shape[1:])
     for batch in batches:
-        fits = len(batch.shape) == len(expected) + 1 and all(
-            want in (None, got) for want, got in zip(expected, batch.shape[1:], strict=True)
-        )
-        if not fits:
+        if not fits(expected, batch.shape[1:]):
             raise ValueError(
                 f"calibration data must be images of shape {expected}. Received: "
                 f"{tuple(batch.shape[1:])}"

@@ -93,6 +93,13 @@ def leaves(structure):
     return [leaf for item in structure for leaf in leaves(item)]
 
 
+def fits(shape, given):
+    """Whether a shape is one of those that another describes, with None for any size."""
+    return len(shape) == len(given) and all(
+        want in (None, got) for want, got in zip(shape, given, strict=True)
+    )
+
+
 def _tensors(structure):
     return [leaf for leaf in leaves(structure) if isinstance(leaf, Tensor)]
 

@@ -5,7 +5,7 @@ import dataclasses
 from repq_tf.keras_api import keras
 from repq_tf.layers import Quantize, QuantizedAdd, QuantizedMean, ReparamConv
 from repq_tf.quantization.graph import copy_call, copy_layer, read_graph, rebuild
-from repq_tf.quantization.placement import FUSED, activation_name
+from repq_tf.quantization.operators import FUSED, activation_name
 from repq_tf.quantization.stock_blocks import copy_stock, stock_block
 from repq_tf.quantizers import zero_point
 from repq_tf.tfmot.configs import LSQQuantizeConfig, OutputQuantizeConfig, kernel_name

@@ -10,8 +10,7 @@ layers = keras.layers
 
 # Refused by name, with settings that are refused among the convolutions' below.
 UNSUPPORTED = [
-    lambda draw: layers.LeakyReLU(),
-    lambda draw: layers.PReLU(shared_axes=[1, 2]),
+    lambda draw: layers.PReLU(),
     lambda draw: layers.UpSampling2D(2),
     lambda draw: layers.LayerNormalization(),
     lambda draw: layers.Activation("gelu"),
@@ -91,11 +90,36 @@ def _other(draw, x):
     return layer()(x)
 
 
+def _activation(draw, x):
+    slope = draw(st.sampled_from((0.01, 0.1, 0.3)))
+    start = keras.initializers.RandomUniform(-0.5, 1.5)
+    layer = draw(
+        st.sampled_from(
+            (
+                lambda: layers.LeakyReLU(slope),
+                lambda: layers.ReLU(negative_slope=slope),
+                lambda: layers.PReLU(start, shared_axes=[1, 2]),
+                lambda: layers.PReLU(start, shared_axes=[1, 2]),
+            )
+        )
+    )
+    return layer()(x)
+
+
+def _depth_to_space(draw, x):
+    x = layers.Conv2D(4 * draw(st.integers(1, 3)), 3, strides=2)(x)
+    return blocks.DepthToSpace(2)(x)
+
+
 def _unsupported(draw, x):
     return draw(st.sampled_from(UNSUPPORTED))(draw)(x)
 
 
-PARTS = [*[_block] * 4, *[_convolution] * 3, _residual, _concatenation, _other, _other]
+PARTS = [
+    *[_block] * 4,
+    *[_convolution] * 3,
+    *(_residual, _concatenation, _other, _other, _activation, _activation, _depth_to_space),
+]
 
 
 def network(draw):

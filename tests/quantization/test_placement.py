@@ -359,6 +359,24 @@ def add_three(x):
     return layers.Add(name="bad")([x, x, x])
 
 
+def test_what_a_prelu_alone_reads_has_eight_bits():
+    def prelu(name):
+        return layers.PReLU(shared_axes=[1, 2], name=name)
+
+    def function(x):
+        x = conv("edge", 4)(x)
+        alone = prelu("p")(layers.MaxPooling2D(2, name="pool")(conv("alone", 4)(x)))
+        shared = conv("shared", 4)(alone)
+        both = layers.Add(name="both")([prelu("q")(shared), shared])
+        return conv("last", 4)(conv("before", 4, 1)(both))
+
+    bits = {name: site.bits.activation_bits for name, site in sites(function, 3).items()}
+    assert (bits["alone"], bits["pool"], bits["p"]) == (8, 8, 3)
+    assert (bits["shared"], bits["q"], bits["both"]) == (3, 3, 3)
+    ruled = sites(function, 3, rules={"alone": {"activation_bits": 5}})
+    assert ruled["alone"].bits.activation_bits == 5
+
+
 REFUSED = {
     "transposed": named(layers.Conv2DTranspose(4, 3, name="bad")),
     "separable": named(layers.SeparableConv2D(4, 3, name="bad")),
@@ -367,8 +385,9 @@ REFUSED = {
     "tanh layer": named(layers.Activation("tanh", name="bad")),
     "tanh block": named(ACBlock(4, activation="tanh", name="bad")),
     "softmax convolution": named(conv("bad", activation="softmax")),
-    "leaky": named(layers.LeakyReLU(name="bad")),
-    "sloped relu": named(layers.ReLU(negative_slope=0.1, name="bad")),
+    "sloped relu with a limit": named(layers.ReLU(6.0, negative_slope=0.1, name="bad")),
+    "prelu of each pixel": named(layers.PReLU(name="bad")),
+    "prelu of each row": named(layers.PReLU(shared_axes=[2], name="bad")),
     "relu with a threshold": named(layers.ReLU(threshold=0.5, name="bad")),
     "relu3": named(layers.ReLU(3.0, name="bad")),
     "dilation": named(conv("bad", dilation_rate=2)),

@@ -1,0 +1,179 @@
+"""The layers of a quantized model, made while the float model's graph is walked."""
+
+from repq_tf.keras_api import keras
+from repq_tf.layers import DenseBlock, Quantize, ReparamConv
+from repq_tf.quantization.graph import copy_layer
+from repq_tf.quantization.stock_blocks import assign, copy_stock, stock_block
+from repq_tf.quantizers import zero_point
+
+SOFTMAX_STEP = 1 / 256  # what the integer runtime prescribes
+
+
+class Builder:
+    """Makes the layers of the quantized model while the source graph is walked."""
+
+    def __init__(self, placement, bn_statistics, restore_batch_norm):
+        self.placement = placement
+        self.bn_statistics = bn_statistics
+        self.restore_batch_norm = restore_batch_norm
+        self.quantizers = {}
+        self.steps = {}
+        self.zero_points = {}
+        self.blocks = {}
+
+    def apply(self, node, args, kwargs):
+        """Applies what a source node becomes."""
+        sites = self.placement.sites
+        site = sites.get(node.name)
+        if site is None:  # fused into the site before
+            return args[0]
+        if site.kind == "convolution":
+            return self._convolution(site, args[0])
+        if site.operator is not None and site.operator.make is not None:
+            shared = len(self.placement.origins(site.group)) > 1
+            if site.kind == "same_scale":
+                return self._on_input_grid(site, args[0])
+            if site.bits.activation_bits and not shared:
+                return self._on_own_grid(site, args)
+        y = self._copy(site)(*args, **kwargs)
+        if site.fused:
+            name = site.fused[-1]
+            y = keras.layers.Activation(site.activation, name=name, dtype="float32")(y)
+        return self.quantize_output(site, y)
+
+    def _copy(self, site):
+        """The layer itself; in float32, since half precision moves values off their grid."""
+        copy = copy_layer(site.layer, site.name, dtype="float32")
+        if site.layer.weights:
+            copy.build(site.layer.input.shape)
+            copy.set_weights(site.layer.get_weights())
+        return copy
+
+    def _convolution(self, site, x):
+        step = self.steps.get(self._input_group(site))
+        block = self.blocks[site.name] = self._block(site)
+        if step is None or block.weight_quantizer is None:
+            y = self.quantize_output(site, block(x))
+        else:
+            y = self.quantize_output(site, *block(x, step))
+        softmax = self.placement.sites.get(f"{site.name}_softmax")
+        if softmax is not None and softmax.layer is None:
+            y = keras.layers.Softmax(name=softmax.name, dtype="float32")(y)
+            y = self.quantize_output(softmax, y)
+        return y
+
+    def _input_group(self, site, index=0):
+        return self.placement.sites[site.inputs[index]].group
+
+    def _on_own_grid(self, site, args):
+        """An operator with a quantizer of its own."""
+        groups = [self._input_group(site, index) for index in range(len(site.inputs))]
+        if any(group not in self.steps for group in groups):
+            raise ValueError(
+                f"layer {site.name!r}: its inputs have no quantizer, but its output has; "
+                "check the rules"
+            )
+        layer = site.operator.make(
+            site,
+            self.zero_points[groups[0]],
+            bits=site.bits.activation_bits,
+            signed=site.signed,
+            name=site.name,
+            dtype=site.layer.dtype_policy,
+        )
+        tensors = args[0] if isinstance(args[0], list | tuple) else args[:1]
+        y, self.steps[site.group] = layer(*tensors, *(self.steps[group] for group in groups))
+        self.zero_points[site.group] = zero_point(layer.bits, layer.signed)
+        if site.layer.weights:
+            layer.copy_weights(site.layer)
+            layer.trainable = site.layer.trainable
+        return y
+
+    def _on_input_grid(self, site, x):
+        """An operator whose results are rounded to the grid of its input."""
+        step = self.steps.get(site.group)
+        if step is None:
+            return self._copy(site)(x)
+        layer = site.operator.make(site, self.zero_points[site.group], name=site.name)
+        return self.quantize_output(site, layer(x, step))
+
+    def apply_input(self, node, x):
+        """Quantizes an input of the model."""
+        return self.quantize_output(self.placement.sites[node.name], x)
+
+    def quantize_output(self, site, y, scale=None):
+        """Puts the group's quantizer behind a site whose output needs rounding."""
+        # The number 6, and what an operator computes, are off the grid of the input.
+        moves = site.operator is None or site.operator.make is None
+        on_grid = site.kind == "same_scale" and moves and site.activation != "relu6"
+        if site.bits.activation_bits is None or on_grid:
+            return y
+        if site.group not in self.quantizers:
+            name = f"{site.name}_quantize"
+            if site.kind == "fixed":
+                layer = Quantize(8, signed=False, step=SOFTMAX_STEP, name=name)
+            else:
+                layer = Quantize(site.bits.activation_bits, site.signed, name=name)
+            self.quantizers[site.group] = layer
+        quantizer = self.quantizers[site.group]
+        self.zero_points[site.group] = zero_point(quantizer.bits, quantizer.signed)
+        y, self.steps[site.group] = quantizer(y) if scale is None else quantizer(y, scale)
+        return y
+
+    def _block(self, site):
+        if isinstance(site.layer, ReparamConv):
+            kind, config = type(site.layer), site.layer.get_config()
+        else:
+            kind, config = stock_block(site.layer, site.batch_norm)
+        config.update(
+            name=site.name,
+            weight_bits=site.bits.weight_bits,
+            per_channel=site.bits.per_channel,
+            bn_statistics=self.bn_statistics,
+            activation=site.activation,
+        )
+        if self.restore_batch_norm is not None and not isinstance(site.layer, _DENSE):
+            config["restore_batch_norm"] = self.restore_batch_norm
+        elif _has_trained_root(site.layer):
+            config["restore_batch_norm"] = True
+        return kind.from_config(config)
+
+    def copy_weights(self):
+        """Copies the source layers' weights into the blocks."""
+        for name, block in self.blocks.items():
+            site = self.placement.sites[name]
+            if isinstance(site.layer, ReparamConv):
+                assign(block.expression.weights, site.layer.expression.weights)
+                if block.restored is not None and _has_trained_root(site.layer):
+                    assign(block.restored.weights, site.layer.restored.weights)
+            else:
+                copy_stock(site.layer, site.batch_norm, block)
+            block.trainable = site.layer.trainable
+
+    @property
+    def fresh_roots(self):
+        """Names of the blocks whose restored batch norm is new."""
+        return {
+            name
+            for name, block in self.blocks.items()
+            if block.restored is not None
+            and not _has_trained_root(self.placement.sites[name].layer)
+        }
+
+    @property
+    def true_moments(self):
+        """Names of the blocks that were trained with exact moments."""
+        sources = {name: self.placement.sites[name].layer for name in self.blocks}
+        return {
+            name
+            for name, layer in sources.items()
+            if not (getattr(layer, "merged", False) and layer.bn_statistics == "estimate")
+        }
+
+
+_DENSE = (keras.layers.Dense, DenseBlock)
+
+
+def _has_trained_root(layer):
+    """Whether a source block computes with a restored batch norm already."""
+    return isinstance(layer, ReparamConv) and layer.merged and layer.restored is not None

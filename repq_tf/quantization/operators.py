@@ -1,0 +1,126 @@
+"""The operators that can be quantized beside convolutions: one entry each.
+
+A new one needs an entry here, its quantized layer in `repq_tf.layers` and, where the
+converter does not make of that layer's `values` what its `integers` compute, its emission in
+`repq_tf.deployment.emission`.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from repq_tf.keras_api import keras, ops
+from repq_tf.layers import (
+    DepthToSpace,
+    QuantizedAdd,
+    QuantizedAveragePooling2D,
+    QuantizedLeakyReLU,
+    QuantizedMean,
+    QuantizedPReLU,
+)
+
+_layers = keras.layers
+FUSED = ("linear", "relu", "relu6")
+
+
+@dataclasses.dataclass(frozen=True)
+class Operator:
+    """How a layer of the float model is quantized.
+
+    Attributes:
+        kind: "new_scale" stores a tensor on a grid of its own; "same_scale" on that of its
+            inputs.
+        make: `make(site, input_zero_point, **options)` returns the quantized layer; None
+            where the layer itself only moves numbers, or takes some of them.
+        wide_input: whether a tensor that only such operators read gets 8 bits by default,
+            since it is no result but an intermediate one.
+        check: `check(layer)` returns why the layer cannot be quantized, or None.
+    """
+
+    kind: str
+    make: Any = None
+    wide_input: bool = False
+    check: Any = None
+
+
+def _add(site, input_zero_point, **options):
+    return QuantizedAdd(activation=site.activation, **options)
+
+
+def _mean(site, input_zero_point, **options):
+    keepdims = site.layer.keepdims
+    return QuantizedMean(keepdims=keepdims, input_zero_point=input_zero_point, **options)
+
+
+def _average_pooling(site, input_zero_point, **options):
+    pool = site.layer
+    return QuantizedAveragePooling2D(
+        pool.pool_size,
+        pool.strides,
+        pool.padding,
+        input_zero_point=input_zero_point,
+        **options,
+    )
+
+
+def _prelu(site, input_zero_point, **options):
+    return QuantizedPReLU(alpha_regularizer=site.layer.alpha_regularizer, **options)
+
+
+def _check_prelu(layer):
+    if all(size == 1 for size in layer.alpha.shape[:-1]):
+        return None
+    return (
+        "alpha must be the same at all pixels; make it with shared_axes=[1, 2]. Received: "
+        f"alpha of shape {tuple(layer.alpha.shape)}"
+    )
+
+
+def _leaky_relu(site, input_zero_point, **options):
+    # Of any of the layers and Kerases, which disagree in names and defaults.
+    slope = -np.ravel(ops.convert_to_numpy(site.layer(np.float32([[-1.0]]))))[0]
+    return QuantizedLeakyReLU(float(slope), **options)
+
+
+_KEEPS_SCALE = Operator("same_scale")
+_LEAKY_RELU = Operator("same_scale", _leaky_relu)
+
+OPERATORS = {
+    DepthToSpace: _KEEPS_SCALE,
+    _layers.Add: Operator("new_scale", _add),
+    _layers.AveragePooling2D: Operator("same_scale", _average_pooling),
+    _layers.Concatenate: _KEEPS_SCALE,
+    _layers.Dropout: _KEEPS_SCALE,
+    _layers.Flatten: _KEEPS_SCALE,
+    _layers.GlobalAveragePooling2D: Operator("new_scale", _mean),
+    _layers.GlobalMaxPooling2D: _KEEPS_SCALE,
+    _layers.LeakyReLU: _LEAKY_RELU,
+    _layers.MaxPooling2D: _KEEPS_SCALE,
+    _layers.PReLU: Operator("new_scale", _prelu, wide_input=True, check=_check_prelu),
+    _layers.Reshape: _KEEPS_SCALE,
+    _layers.ZeroPadding2D: _KEEPS_SCALE,
+}
+# Of the layers `ReLU` and `Activation`, by what they compute.
+ACTIVATIONS = {"leaky_relu": _LEAKY_RELU}
+
+
+def find_operator(layer):
+    """The `Operator` of a layer, or None."""
+    if type(layer) in (_layers.ReLU, _layers.Activation):
+        return ACTIVATIONS.get(activation_name(layer))
+    return OPERATORS.get(type(layer))
+
+
+def activation_name(layer):
+    """The name of the activation that a layer is or applies."""
+    if isinstance(layer, _layers.ReLU):
+        slope, limit = layer.negative_slope, layer.max_value
+        if layer.threshold or (slope and limit is not None):
+            return "ReLU with a threshold, or with a slope and a limit"
+        limit = limit if limit is None else float(limit)
+        return "leaky_relu" if slope else {None: "relu", 6.0: "relu6"}.get(limit, "ReLU")
+    if isinstance(layer, _layers.Softmax):
+        return "softmax"
+    name = keras.activations.serialize(layer.activation)
+    return name if isinstance(name, str) else name.get("config", str(name))

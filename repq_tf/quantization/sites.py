@@ -1,0 +1,207 @@
+"""The sites of a float model: each will be one operator of the integer file.
+
+Convolutions (with the batch norm and the activation that fuse into them), operators that
+store a tensor of a new scale, operators that keep the scale of their input, and operators
+whose output scale the runtime prescribes.
+"""
+
+import dataclasses
+from typing import Any
+
+from repq_tf.keras_api import keras
+from repq_tf.layers import ReparamConv
+from repq_tf.layers.stock import normalized_axis
+from repq_tf.quantization.config import LayerBits
+from repq_tf.quantization.operators import (
+    ACTIVATIONS,
+    FUSED,
+    OPERATORS,
+    Operator,
+    activation_name,
+    find_operator,
+)
+
+_layers = keras.layers
+_STOCK = (_layers.Conv2D, _layers.DepthwiseConv2D, _layers.Dense)
+_SUPPORTED = sorted(
+    {c.__name__ for c in (*_STOCK, *OPERATORS)}
+    | {"Activation", "BatchNormalization", "ReLU", "Softmax", "the blocks of repq_tf.layers"}
+)
+
+
+@dataclasses.dataclass
+class Site:
+    """One operator of the quantized model.
+
+    Attributes:
+        name: the source layer's name.
+        kind: "input", "convolution", "new_scale", "same_scale" or "fixed".
+        layer: the source layer; None for the softmax split off a Dense.
+        inputs: names of the sites it reads.
+        operator: the `Operator` that describes it, if any.
+        batch_norm: the BatchNormalization that is fused into it, if any.
+        activation: "linear", "relu" or "relu6", fused.
+        fused: names of the source layers that are fused into it.
+        group: the name of the quantizer group its output belongs to.
+        bits: a `LayerBits`, once settled.
+        signed: whether its output can be negative.
+    """
+
+    name: str
+    kind: str
+    layer: Any
+    inputs: list
+    operator: Operator | None = None
+    batch_norm: Any = None
+    activation: str = "linear"
+    fused: list = dataclasses.field(default_factory=list)
+    group: str = ""
+    bits: LayerBits = LayerBits()
+    signed: bool = True
+
+
+@dataclasses.dataclass
+class Placement:
+    """The sites of a model in topological order.
+
+    Attributes:
+        sites: sites by name.
+        alias: for each node of the source graph, the site that makes its tensor.
+    """
+
+    sites: dict
+    alias: dict
+
+    def origins(self, group):
+        """The sites whose outputs a group's quantizer rounds."""
+        return [
+            site
+            for site in self.sites.values()
+            if site.group == group and site.kind in ("input", "convolution", "new_scale")
+        ]
+
+    def readers(self, name):
+        """The sites that read a site's output."""
+        return [site for site in self.sites.values() if name in site.inputs]
+
+
+def _refuse(node, why):
+    raise ValueError(f"layer {node.name!r} ({type(node.layer).__name__}): {why}")
+
+
+def find_sites(graph):
+    """Reads a graph into sites.
+
+    Raises:
+        ValueError: a layer cannot be quantized; it is named.
+    """
+    placement = Placement({}, {})
+    seen = {}
+    for node in graph.nodes.values():
+        if node.layer.weights and seen.setdefault(id(node.layer), node.name) != node.name:
+            _refuse(node, "it is called more than once; give each call a layer of its own")
+        _add_site(placement, graph, node)
+    return placement
+
+
+def _add_site(placement, graph, node):
+    layer, sites, alias = node.layer, placement.sites, placement.alias
+    inputs = [alias[tensor.node] for tensor in node.inputs]
+
+    def add(kind, **fields):
+        site = Site(node.name, kind, layer, inputs, **fields)
+        sites[node.name] = site
+        alias[node.name] = node.name
+        return site
+
+    def fuse(kinds):
+        """The site before, if it is of one of the kinds and nobody else reads it."""
+        source = node.inputs[0].node
+        before = sites[alias[source]]
+        alone = len(graph.consumers(source)) == 1 and not graph.is_output(source)
+        takes_one = before.kind == "convolution" or isinstance(before.layer, _layers.Add)
+        free = before.activation == "linear" and before.kind in kinds and takes_one
+        return before if alone and free else None
+
+    def fused_into(before, **fields):
+        for key, value in fields.items():
+            setattr(before, key, value)
+        before.fused.append(node.name)
+        alias[node.name] = before.name
+
+    operator = find_operator(layer)
+    if node.is_input:
+        add("input")
+    elif isinstance(layer, ReparamConv):
+        if layer.weight_bits is not None:
+            _refuse(node, "it is quantized already; quantize the float model")
+        activation = activation_name(layer)
+        if activation not in FUSED:
+            _refuse(node, f"activation must be one of {FUSED}. Received: {activation}")
+        add("convolution", activation=activation)
+    elif getattr(layer, "data_format", None) == "channels_first":
+        _refuse(node, 'data_format must be "channels_last"')
+    elif type(layer) in _STOCK:
+        activation = _check_stock(node)
+        if activation == "softmax":
+            add("convolution")
+            name = f"{node.name}_softmax"
+            sites[name] = Site(name, "fixed", None, [node.name], signed=False)
+            alias[node.name] = name
+        else:
+            add("convolution", activation=activation)
+    elif isinstance(layer, _layers.BatchNormalization):
+        before = fuse(("convolution",))
+        if before is None or not isinstance(before.layer, _STOCK) or before.batch_norm:
+            _refuse(node, "a batch norm must follow a convolution that nobody else reads")
+        if normalized_axis(layer) not in (-1, layer.input_spec.ndim - 1):
+            _refuse(node, f"axis must be the channels' (-1). Received: {layer.axis}")
+        fused_into(before, batch_norm=layer)
+    elif operator is not None:
+        why = operator.check and operator.check(layer)
+        if why:
+            _refuse(node, why)
+        if isinstance(layer, _layers.Add) and len(inputs) != 2:
+            _refuse(node, f"it must add two tensors; write a chain. Received: {len(inputs)}")
+        if _is_one_pixel(layer):
+            # The mean of a single pixel is that pixel, on its own grid.
+            add("same_scale")
+        else:
+            add(operator.kind, operator=operator)
+    elif type(layer) in (_layers.ReLU, _layers.Activation, _layers.Softmax):
+        activation = activation_name(layer)
+        before = fuse(("convolution", "new_scale")) if activation in FUSED else None
+        if activation == "softmax" and getattr(layer, "axis", -1) != -1:
+            _refuse(node, f"a softmax's axis must be -1. Received: {layer.axis}")
+        elif activation == "softmax":
+            add("fixed", signed=False)
+        elif activation not in FUSED:
+            allowed = (*FUSED, *ACTIVATIONS, "softmax")
+            _refuse(node, f"activation must be one of {allowed}. Received: {activation}")
+        elif before is not None:
+            fused_into(before, activation=activation)
+        else:
+            # The runtime rescales integers with eight bits of precision: never, then.
+            add("same_scale", activation=activation)
+    else:
+        _refuse(node, f"it cannot be quantized; layers that can: {', '.join(_SUPPORTED)}")
+
+
+def _is_one_pixel(layer):
+    if not isinstance(layer, _layers.GlobalAveragePooling2D):
+        return False
+    try:
+        return tuple(layer.input.shape[1:3]) == (1, 1)
+    except (AttributeError, ValueError):  # called more than once: several inputs
+        return False
+
+
+def _check_stock(node):
+    layer = node.layer
+    if any(rate != 1 for rate in getattr(layer, "dilation_rate", ())):
+        _refuse(node, f"dilation_rate must be 1. Received: {layer.dilation_rate}")
+    activation = activation_name(layer)
+    allowed = (*FUSED, "softmax") if isinstance(layer, _layers.Dense) else FUSED
+    if activation not in allowed:
+        _refuse(node, f"activation must be one of {allowed}. Received: {activation}")
+    return activation
