@@ -276,7 +276,13 @@ class _Trace:
             isinstance(layer, keras.layers.GlobalAveragePooling2D) and x.shape[1:3] == (1, 1)
         ):
             # With a static shape; Keras's own computes the shape at run time.
-            return tf.reshape(x, (-1, *layer.compute_output_shape(x.shape)[1:]))
+            shape = layer.compute_output_shape(x.shape)[1:]
+            if None in shape:
+                raise ValueError(
+                    f"layer {node.name!r} makes {shape} of images of any size, which a file "
+                    "cannot; give input_shape"
+                )
+            return tf.reshape(x, (-1, *shape))
         if isinstance(layer, ON_INPUT_GRID):
             return emit(self, node, args)
         y = layer(*args, **kwargs)

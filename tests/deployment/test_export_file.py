@@ -235,13 +235,23 @@ def test_float_models_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_inputs_of_unknown_size_are_refused(tmp_path):
-    inputs = keras.Input((None, None, 3), name="image")
-    qat = quantize(
-        keras.Model(inputs, layers.Conv2D(3, 3, name="c")(inputs)), calibration_data=X[:8]
-    )
-    with pytest.raises(ValueError, match="input must have a known size"):
-        repq_tf.export_tflite(qat, tmp_path / "x.tflite")
+def test_images_of_any_size(tmp_path):
+    def model(last):
+        inputs = keras.Input((None, None, 3), name="image")
+        x = layers.Conv2D(4, 3, padding="same", name="c")(inputs)
+        return quantize(keras.Model(inputs, last(x)), calibration_data=X[:8])
+
+    pooled = model(layers.GlobalAveragePooling2D(name="mean"))
+    _, report = parity(pooled, tmp_path / "x.tflite", X)
+    assert_exact(report)
+    for shape in ((4, 7, 9, 3), (1, 17, 2, 3)):
+        x = np.random.default_rng(0).normal(size=shape).astype("float32")
+        assert_exact(repq_tf.check_parity(pooled, tmp_path / "x.tflite", x))
+    rows = model(layers.Reshape((-1, 4), name="rows"))
+    with pytest.raises(ValueError, match="'rows' makes .* give input_shape"):
+        repq_tf.export_tflite(rows, tmp_path / "y.tflite")
+    repq_tf.export_tflite(rows, tmp_path / "y.tflite", input_shape=(6, 8, 3))
+    assert_exact(repq_tf.check_parity(rows, tmp_path / "y.tflite", X[:, :6, :8]))
 
 
 def test_a_diverged_model_is_refused(tmp_path):
