@@ -3,6 +3,7 @@
 from repq_tf.keras_api import Layer, add_parameter, keras, ops, register
 from repq_tf.layers import runtime
 from repq_tf.layers.quantize import Quantize
+from repq_tf.layers.rescale import rescale
 
 # A slope below this is none: the runtime's multiplier must exist.
 _SMALLEST_SLOPE = 2.0**-20
@@ -63,7 +64,7 @@ class QuantizedPReLU(Quantize):
         sign, scale = self.integer_slope()
         levels = ops.round(ops.cast(x, step.dtype) / step_in)
         negative = ops.minimum(levels, 0) * sign
-        negative = ops.round(negative * (scale * step_in / step))
+        negative = rescale(negative, scale * step_in, step)
         zero = 127 - quantizer.high
         negative = ops.cast(ops.clip(negative, -128 - zero, 127 - zero), "int32")
         positive = ops.cast(ops.maximum(levels, 0), "int32")
