@@ -5,8 +5,9 @@ import json
 
 import numpy as np
 
+from repq_tf import saving
 from repq_tf.files import write_atomically
-from repq_tf.keras_api import keras, to_numpy, variable_path
+from repq_tf.keras_api import to_numpy, variable_path
 from repq_tf.train.errors import UserError
 from repq_tf.train.products import check_product, product, writing
 
@@ -53,19 +54,14 @@ def load_model(path):
         UserError: If it is no `.keras` file, damaged, of layers that are not known here, or
             holds code.
     """
-    if not path.endswith(".keras"):  # older formats can hold code that loading runs
-        raise UserError(f"{path} cannot be loaded: its name must end in .keras.")
-    check_product(path)
     try:
-        return keras.models.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # zip, HDF5, JSON and layer errors all end here
-        if "safe_mode" in str(error):
-            raise UserError(
-                f"{path} is refused: it holds Python code (a Lambda layer), which would run"
-                " when the file is loaded."
-            ) from error
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{path} cannot be loaded as a .keras model: {reason[0]}") from error
+        if path.endswith(".keras"):
+            check_product(path)
+        return saving.load_model(path)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def save_state(path, model, optimizer, progress, write=True):

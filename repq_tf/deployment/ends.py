@@ -9,6 +9,7 @@ from repq_tf.deployment.flatbuffer import (
     opcode,
     operator_name,
     set_quantization,
+    shape,
     tensor_data,
     type_name,
 )
@@ -137,13 +138,12 @@ def describe(model):
 
 
 def _describe(tensor):
-    shape = tensor.shape if tensor.shapeSignature is None else tensor.shapeSignature
     grid = tensor.quantization
     on_grid = grid is not None and grid.scale is not None
     return {
         "name": tensor.name.decode(),
         "type": type_name(tensor).lower(),
-        "shape": [None if size < 0 else int(size) for size in shape],
+        "shape": list(shape(tensor)),
         "scale": float(grid.scale[0]) if on_grid else None,
         "zero_point": int(grid.zeroPoint[0]) if on_grid else None,
     }

@@ -16,10 +16,10 @@ from repq_tf.deployment.int4 import unpack
 
 _OPERATORS = {v: k for k, v in vars(schema.BuiltinOperator).items() if not k.startswith("_")}
 _TYPES = {v: k for k, v in vars(schema.TensorType).items() if not k.startswith("_")}
-_FLOATS = ("FLOAT16", "FLOAT32", "FLOAT64", "BFLOAT16")
+FLOATS = ("FLOAT16", "FLOAT32", "FLOAT64", "BFLOAT16")
 _WIDTHS = {"INT8": np.int8, "UINT8": np.uint8, "INT32": np.int32, "INT64": np.int64}
 WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
-_SAME_SCALE = (
+SAME_SCALE = (
     "AVERAGE_POOL_2D",
     "CONCATENATION",
     "DEPTH_TO_SPACE",
@@ -115,6 +115,33 @@ def tensor_data(model, tensor):
     return np.frombuffer(bytes(bytearray(data)), kind).reshape(shape)
 
 
+def is_constant(model, tensor):
+    """Whether a tensor holds a constant."""
+    data = model.buffers[tensor.buffer].data
+    return data is not None and len(data) > 0
+
+
+def features(model, operator):
+    """The numbers of an operator's tensors that are no constants."""
+    tensors = model.subgraphs[0].tensors
+    indices = [int(i) for i in (*operator.inputs, *operator.outputs) if int(i) >= 0]
+    return [i for i in indices if not is_constant(model, tensors[i])]
+
+
+def scale_and_zero(tensor):
+    """The scale and the zero point of a tensor, (0, 0) of one without."""
+    have = tensor.quantization
+    if have is None or have.scale is None or have.zeroPoint is None:
+        return 0.0, 0
+    return have.scale[0], int(have.zeroPoint[0])
+
+
+def shape(tensor):
+    """The shape of a tensor, with None where it may vary."""
+    sizes = tensor.shape if tensor.shapeSignature is None else tensor.shapeSignature
+    return tuple(None if size < 0 else int(size) for size in sizes)
+
+
 def integer_operators(content):
     """The operators of an all-integer file, with their counts.
 
@@ -128,7 +155,7 @@ def integer_operators(content):
     for graph in model.subgraphs:
         ends = {int(i) for i in [*graph.inputs, *graph.outputs]}
         for index, tensor in enumerate(graph.tensors):
-            if _TYPES[tensor.type] in _FLOATS and index not in ends:
+            if _TYPES[tensor.type] in FLOATS and index not in ends:
                 bad.append(f"tensor {tensor.name.decode()!r} is {_TYPES[tensor.type]}")
         for operator in graph.operators:
             name = operator_name(model, operator)
@@ -168,6 +195,15 @@ def set_grids(content, input_grid, grids, outputs):
     editor.keep_outputs(outputs)
     editor.drop_unused_buffers()
     return dump(editor.model)
+
+
+def kernel_layout(kernel, operator):
+    """A kernel `(kh, kw, in, out)` as an operator holds it, and the axis of its channels."""
+    if operator == "CONV_2D":
+        return kernel.transpose(3, 0, 1, 2), 0
+    if operator == "DEPTHWISE_CONV_2D":
+        return kernel.reshape(1, *kernel.shape[:2], -1), 3
+    return kernel.reshape(-1, kernel.shape[-1]).T, 0
 
 
 class _Editor:
@@ -214,7 +250,7 @@ class _Editor:
     def propagate(self):
         """Carries grids through operators that keep the scale, both ways."""
         operators = self.graph.operators
-        keep = [op for op in operators if operator_name(self.model, op) in _SAME_SCALE]
+        keep = [op for op in operators if operator_name(self.model, op) in SAME_SCALE]
         for operator in reversed(keep):
             self._carry(operator.outputs[0], operator.inputs)
         for operator in keep:
@@ -249,13 +285,7 @@ class _Editor:
         kind = operator_name(self.model, operator)
         source, kernel = (self.tensor(i) for i in operator.inputs[:2])
         bias = self._bias(operator, len(grid.bias), f"{grid.name}/bias")
-        integers, axis = np.asarray(grid.weights), 0
-        if kind == "CONV_2D":
-            integers = integers.transpose(3, 0, 1, 2)
-        elif kind == "DEPTHWISE_CONV_2D":
-            integers, axis = integers.reshape(1, *integers.shape[:2], -1), 3
-        else:
-            integers = integers.reshape(-1, integers.shape[-1]).T
+        integers, axis = kernel_layout(np.asarray(grid.weights), kind)
         if list(integers.shape) != list(kernel.shape):
             raise ValueError(
                 f"tensor {grid.name!r}: the file's kernel is {list(kernel.shape)}, but the "

@@ -16,30 +16,42 @@ def as_batches(data, model, batch_size=128):
         model: the model that will get them; shapes are checked.
         batch_size: used to cut an array.
     """
-    if hasattr(data, "shape"):
-        array = np.asarray(data)
-        data = [array[k : k + batch_size] for k in range(0, len(array), batch_size)]
-    elif data is None or isinstance(data, str | bytes | int | float):
+    size = batch_size if hasattr(data, "shape") else None
+    return list(stream_batches(data, model, size, "calibration data"))
+
+
+def stream_batches(data, model, batch_size, name="images"):
+    """Yields images as float32 arrays `(batch, ...)`, each read when it is asked for.
+
+    Args:
+        data: as for `as_batches`.
+        model: likewise.
+        batch_size: the most images in a batch, a number or a function of an image's shape;
+            None leaves batches as they are.
+        name: what to call the images in a message.
+    """
+    if data is None or isinstance(data, str | bytes | int | float):
         raise ValueError(
-            "calibration data must be an array of images or an iterable of batches. "
-            f"Received: {data!r}"
+            f"{name} must be an array of images or an iterable of batches. Received: {data!r}"
         )
-    batches = []
-    for batch in data:
-        images = batch[0] if isinstance(batch, tuple | list) else batch
-        batches.append(np.asarray(ops.convert_to_numpy(images), np.float32))
-    if not batches or not all(len(batch) for batch in batches):
-        raise ValueError("calibration data must not be empty")
-    expected = tuple(model.input_shape[1:])
-    for batch in batches:
-        if not fits(expected, batch.shape[1:]):
-            raise ValueError(
-                f"calibration data must be images of shape {expected}. Received: "
-                f"{tuple(batch.shape[1:])}"
-            )
-        if not np.isfinite(batch).all():
-            raise ValueError("calibration data must be finite; it holds NaN or infinity")
-    return batches
+    expected, empty = tuple(model.input_shape[1:]), True
+    for part in [data] if hasattr(data, "shape") else data:
+        images = part[0] if isinstance(part, tuple | list) else part
+        shape, count = tuple(np.shape(images)[1:]), len(images)
+        if count == 0:
+            raise ValueError(f"{name} must not be empty")
+        if not fits(expected, shape):
+            raise ValueError(f"{name} must be images of shape {expected}. Received: {shape}")
+        size = batch_size(shape) if callable(batch_size) else batch_size or count
+        for first in range(0, count, size):
+            batch = ops.convert_to_numpy(images[first : first + size])
+            batch = np.asarray(batch, np.float32)
+            if not np.isfinite(batch).all():
+                raise ValueError(f"{name} must be finite; it holds NaN or infinity")
+            yield batch
+        empty = False
+    if empty:
+        raise ValueError(f"{name} must not be empty")
 
 
 def run_batches(graph, batches, visit=None, observe=None):

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
+from repq_tf.pictures import scale_pixels
 from repq_tf.train.data import augment
 from repq_tf.train.data.arrays import ArrayDataset, ArrayImages, EvaluationDataset
 from repq_tf.train.data.digits import load_digits
-from repq_tf.train.data.images import scale_pixels
 
 
 def _images(count=23, size=12, channels=3):

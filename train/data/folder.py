@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
+from repq_tf.pictures import SUFFIXES
 from repq_tf.train.data.arrays import ArrayImages
 from repq_tf.train.data.pictures import read_picture, stored_size
 from repq_tf.train.errors import UserError
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 TEST_FOLDERS = ("test", "val", "validation")
 
 # Pictures of more bytes than this are read again from their files in every epoch.

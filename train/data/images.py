@@ -1,16 +1,9 @@
-"""What every source of images offers, and how pixels become the network's input."""
+"""What every source of images offers."""
 
 import abc
 import contextlib
 
-import numpy as np
-
 from repq_tf.train.data.regularization import NONE
-
-
-def scale_pixels(images):
-    """Maps uint8 pixels to float32 in [-1, 1]: a signed 8-bit grid hits them almost exactly."""
-    return images.astype("float32") / np.float32(127.5) - np.float32(1)
 
 
 class Images(abc.ABC):

@@ -1,8 +1,9 @@
-"""Reading and resizing single pictures with Pillow."""
+"""Reading and resizing pictures to squares."""
 
 import numpy as np
 from PIL import Image
 
+from repq_tf import pictures
 from repq_tf.train.data.augment import LARGE_IMAGE
 from repq_tf.train.errors import UserError
 
@@ -15,14 +16,6 @@ def stored_size(size):
     return size if size < LARGE_IMAGE else round(size * 8 / 7)
 
 
-def fit_square(picture, size):
-    """Returns a Pillow image resized to `size` on its shorter side, and its middle square."""
-    side = min(picture.size)
-    left, top = (picture.width - side) / 2, (picture.height - side) / 2
-    box = (left, top, left + side, top + side)
-    return picture.resize((size, size), Image.Resampling.BILINEAR, box=box)
-
-
 def resize_all(images, size):
     """Returns uint8 images `(n, h, w, c)` resized to squares of height `size`."""
     if images.shape[1:3] == (size, size):
@@ -31,7 +24,7 @@ def resize_all(images, size):
     out = np.empty((len(images), size, size, channels), "uint8")
     for k, image in enumerate(images):
         picture = Image.fromarray(image[..., 0] if channels == 1 else image)
-        out[k] = np.asarray(fit_square(picture, size)).reshape(size, size, channels)
+        out[k] = pictures.pixels(pictures.fit(picture, size, size), channels)
     return out
 
 
@@ -47,11 +40,9 @@ def read_picture(path, channels, size=None):
         UserError: If the file is no picture, naming it.
     """
     try:
-        with Image.open(path) as picture:
-            picture = picture.convert("L" if channels == 1 else "RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as an image: {error}") from error
+        picture = pictures.read_picture(path, channels)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     if size:
-        picture = fit_square(picture, size)
-    pixels = np.asarray(picture)
-    return pixels.reshape(*pixels.shape[:2], channels)
+        picture = pictures.fit(picture, size, size)
+    return pictures.pixels(picture, channels)

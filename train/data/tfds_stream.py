@@ -163,7 +163,7 @@ def _randaugment(image, count, seeds):
 
 
 def _scale(image):
-    """`images.scale_pixels` for tensors."""
+    """`pictures.scale_pixels` for tensors."""
     import tensorflow as tf
 
     return tf.cast(image, tf.float32) / 127.5 - 1.0

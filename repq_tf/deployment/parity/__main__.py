@@ -1,0 +1,154 @@
+"""Compares a quantized model with its `.tflite` file, layer by layer.
+
+    python -m repq_tf.deployment.parity quantized.keras model.tflite --data=images.npy
+
+Exit status 0: the file computes what the model computes. 1: it diverges; the first layer and
+the likely cause are printed. 2: an argument is bad.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from repq_tf import pictures
+from repq_tf.deployment.parity.compare import check_parity
+from repq_tf.deployment.parity.report import BOUNDS
+from repq_tf.deployment.parity.runtime import File
+from repq_tf.saving import load_model
+
+NORMALIZATIONS = {
+    "pixels/127.5-1": pictures.scale_pixels,
+    "pixels/255": lambda pixels: pixels.astype("float32") / np.float32(255),
+    "pixels": lambda pixels: pixels.astype("float32"),
+}
+# Pictures that are read and kept at once.
+_CHUNK = 32
+
+
+def main(arguments=None):
+    """Runs the program and returns its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        report = _compare(options)
+        if options.output:
+            report.save(options.output)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(report)
+    return 0 if report.holds else 1
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="python -m repq_tf.deployment.parity",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", type=Path, help="the quantized model, a .keras file")
+    parser.add_argument("file", type=Path, help="the .tflite file that was exported from it")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="a .npy file of images (n, height, width, channels); a .npz file with one array "
+        "or one called images; or a folder of pictures, with all folders in it",
+    )
+    parser.add_argument(
+        "--normalize",
+        choices=NORMALIZATIONS,
+        default="pixels/127.5-1",
+        help="what becomes of uint8 pixels; arrays of other types are the model's inputs as "
+        "they are. Default: %(default)s, as in train/main.py",
+    )
+    parser.add_argument("--images", type=int, help="how many images to use. Default: all")
+    parser.add_argument("--batch_size", type=int, help="default: what fits a quarter gigabyte")
+    parser.add_argument(
+        "--kernels",
+        choices=BOUNDS,
+        default="default",
+        help="of the runtime: default is XNNPACK; reference rounds differently and is held to "
+        "a looser bound",
+    )
+    parser.add_argument(
+        "--output", type=Path, help="a folder for the table (CSV, JSON, Markdown) and a plot"
+    )
+    return parser
+
+
+def _compare(options):
+    for name in ("images", "batch_size"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} must be positive. Received: {value}")
+    for path in (options.model, options.file, options.data):
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist")
+    model = load_model(options.model)
+    # A picture is resized where the model or the file has a size.
+    sizes = zip(model.input_shape[1:], File(options.file).image_shape, strict=True)
+    shape = tuple(ours or theirs for ours, theirs in sizes)
+    if options.data.is_dir():
+        images = _pictures(options.data, shape, options.images)
+    else:
+        images = _array(options.data)[: options.images]
+    if options.data.is_dir() or images.dtype == np.uint8:
+        normalize = NORMALIZATIONS[options.normalize]
+        images = (normalize(batch) for batch in _chunks(images))
+    return check_parity(model, options.file, images, options.batch_size, options.kernels)
+
+
+def _array(path):
+    """The array of a `.npy` or `.npz` file; nothing in it is executed."""
+    if path.suffix not in (".npy", ".npz"):
+        raise ValueError(
+            f"--data must be a .npy or .npz file or a folder of pictures. Received: {path}"
+        )
+    try:
+        content = np.load(path, mmap_mode="r", allow_pickle=False)
+        if path.suffix == ".npy":
+            return content
+        names = content.files
+        if "images" not in names and len(names) != 1:
+            raise ValueError(f"it must hold one array, or one called images, not {names}")
+        return content["images" if "images" in names else names[0]]
+    except Exception as error:  # zip and NumPy errors
+        raise ValueError(f"{path} cannot be read as images: {error}") from error
+
+
+def _pictures(folder, shape, count):
+    """Yields the pictures of a folder, each `(1, height, width, channels)`, uint8."""
+    *size, channels = shape
+    if channels not in (1, 3):
+        raise ValueError(
+            f"--data={folder} holds pictures, of 1 or 3 channels; the model's input is {shape}"
+        )
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in pictures.SUFFIXES)
+    if not paths:
+        raise ValueError(f"--data={folder} holds no pictures ({' '.join(pictures.SUFFIXES)})")
+    for path in paths[:count]:
+        picture = pictures.read_picture(path, channels)
+        if None not in size:
+            picture = pictures.fit(picture, *size)
+        yield pictures.pixels(picture, channels)[None]
+
+
+def _chunks(images):
+    """Joins single images of equal shapes, or cuts an array."""
+    if isinstance(images, np.ndarray):
+        yield from (images[k : k + _CHUNK] for k in range(0, len(images), _CHUNK))
+        return
+    waiting = []
+    for image in images:
+        if waiting and (len(waiting) == _CHUNK or image.shape != waiting[0].shape):
+            yield np.concatenate(waiting)
+            waiting = []
+        waiting.append(image)
+    if waiting:
+        yield np.concatenate(waiting)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

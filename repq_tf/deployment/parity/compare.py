@@ -1,0 +1,179 @@
+"""`check_parity`: does the file compute what was trained? Layer by layer."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from repq_tf.deployment.containers import in_container
+from repq_tf.deployment.diagnosis import diagnose, levels_of
+from repq_tf.deployment.merge import grid_layer, quantized_node, read_deployable
+from repq_tf.deployment.parity.report import BOUNDS, LayerParity, ParityReport
+from repq_tf.deployment.parity.runtime import File
+from repq_tf.keras_api import ops
+from repq_tf.layers import Quantize
+from repq_tf.quantization.execution import run_batches, stream_batches
+from repq_tf.quantization.graph import leaves
+
+# Features of a batch are to take about so much memory, in bytes.
+_FEATURES = 2**28
+# In Keras, float32 copies and integer intermediates of the largest tensor, in bytes a value.
+_KERAS = 40
+
+
+def check_parity(model, path, images, batch_size=None, kernels="default"):
+    """Compares a quantized model with its file on the same images.
+
+    Runs the Keras model's inference and the interpreter, and compares every stored tensor as
+    integers. Of a file with 4-bit kernels, the model is
+    `repq_tf.with_container(model, "int4")`. Of the file, a batch's tensors are kept as the bytes they are; of the
+    model, those that a layer still waits for. Each is compared when the model makes it.
+
+    Args:
+        model: the quantized model, as for `export_tflite`.
+        path: the `.tflite` file that was exported from it.
+        images: an array of images, or an iterable of batches, of one image size or several.
+        batch_size: the most images computed at once; by default as many as fit a quarter
+            of a gigabyte.
+        kernels: the runtime's kernels: "default" (XNNPACK where it has one), or
+            "reference", which round differently and are held to a looser bound.
+
+    Returns:
+        A `ParityReport`.
+
+    Raises:
+        ValueError: the file is not a TFLite file, or not one of this model; or an argument is
+            bad.
+
+    Example:
+        >>> report = repq_tf.check_parity(qat, "model.tflite", images[:500])
+        >>> print(report)
+        >>> report.save("parity")
+    """
+    if kernels not in BOUNDS:
+        raise ValueError(f"kernels must be one of {tuple(BOUNDS)}. Received: {kernels!r}")
+    if batch_size is not None and not batch_size > 0:
+        raise ValueError(f"batch_size must be positive. Received: {batch_size!r}")
+    file = File(Path(path), kernels)
+    graph = in_container(read_deployable(model), file.container)
+    comparison = _Comparison(graph, file, kernels)
+
+    def fitting(shape):
+        kept, largest = file.image_bytes(shape)
+        return batch_size or max(1, _FEATURES // (kept + _KERAS * largest))
+
+    for batch in stream_batches(images, model, fitting):
+        comparison.add(batch)
+    return comparison.report()
+
+
+@dataclasses.dataclass
+class _Count:
+    """Sums over batches of one tensor."""
+
+    outputs: int = 0
+    different: int = 0
+    largest: int = 0
+    outside: int = 0
+
+    def add(self, want, got, bounds):
+        difference = np.abs(want.reshape(-1) - got.reshape(-1))
+        self.outputs += difference.size
+        self.different += int(np.count_nonzero(difference))
+        self.largest = max(self.largest, int(difference.max()))
+        self.outside += int(np.count_nonzero((got < bounds[0]) | (got > bounds[1])))
+
+
+class _Comparison:
+    """A model and its file, batch after batch."""
+
+    def __init__(self, graph, file, kernels):
+        self.graph, self.file, self.kernels = graph, file, kernels
+        self.layers, self.agree, self.images = {}, [], 0
+        stored = [n for n in graph.nodes.values() if isinstance(n.layer, Quantize)]
+        names = [quantized_node(graph, node) for node in stored]
+        if not any(node.is_input for node in names) or all(node.is_input for node in names):
+            raise ValueError(f"model {graph.name!r} is not quantized")
+        missing = [n.name for n in names if not n.is_input and n.name not in file.indices]
+        if missing or len(file.outputs) != len(graph.output_tensors):
+            what = f"tensor for {missing[:5]}" if missing else "equal number of outputs"
+            raise ValueError(
+                f"{file.path} was not exported from model {graph.name!r}: it has no {what}"
+            )
+        self.ends = [
+            (quantized_node(graph, graph.nodes[end.node]).name, grid_layer(graph, end))
+            for end in graph.output_tensors
+        ]
+        self.end_counts = [_Count() for _ in self.ends]
+
+    def add(self, batch):
+        """Compares the tensors of a batch."""
+        results = run_batches(self.graph, [batch], observe=self._observe)
+        agree = []
+        for position, value in enumerate(leaves(results)):
+            name, layer = self.ends[position]
+            want, step = _integers(value, layer), np.float32(layer.step)
+            got = self.file.output(position, step)
+            self._check(name, want, got)
+            bounds = levels_of(layer)
+            self.end_counts[position].add(want, got, bounds)
+            if want[0].size == want.shape[-1]:  # a vector
+                flat = (values.reshape(len(batch), -1) for values in (want, got))
+                agree.append(np.equal(*(values.argmax(axis=1) for values in flat)))
+        if agree:
+            self.agree.append(np.all(agree, axis=0))
+        self.images += len(batch)
+
+    def _observe(self, node, results):
+        if not isinstance(node.layer, Quantize):
+            return
+        integers, step = _integers(results[0], node.layer), np.float32(node.layer.step)
+        source = quantized_node(self.graph, node)
+        if source.is_input:
+            self.file.run(integers, step)
+            return
+        got = self.file.tensor(self.file.indices[source.name], step)
+        self._check(source.name, integers, got)
+        bounds = levels_of(node.layer, source)
+        self.layers.setdefault(source.name, _Count()).add(integers, got, bounds)
+
+    def _check(self, name, want, got):
+        if want.size != got.size:
+            raise ValueError(
+                f"{self.file.path} was not exported from model {self.graph.name!r}: layer "
+                f"{name!r} makes {want.shape} in the model and {got.shape} in the file"
+            )
+
+    def report(self):
+        """The `ParityReport`, with a diagnosis if a layer diverges."""
+        names = [name for name, _ in self.ends]
+        layers, outputs = (
+            tuple(
+                LayerParity(name, **vars(count), kernels=self.kernels)
+                for name, count in zip(names, counts, strict=True)
+            )
+            for names, counts in (
+                (self.layers, self.layers.values()),
+                (names, self.end_counts),
+            )
+        )
+        agreement = float(np.concatenate(self.agree).mean()) if self.agree else None
+        report = ParityReport(self.images, agreement, layers, outputs)
+        return dataclasses.replace(report, causes=self._diagnose(report))
+
+    def _diagnose(self, report):
+        """Causes at the first layer that diverges, else before it where values differ."""
+        parts = [(layer, self.file.indices[layer.name]) for layer in report.layers]
+        parts += zip(report.outputs, self.file.outputs, strict=True)
+        diverging = [part for part in parts if part[0].diverges][:1]
+        if not diverging:
+            return ()
+        before = [part for part in parts[: parts.index(*diverging)] if part[0].different]
+        found = [diagnose(self.graph, self.file.model, *part) for part in (*diverging, *before)]
+        known = [causes for causes in found if causes[0].kind != "unknown"]
+        return (known or found)[0]
+
+
+def _integers(value, layer):
+    """The levels of a quantized tensor."""
+    return np.rint(ops.convert_to_numpy(value / layer.step)).astype(np.int32)

@@ -1,0 +1,136 @@
+"""A `.tflite` file in the interpreter, its tensors read one at a time."""
+
+import math
+import warnings
+
+import numpy as np
+
+from repq_tf.deployment.diagnosis import unequal_scales
+from repq_tf.quantization.graph import fits
+
+_THREADS = 2
+
+
+class File:
+    """A file with two interpreters: the usual one, and one that keeps inner tensors.
+
+    Args:
+        path: a `pathlib.Path`.
+        kernels: "default" (XNNPACK where it has one) or "reference".
+
+    Attributes:
+        model: the parsed file.
+        indices: `{tensor name: its number}`.
+        container: "int4" if it holds kernels of 4 bits, else "int8".
+
+    Raises:
+        ValueError: it is not a TFLite file, or the runtime cannot run it.
+    """
+
+    def __init__(self, path, kernels="default"):
+        from repq_tf.deployment import ends, flatbuffer, storage  # LiteRT's schema
+
+        self.path = path
+        content, self.model = flatbuffer.read(path)
+        try:
+            self.graph = self.model.subgraphs[0]
+            tensors = self.graph.tensors
+            self.indices = {tensor.name.decode(): k for k, tensor in enumerate(tensors)}
+            self.container = "int4" if storage.has_int4(self.model) else "int8"
+            self._takes_pixels = ends.takes_pixels(self.model)
+            self.quantization = [flatbuffer.scale_and_zero(tensor) for tensor in tensors]
+            self.inputs = [int(k) for k in self.graph.inputs]
+            self.outputs = [int(k) for k in self.graph.outputs]
+            sizes = flatbuffer.shape(tensors[self.inputs[0]])
+        except Exception as error:
+            raise ValueError(f"{path} is not a whole TFLite file: {error}") from error
+        self.image_shape = sizes[1:]
+        self._constant = {
+            k for k, t in enumerate(tensors) if flatbuffer.is_constant(self.model, t)
+        }
+        try:
+            self._keeping, self._usual = (
+                _interpreter(content, keep, kernels) for keep in (True, False)
+            )
+        except (RuntimeError, ValueError) as error:
+            causes = "; ".join(unequal_scales(self.model, self.graph.operators))
+            reason = causes or str(error).strip().splitlines()[0]
+            raise ValueError(f"{path} is refused by the runtime: {reason}") from error
+
+    def check(self, shape):
+        """Raises ValueError for images of a shape that the file does not take."""
+        if not fits(self.image_shape, shape):
+            raise ValueError(
+                f"{self.path} takes images of shape {self.image_shape}. Received: {shape}"
+            )
+
+    def image_bytes(self, shape):
+        """Bytes that an image of a shape needs: all its tensors, and the largest one's size."""
+        self.check(shape)
+        _resize(self._keeping, (1, *shape))
+        sizes = [
+            (math.prod(detail["shape"]), np.dtype(detail["dtype"]).itemsize)
+            for detail in self._keeping.get_tensor_details()
+            if detail["index"] not in self._constant
+        ]
+        return sum(count * width for count, width in sizes), max(count for count, _ in sizes)
+
+    def run(self, integers, step):
+        """Computes a batch.
+
+        Args:
+            integers: levels of the model's input.
+            step: the step of their grid.
+        """
+        from repq_tf.deployment.ends import pixels_of
+
+        for interpreter in (self._usual, self._keeping):
+            _resize(interpreter, integers.shape)
+            detail = interpreter.get_input_details()[0]
+            if self._takes_pixels:
+                values = pixels_of(self.model, integers)
+            elif detail["dtype"] == np.float32:
+                values = (integers * step).astype(np.float32)
+            else:
+                zero = self.quantization[self.inputs[0]][1]
+                values = (integers + zero).astype(detail["dtype"])
+            interpreter.set_tensor(detail["index"], values)
+            interpreter.invoke()
+
+    def tensor(self, index, step):
+        """Levels, zero point removed, of an inner tensor; of a float one, by `step`."""
+        return self._levels(self._keeping.get_tensor(index), index, step)
+
+    def output(self, position, step):
+        """Levels of an output of the model, as the caller gets it."""
+        detail = self._usual.get_output_details()[position]
+        return self._levels(self._usual.get_tensor(detail["index"]), detail["index"], step)
+
+    def _levels(self, values, index, step):
+        if values.dtype.kind == "f":
+            return np.rint(values / step).astype(np.int32)
+        return values.astype(np.int32) - self.quantization[index][1]
+
+
+def _resize(interpreter, shape):
+    detail = interpreter.get_input_details()[0]
+    if tuple(detail["shape"]) != tuple(shape):
+        interpreter.resize_tensor_input(detail["index"], shape)
+        interpreter.allocate_tensors()
+
+
+def _interpreter(content, keep, kernels):
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    resolvers = {"default": OpResolverType.AUTO, "reference": OpResolverType.BUILTIN_REF}
+    with warnings.catch_warnings():
+        # It warns that keeping tensors takes memory.
+        warnings.simplefilter("ignore", UserWarning)
+        interpreter = Interpreter(
+            model_content=content,
+            num_threads=_THREADS,
+            experimental_op_resolver_type=resolvers[kernels],
+            experimental_preserve_all_tensors=keep,
+        )
+    interpreter.allocate_tensors()
+    return interpreter

@@ -1,0 +1,49 @@
+"""Pictures in files, and how their pixels become a network's input."""
+
+import numpy as np
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+
+def scale_pixels(images):
+    """Maps uint8 pixels to float32 in [-1, 1]: a signed 8-bit grid hits them almost exactly."""
+    return images.astype("float32") / np.float32(127.5) - np.float32(1)
+
+
+def read_picture(path, channels):
+    """Reads a file.
+
+    Args:
+        path: the file.
+        channels: 1 for grey, 3 for colour.
+
+    Returns:
+        A Pillow image.
+
+    Raises:
+        ValueError: the file is no picture; it is named.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("L" if channels == 1 else "RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+
+
+def fit(picture, height, width):
+    """Resizes a Pillow image: the largest middle part of the right aspect, to the size."""
+    from PIL import Image
+
+    wide = min(picture.width, picture.height * width / height)
+    high = min(picture.height, picture.width * height / width)
+    left, top = (picture.width - wide) / 2, (picture.height - high) / 2
+    box = (left, top, left + wide, top + high)
+    return picture.resize((width, height), Image.Resampling.BILINEAR, box=box)
+
+
+def pixels(picture, channels):
+    """The pixels of a Pillow image, uint8 `(height, width, channels)`."""
+    array = np.asarray(picture)
+    return array.reshape(*array.shape[:2], channels)
