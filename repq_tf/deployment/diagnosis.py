@@ -50,7 +50,7 @@ class Cause:
         return f"layer {self.layer!r}: {self.text}"
 
 
-def diagnose(graph, model, difference, index):
+def diagnose(graph, model, difference, index, kernels="default"):
     """Inspects the operators of a file that make a tensor which differs.
 
     Args:
@@ -58,6 +58,7 @@ def diagnose(graph, model, difference, index):
         model: the parsed file, of `flatbuffer.load`.
         difference: its `LayerParity`.
         index: the number of the tensor in the file.
+        kernels: those that ran the file, "default" or "reference".
 
     Returns:
         `Cause`s, the likeliest first; never empty.
@@ -69,7 +70,7 @@ def diagnose(graph, model, difference, index):
         *part.weights(),
         *(("unequal scales", text) for text in unequal_scales(model, part.operators)),
         *part.clamps(difference.outside),
-        *part.slow_kernels(difference.kernels),
+        *part.slow_kernels(kernels),
     ]
     if not found:
         found = [

@@ -71,7 +71,11 @@ class Quantize(Layer):
         quantizer = self.activation_quantizer
         if scale is None:
             return quantizer.integers(ops.cast(x, quantizer.step.dtype))
-        levels = rescale(ops.round(x / scale), scale, quantizer.step, rounding)
+        sums = ops.round(x / scale)
+        levels = rescale(sums, scale, quantizer.step, rounding)
+        # The 6 of a ReLU6 is off the sums' grid, since the runtime clamps what it has rescaled.
+        clamped = ops.round(ops.cast(x, quantizer.step.dtype) / quantizer.step)
+        levels = ops.where(sums * scale == x, levels, clamped)
         return ops.clip(levels, quantizer.low, quantizer.high)
 
     def call(self, x, scale=None, training=False, **rounding):

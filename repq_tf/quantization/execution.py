@@ -63,7 +63,7 @@ def run_batches(graph, batches, visit=None, observe=None):
         visit: `visit(node, calls)`, called before a node runs, with the list of
             `(args, kwargs)` it is about to get, one for each batch.
         observe: `observe(node, results)`, called after it has run, with the list of
-            its first outputs.
+            its first outputs; what it returns, if anything, takes their place.
 
     Returns:
         The outputs: a list, one item for each batch.
@@ -86,10 +86,10 @@ def run_batches(graph, batches, visit=None, observe=None):
         for call_args, call_kwargs in calls:
             result = node.layer(*call_args, **{**call_kwargs, **_inference(node.layer)})
             results.append(result if isinstance(result, tuple | list) else (result,))
-        columns = tuple(_Batches(column) for column in zip(*results, strict=True))
+        first, *more = (_Batches(column) for column in zip(*results, strict=True))
         if observe is not None:
-            observe(node, columns[0])
-        return columns
+            first = _Batches(observe(node, first) or first)
+        return (first, *more)
 
     def feed(node):
         tensors = _Batches(ops.convert_to_tensor(batch) for batch in batches)

@@ -428,3 +428,22 @@ def test_wide_sums_are_exact(tmp_path):
     share = report.layers[0].different / report.layers[0].outputs
     print(f"wide sums: {share:.3%} differ")
     assert report.largest_difference <= 1 and share < 0.005
+
+
+@pytest.mark.parametrize("parts", [100.4, 100.6, 14.7, 20.2])
+def test_the_6_of_a_relu6_between_two_sums(parts, tmp_path):
+    """The runtime clamps what it has rescaled; the sum next to 6 may round to another level."""
+
+    def function(x):
+        x = conv("a", activation="relu6", kernel_initializer="ones")(x)
+        return conv("b", 2, 1)(x)
+
+    qat = quantize(network(function), rules={"a": {"per_channel": False}})
+    qat.get_layer("image_quantize").activation_quantizer.set_step(0.05)
+    qat.get_layer("a").weight_quantizer.set_step(1.7)
+    qat.get_layer("a_quantize").activation_quantizer.set_step(6 / parts)
+    step = array(qat.get_layer("a_quantize").step)
+    inner = keras.Model(qat.input, qat.get_layer("a_quantize").output[0])
+    assert array(inner(4 * X)).max() == np.float32(np.rint(6 / step) * step)
+    _, report = parity(qat, tmp_path / "x.tflite", 4 * X)
+    assert_exact(report)

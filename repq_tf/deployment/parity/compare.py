@@ -26,8 +26,8 @@ def check_parity(model, path, images, batch_size=None, kernels="default"):
 
     Runs the Keras model's inference and the interpreter, and compares every stored tensor as
     integers. Of a file with 4-bit kernels, the model is
-    `repq_tf.with_container(model, "int4")`. Of the file, a batch's tensors are kept as the bytes they are; of the
-    model, those that a layer still waits for. Each is compared when the model makes it.
+    `repq_tf.with_container(model, "int4")`. Memory: the file's tensors of a batch, in
+    bytes, and of the model's what a layer still waits for; each is compared when it is made.
 
     Args:
         model: the quantized model, as for `export_tflite`.
@@ -36,7 +36,9 @@ def check_parity(model, path, images, batch_size=None, kernels="default"):
         batch_size: the most images computed at once; by default as many as fit a quarter
             of a gigabyte.
         kernels: the runtime's kernels: "default" (XNNPACK where it has one), or
-            "reference", which round differently and are held to a looser bound.
+            "reference", which round differently. Roundings of one layer grow in the next ones,
+            so each layer of the model is then given what the file's layer was given, and is
+            held to a looser bound; the outputs are compared from end to end, without one.
 
     Returns:
         A `ParityReport`.
@@ -89,6 +91,7 @@ class _Comparison:
 
     def __init__(self, graph, file, kernels):
         self.graph, self.file, self.kernels = graph, file, kernels
+        self.local = kernels != "default"
         self.layers, self.agree, self.images = {}, [], 0
         stored = [n for n in graph.nodes.values() if isinstance(n.layer, Quantize)]
         names = [quantized_node(graph, node) for node in stored]
@@ -109,6 +112,8 @@ class _Comparison:
     def add(self, batch):
         """Compares the tensors of a batch."""
         results = run_batches(self.graph, [batch], observe=self._observe)
+        if self.local:
+            results = run_batches(self.graph, [batch])
         agree = []
         for position, value in enumerate(leaves(results)):
             name, layer = self.ends[position]
@@ -125,17 +130,21 @@ class _Comparison:
         self.images += len(batch)
 
     def _observe(self, node, results):
+        """Compares what a layer made; in a local comparison, returns what goes on."""
         if not isinstance(node.layer, Quantize):
-            return
+            return None
         integers, step = _integers(results[0], node.layer), np.float32(node.layer.step)
         source = quantized_node(self.graph, node)
         if source.is_input:
             self.file.run(integers, step)
-            return
+            return None
         got = self.file.tensor(self.file.indices[source.name], step)
         self._check(source.name, integers, got)
         bounds = levels_of(node.layer, source)
         self.layers.setdefault(source.name, _Count()).add(integers, got, bounds)
+        if not self.local:
+            return None
+        return [ops.convert_to_tensor(got.reshape(integers.shape) * step)]
 
     def _check(self, name, want, got):
         if want.size != got.size:
@@ -149,12 +158,12 @@ class _Comparison:
         names = [name for name, _ in self.ends]
         layers, outputs = (
             tuple(
-                LayerParity(name, **vars(count), kernels=self.kernels)
+                LayerParity(name, **vars(count), bound=bound)
                 for name, count in zip(names, counts, strict=True)
             )
-            for names, counts in (
-                (self.layers, self.layers.values()),
-                (names, self.end_counts),
+            for names, counts, bound in (
+                (self.layers, self.layers.values(), BOUNDS[self.kernels]),
+                (names, self.end_counts, None if self.local else BOUNDS[self.kernels]),
             )
         )
         agreement = float(np.concatenate(self.agree).mean()) if self.agree else None
@@ -165,11 +174,15 @@ class _Comparison:
         """Causes at the first layer that diverges, else before it where values differ."""
         parts = [(layer, self.file.indices[layer.name]) for layer in report.layers]
         parts += zip(report.outputs, self.file.outputs, strict=True)
+        parts = [part for part in parts if part[0].bound]
         diverging = [part for part in parts if part[0].diverges][:1]
         if not diverging:
             return ()
         before = [part for part in parts[: parts.index(*diverging)] if part[0].different]
-        found = [diagnose(self.graph, self.file.model, *part) for part in (*diverging, *before)]
+        found = [
+            diagnose(self.graph, self.file.model, *part, self.kernels)
+            for part in (*diverging, *before)
+        ]
         known = [causes for causes in found if causes[0].kind != "unknown"]
         return (known or found)[0]
 
