@@ -11,7 +11,7 @@ import numpy as np
 from repq_tf.deployment.merge import input_quantizer, quantized_node
 from repq_tf.keras_api import ops
 from repq_tf.layers import Quantize, ReparamConv
-from repq_tf.quantization.placement import activation_name
+from repq_tf.quantization.operators import activation_name
 from repq_tf.quantizers import zero_point
 
 # What the runtime gives to XNNPACK in an int8 file.
