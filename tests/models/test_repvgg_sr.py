@@ -7,6 +7,7 @@ import pytest
 import repq_tf
 from repq_tf import layers, models
 from repq_tf.branches import BatchNorm, Sum
+from tests.deployment.files import assert_exact
 from tests.models.outline import blocks
 from tests.zoo import BLOCKS
 
@@ -100,6 +101,16 @@ def test_training_moves_every_weight(images):
     for variable, old in zip(model.trainable_variables, before, strict=True):
         new = np.asarray(variable)
         assert np.isfinite(new).all() and (new != old).any(), variable.path
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_integer_file_is_convolutions_and_a_sum(bits, images, tmp_path):
+    model = models.repvgg_sr(m=2, c=4, channels=3)
+    qat = repq_tf.quantize(model, bits=bits, calibration_data=images, verbose=False)
+    operators = repq_tf.export_tflite(qat, tmp_path / "x.tflite")
+    expected = {"CONV_2D": 4, "CONCATENATION": 1, "ADD": 1, "DEPTH_TO_SPACE": 1}
+    assert operators == expected
+    assert_exact(repq_tf.check_parity(qat, tmp_path / "x.tflite", images))
 
 
 @pytest.mark.parametrize("m", [4, 16])

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from PIL import Image
 from skimage.color import rgb2ycbcr, ycbcr2rgb
 
@@ -29,46 +28,27 @@ def photograph(height, width, channels=3, seed=0):
     return rng.integers(0, 256, (height, width, channels)).astype("uint8")
 
 
-def write_float(path, channels):
-    """ECBSR, with biases that make the zeros around an image show."""
-    model = repq_tf.models.ecbsr_m4c8_plain(2, channels, (*SIZE, channels))
+def with_biases(model):
+    """Biases make the zeros around an image show."""
     for layer in model.layers:
-        if getattr(layer, "merge", None):
+        if hasattr(layer, "merge"):
             kernel, bias = layer.get_weights()
             layer.set_weights([kernel, np.random.default_rng(1).normal(0, 0.1, bias.shape)])
-    repq_tf.export_tflite_float(model, path)
+    return model
+
+
+def write_float(path, channels):
+    """ECBSR for images of one size, which the interpreter can change."""
+    model = repq_tf.models.ecbsr_m4c8_plain(2, channels, (*SIZE, channels))
+    repq_tf.export_tflite_float(with_biases(model), path)
 
 
 def write_integer(path, channels):
-    """Six convolutions in int8, without an input skip, that any size may be given to."""
-    rng = np.random.default_rng(0)
-    widths = [channels, *[8] * 5, 4 * channels]
-    kernels = [
-        rng.normal(0, 1.4 / np.sqrt(9 * a), (3, 3, a, b)).astype("float32")
-        for a, b in zip(widths, widths[1:], strict=False)
-    ]
-    module = tf.Module()
-
-    @tf.function(input_signature=[tf.TensorSpec([1, None, None, channels])], autograph=False)
-    def network(x):
-        def quantize(x, low, high):
-            return tf.quantization.fake_quant_with_min_max_vars(x, low, high, 8)
-
-        x = quantize(x, -1, 127 / 128)
-        for index, kernel in enumerate(kernels):
-            y = tf.nn.conv2d(x, quantize(kernel, -1.5, 1.5), 1, "SAME")
-            y = tf.nn.bias_add(y, np.linspace(-0.1, 0.2, y.shape[-1]).astype("float32"))
-            last = index == len(kernels) - 1
-            x = quantize(y, -1, 127 / 128) if last else quantize(tf.nn.relu(y), 0, 2)
-        return tf.nn.depth_to_space(x, 2)
-
-    module.network = network
-    converter = tf.lite.TFLiteConverter.from_concrete_functions(
-        [network.get_concrete_function()], module
-    )
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.inference_input_type = converter.inference_output_type = tf.int8
-    path.write_bytes(converter.convert())
+    """RepVGG-SR in int8, for images of any size."""
+    model = with_biases(repq_tf.models.repvgg_sr(4, 8, 2, channels, block="ConvBlock"))
+    images = to_network(photograph(3 * 12, 12, channels)).reshape(3, 12, 12, channels)
+    qat = repq_tf.quantize(model, calibration_data=images, verbose=False)
+    repq_tf.export_tflite(qat, path)
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +232,7 @@ def test_errors(message, names, files, tmp_path, monkeypatch):
     write_photograph("in.png", Photograph(photograph(4, 4, 4)))  # JPEG has no opacity
     Path("no.tflite").write_bytes(b"nothing of the sort")
     Path("good").write_bytes(files["float", 1].read_bytes())
-    write_integer(Path("two"), 2)
+    write_float(Path("two"), 2)
     Path("run").mkdir()
     Path("run/model.tflite").write_bytes(files["float", 1].read_bytes())
     Path("run/SHA256SUMS").write_text(f"{'0' * 64}  model.tflite\n")
