@@ -27,7 +27,10 @@ from repq_tf.train.report import versions
 FLAGS = flags.FLAGS
 flags.DEFINE_list(
     "models",
-    "ac_resnet18,orepa_resnet18,dbb_resnet18,repvgg_a0,qarepvgg_a0,mobileone_s0".split(","),
+    [
+        *("ac_resnet18", "orepa_resnet18", "dbb_resnet18", "repvgg_a0", "qarepvgg_a0"),
+        *("mobileone_s0", "ecbsr_m4c8", "repvgg_sr_m4c16"),
+    ],
     "Names of the networks (repq_tf.models).",
 )
 flags.DEFINE_integer("image_size", 224, "Height and width of the images.")
@@ -93,29 +96,42 @@ def measure(name, files):
     }
 
 
-def markdown(rows):
-    """The table."""
-    head = "model", "operators", "million MACs", "MB", "MB float32", "int8 ms", "float32 ms"
-    head = (*head, "float32 / int8", "plain twin", "int8 / its int8")
-    lines = [head, ("-",) * len(head)]
-    for row in rows:
-        operators = ", ".join(f"{count} {name}" for name, count in row["operators"].items())
-        macs = f"{row['macs'] / 1e6:.0f}"
-        sizes = [f"{row['bytes'][kind] / 1e6:.2f}" for kind in ("int8", "float32")]
-        times = [f"{row['milliseconds'][kind]:.3f}" for kind in ("int8", "float32")]
-        ratios = f"{row['float32_to_int8']:.2f}", f"{row['int8_to_plain_int8']:.3f}"
-        lines.append(
-            (row["model"], operators, macs, *sizes, *times, ratios[0], row["plain"], ratios[1])
-        )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+HEAD = (
+    *("model", "operators", "million MACs", "MB", "MB float32", "int8 ms", "float32 ms"),
+    *("float32 / int8", "plain twin", "int8 / its int8"),
+)
+
+
+def cells(row):
+    """A row as Markdown cells, under `HEAD`."""
+    milliseconds, sizes = row["milliseconds"], row["bytes"]
+    return (
+        row["model"],
+        ", ".join(f"{count} {name}" for name, count in row["operators"].items()),
+        f"{row['macs'] / 1e6:.0f}",
+        *(f"{sizes[kind] / 1e6:.2f}" for kind in ("int8", "float32")),
+        *(f"{milliseconds[kind]:.3f}" for kind in ("int8", "float32")),
+        f"{row['float32_to_int8']:.2f}",
+        row["plain"],
+        f"{row['int8_to_plain_int8']:.3f}",
+    )
+
+
+def show(line):
+    """Prints a line of the table."""
+    print(f"| {' | '.join(line)} |", flush=True)
 
 
 def main(_):
     """Prints the table and writes it as JSON if asked to."""
+    rows = []
+    show(HEAD)
+    show(("-",) * len(HEAD))
     with tempfile.TemporaryDirectory() as folder:
         files = functools.cache(functools.partial(export, folder))
-        rows = [measure(name, files) for name in FLAGS.models]
-    print(markdown(rows))
+        for name in FLAGS.models:
+            rows.append(measure(name, files))
+            show(cells(rows[-1]))
     if FLAGS.json:
         names = "models", "image_size", "bits", "width", "seconds"
         settings = {name: FLAGS[name].value for name in names}
