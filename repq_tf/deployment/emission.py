@@ -4,20 +4,23 @@ import dataclasses
 
 import numpy as np
 
-from repq_tf.deployment.merge import grid_layer
+from repq_tf.deployment.merge import grid_layer, quantized_node
 from repq_tf.keras_api import keras
 from repq_tf.layers import (
     Quantize,
     QuantizedAveragePooling2D,
     QuantizedLeakyReLU,
     QuantizedPReLU,
+    QuantizedUpSampling2D,
 )
 
-ON_INPUT_GRID = QuantizedAveragePooling2D | QuantizedLeakyReLU
+ON_INPUT_GRID = QuantizedAveragePooling2D | QuantizedLeakyReLU | QuantizedUpSampling2D
 
 
 def emit(trace, node, args):
     """What a quantized operator computes, before its output is rounded."""
+    if type(node.layer) is Quantize and quantized_node(trace.graph, node) is node:
+        return _rescale(trace, node, args[0])
     emission = EMISSIONS.get(type(node.layer))
     if emission is not None:
         return emission(trace, node, args[0])
@@ -42,9 +45,7 @@ def stays_inside(layer):
     """Whether what a layer computes cannot leave the grid of its input at the lower end."""
     if isinstance(layer, QuantizedLeakyReLU):
         return layer.negative_slope <= 1
-    return isinstance(
-        layer, QuantizedAveragePooling2D | keras.layers.ReLU | keras.layers.Activation
-    )
+    return isinstance(layer, ON_INPUT_GRID | keras.layers.ReLU | keras.layers.Activation)
 
 
 def _prelu(trace, node, x):
@@ -67,16 +68,40 @@ def _prelu(trace, node, x):
 
     highest = source.activation_quantizer.high * trace.steps[source.name]
     positive, negative = part("positive", highest, -128), part("negative", 0, 127)
-    sign, scale = trace.slopes[node.name]
+    y, weights = scale_channels(negative, *trace.slopes[node.name])
+    grid = trace.grid(layer, f"{node.name}/scaled", *weights)
+    return positive + trace.tap(trace.fake_quantize(y, layer), grid)
+
+
+def scale_channels(x, integers, scale):
+    """A 1x1 depthwise convolution, and its weights as a `Grid` takes them.
+
+    Args:
+        x: features `(batch, height, width, channels)` or `(batch, channels)`.
+        integers: the weights, `(channels,)`.
+        scale: their scale, `(channels,)`.
+    """
+    import tensorflow as tf
+
     channels, flat = x.shape[-1], x.shape.rank == 2
     if flat:
-        negative = tf.reshape(negative, (-1, 1, 1, channels))
-    kernel = skeleton((sign * scale).reshape(1, 1, -1, 1))
-    y = tf.nn.depthwise_conv2d(negative, kernel, (1, 1, 1, 1), "VALID")
-    weights = (sign.reshape(1, 1, 1, -1), scale, np.zeros_like(scale))
-    grid = trace.grid(layer, f"{node.name}/scaled", *weights)
-    y = trace.tap(trace.fake_quantize(y, layer), grid)
-    return positive + (tf.reshape(y, (-1, channels)) if flat else y)
+        x = tf.reshape(x, (-1, 1, 1, channels))
+    kernel = skeleton((integers * scale).reshape(1, 1, -1, 1))
+    y = tf.nn.depthwise_conv2d(x, kernel, (1, 1, 1, 1), "VALID")
+    y = tf.reshape(y, (-1, channels)) if flat else y
+    return y, (integers.reshape(1, 1, 1, -1), scale, np.zeros_like(scale))
+
+
+def _rescale(trace, node, x):
+    """An operator's output on the grid that several tensors share.
+
+    The runtime's QUANTIZE multiplies with eight bits of precision; a convolution with the
+    weight 1 rounds as the model does.
+    """
+    ones = np.ones(x.shape[-1], np.float32)
+    y, weights = scale_channels(x, ones, ones)
+    trace.weights[node.name] = weights
+    return y
 
 
 def _leaky_relu(trace, node, x):
@@ -85,4 +110,28 @@ def _leaky_relu(trace, node, x):
     return tf.nn.leaky_relu(x, node.layer.numerator / 256)
 
 
-EMISSIONS = {QuantizedLeakyReLU: _leaky_relu, QuantizedPReLU: _prelu}
+def _up_sampling(trace, node, x):
+    import tensorflow as tf
+
+    layer, (height, width) = node.layer, x.shape[1:3]
+    rows, columns = layer.size
+    if None not in (height, width):
+        sizes = (height * rows, width * columns)
+        if layer.interpolation == "bilinear":
+            return tf.raw_ops.ResizeBilinear(images=x, size=sizes, half_pixel_centers=True)
+        return tf.raw_ops.ResizeNearestNeighbor(images=x, size=sizes)
+    if layer.interpolation == "nearest" and rows == columns:
+        # A resize to a computed size would be left to the runtime's slow kernels.
+        return tf.nn.depth_to_space(tf.concat([x] * rows**2, axis=-1), rows)
+    raise ValueError(
+        f"layer {node.name!r}: of images of any size a file can hold only "
+        f"interpolation='nearest' by one factor; give input_shape. Received: "
+        f"interpolation={layer.interpolation!r}, size={layer.size}"
+    )
+
+
+EMISSIONS = {
+    QuantizedLeakyReLU: _leaky_relu,
+    QuantizedPReLU: _prelu,
+    QuantizedUpSampling2D: _up_sampling,
+}

@@ -30,6 +30,8 @@ SAME_SCALE = (
     "REDUCE_MAX",
     "RELU",
     "RESHAPE",
+    "RESIZE_BILINEAR",
+    "RESIZE_NEAREST_NEIGHBOR",
     "TRANSPOSE",
 )
 
@@ -353,6 +355,7 @@ def clamp_in_rescale(content):
     model = load(content)
     graph = model.subgraphs[0]
     outputs = {int(i) for i in graph.outputs}
+    producer = {int(o): op for op in graph.operators for o in op.outputs}
     for operator in graph.operators:
         if operator_name(model, operator) not in ("MAXIMUM", "MINIMUM"):
             continue
@@ -369,6 +372,11 @@ def clamp_in_rescale(content):
             bound = int(tensor_data(model, graph.tensors[constants[0]]).reshape(-1)[0])
             lowest = bound - int(target.zeroPoint[0])
             set_quantization(graph.tensors[source], target.scale, -128 - lowest)
+            before = producer[source]
+            while operator_name(model, before) == "RESHAPE":
+                index = int(before.inputs[0])
+                set_quantization(graph.tensors[index], target.scale, -128 - lowest)
+                before = producer[index]
         operator.opcodeIndex = opcode(model, schema.BuiltinOperator.QUANTIZE)
         operator.inputs = np.asarray([source], np.int32)
         operator.builtinOptionsType = schema.BuiltinOptions.QuantizeOptions

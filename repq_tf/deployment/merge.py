@@ -72,10 +72,14 @@ def input_quantizer(graph, node):
 
 
 def quantized_node(graph, node):
-    """The node whose tensor a `Quantize` node rounds: itself, if it is an operator."""
+    """The node whose tensor a `Quantize` node rounds: itself, if it is an operator.
+
+    Itself, too, where it rounds what an operator has put on a grid of its own.
+    """
     if type(node.layer) is not Quantize:
         return node
-    return graph.nodes[node.inputs[0].node]
+    before = graph.nodes[node.inputs[0].node]
+    return node if isinstance(before.layer, Quantize) else before
 
 
 def deployed_kernel(graph, node):

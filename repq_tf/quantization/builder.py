@@ -30,10 +30,9 @@ class Builder:
         if site.kind == "convolution":
             return self._convolution(site, args[0])
         if site.operator is not None and site.operator.make is not None:
-            shared = len(self.placement.origins(site.group)) > 1
             if site.kind == "same_scale":
                 return self._on_input_grid(site, args[0])
-            if site.bits.activation_bits and not shared:
+            if site.bits.activation_bits:
                 return self._on_own_grid(site, args)
         y = self._copy(site)(*args, **kwargs)
         if site.fused:
@@ -66,7 +65,12 @@ class Builder:
         return self.placement.sites[site.inputs[index]].group
 
     def _on_own_grid(self, site, args):
-        """An operator with a quantizer of its own."""
+        """An operator with a quantizer of its own.
+
+        Where several tensors share one scale, as in a concatenation, its grid has 8 bits and
+        the shared quantizer follows: the operators' rounding is right for one grid alone.
+        """
+        shared = len(self.placement.origins(site.group)) > 1
         groups = [self._input_group(site, index) for index in range(len(site.inputs))]
         if any(group not in self.steps for group in groups):
             raise ValueError(
@@ -76,17 +80,20 @@ class Builder:
         layer = site.operator.make(
             site,
             self.zero_points[groups[0]],
-            bits=site.bits.activation_bits,
-            signed=site.signed,
+            bits=8 if shared else site.bits.activation_bits,
+            signed=site.signed and site.activation == "linear",
             name=site.name,
             dtype=site.layer.dtype_policy,
         )
         tensors = args[0] if isinstance(args[0], list | tuple) else args[:1]
-        y, self.steps[site.group] = layer(*tensors, *(self.steps[group] for group in groups))
-        self.zero_points[site.group] = zero_point(layer.bits, layer.signed)
+        y, step = layer(*tensors, *(self.steps[group] for group in groups))
         if site.layer.weights:
             layer.copy_weights(site.layer)
             layer.trainable = site.layer.trainable
+        if shared:
+            return self.quantize_output(site, y, step)
+        self.steps[site.group] = step
+        self.zero_points[site.group] = zero_point(layer.bits, layer.signed)
         return y
 
     def _on_input_grid(self, site, x):

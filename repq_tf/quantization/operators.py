@@ -18,7 +18,9 @@ from repq_tf.layers import (
     QuantizedLeakyReLU,
     QuantizedMean,
     QuantizedPReLU,
+    QuantizedUpSampling2D,
 )
+from repq_tf.layers.up_sampling import INTERPOLATIONS
 
 _layers = keras.layers
 FUSED = ("linear", "relu", "relu6")
@@ -83,6 +85,16 @@ def _leaky_relu(site, input_zero_point, **options):
     return QuantizedLeakyReLU(float(slope), **options)
 
 
+def _up_sampling(site, input_zero_point, **options):
+    return QuantizedUpSampling2D(site.layer.size, site.layer.interpolation, **options)
+
+
+def _check_up_sampling(layer):
+    if layer.interpolation in INTERPOLATIONS:
+        return None
+    return f"interpolation must be one of {INTERPOLATIONS}. Received: {layer.interpolation!r}"
+
+
 _KEEPS_SCALE = Operator("same_scale")
 _LEAKY_RELU = Operator("same_scale", _leaky_relu)
 
@@ -99,6 +111,7 @@ OPERATORS = {
     _layers.MaxPooling2D: _KEEPS_SCALE,
     _layers.PReLU: Operator("new_scale", _prelu, wide_input=True, check=_check_prelu),
     _layers.Reshape: _KEEPS_SCALE,
+    _layers.UpSampling2D: Operator("same_scale", _up_sampling, check=_check_up_sampling),
     _layers.ZeroPadding2D: _KEEPS_SCALE,
 }
 # Of the layers `ReLU` and `Activation`, by what they compute.

@@ -11,7 +11,7 @@ layers = keras.layers
 # Refused by name, with settings that are refused among the convolutions' below.
 UNSUPPORTED = [
     lambda draw: layers.PReLU(),
-    lambda draw: layers.UpSampling2D(2),
+    lambda draw: layers.UpSampling2D(2, interpolation="bicubic"),
     lambda draw: layers.LayerNormalization(),
     lambda draw: layers.Activation("gelu"),
     lambda draw: layers.Conv2DTranspose(4, 3),
@@ -84,6 +84,8 @@ def _other(draw, x):
                 lambda: layers.AveragePooling2D(2, padding="valid"),
                 lambda: layers.ZeroPadding2D(((1, 0), (0, 1))),
                 lambda: layers.Dropout(0.3),
+                lambda: layers.UpSampling2D((1, 2)),
+                lambda: layers.UpSampling2D(2, interpolation="bilinear"),
             )
         )
     )

@@ -150,7 +150,8 @@ def test_concatenation_shares_one_quantizer_among_its_inputs():
         *[True] * 3,
     ]
     model = quantize(model_of(concatenated))
-    counts = {"a_quantize": 2, "b_quantize": 1, "c_quantize": 1}
+    # The sum rounds to a grid of its own first, since its rounding is right for one only.
+    counts = {"a_quantize": 2, "b_quantize": 1, "c_quantize": 1, "sum": 1}
     assert activation_quantizers(model) == {"image_quantize": 1, **counts, "last_quantize": 1}
     graph = read_graph(model)
     inputs = graph.nodes["cat"].inputs
@@ -409,7 +410,7 @@ REFUSED = {
     "three summands": add_three,
     "lambda": named(layers.Lambda(lambda x: 2 * x, name="bad")),
     "rescaling": named(layers.Rescaling(1 / 255, name="bad")),
-    "upsampling": named(layers.UpSampling2D(name="bad")),
+    "bicubic upsampling": named(layers.UpSampling2D(interpolation="bicubic", name="bad")),
     "product": lambda x: layers.Multiply(name="bad")([x, x]),
     "called twice": twice,
     "dense on features": named(layers.Dense(4, name="bad")),
