@@ -17,6 +17,7 @@ BN_STATISTICS = ("restored", "batch", "estimate", "sample", "running")
 STRATEGIES = ("auto", "none", "mirrored", "multi_worker", "data_parallel")
 PRECISIONS = ("none", "bfloat16", "float16")
 CONTAINERS = ("int8", "int4")
+INPUT_TYPES = ("int8", "uint8", "float32")
 BITS = range(2, 9)
 
 # Flags of one task alone.
@@ -158,6 +159,16 @@ def check_container(container, weight_bits):
         raise UserError(
             "--container=int4 stores weights of at most 4 bits; set --weight_bits or --bits."
             f" Received: weights of {weight_bits} bits"
+        )
+
+
+def check_ends(input_type, c_array):
+    """Refuses unknown input types, and pixels on microcontrollers."""
+    one_of("input_type", input_type, INPUT_TYPES)
+    if c_array and input_type == "uint8":
+        raise UserError(
+            "--c_array goes with --input_type=int8 or float32: pixels are looked up after a"
+            " CAST that TensorFlow Lite Micro lacks. Received: --input_type=uint8"
         )
 
 

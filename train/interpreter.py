@@ -8,6 +8,8 @@ import numpy as np
 class Network:
     """A `.tflite` file as a function from float inputs to float outputs.
 
+    A file that takes pixels gets those that it normalises to the inputs.
+
     Args:
         path: The file, with one input and one output.
         threads: Threads of the interpreter.
@@ -16,23 +18,35 @@ class Network:
     def __init__(self, path, threads=1):
         from ai_edge_litert.interpreter import Interpreter
 
+        from repq_tf.deployment import flatbuffer  # LiteRT's schema
+
         self._interpreter = Interpreter(model_path=path, num_threads=threads)
+        self._pixels = None  # the parsed file, if it takes pixels
         self._interpreter.allocate_tensors()
         (self._input,) = self._interpreter.get_input_details()
         (self._output,) = self._interpreter.get_output_details()
+        if self._input["dtype"] == np.uint8 and not self._input["quantization"][0]:
+            self._pixels = flatbuffer.read(path)[1]
 
     def __call__(self, inputs):
         """Returns the outputs for a batch of inputs, computed one by one.
 
         Inputs of another size than the file's are computed at their own.
         """
-        stored, outputs = _to_stored(np.asarray(inputs), self._input), []
+        stored, outputs = self._stored(np.asarray(inputs)), []
         self._resize((1, *stored.shape[1:]))
         for image in stored:
             self._interpreter.set_tensor(self._input["index"], image[None])
             self._interpreter.invoke()
             outputs.append(self._interpreter.get_tensor(self._output["index"])[0])
         return _from_stored(np.stack(outputs), self._output)
+
+    def _stored(self, inputs):
+        if self._pixels is not None:
+            from repq_tf.deployment import ends
+
+            return ends.pixels_of(self._pixels, inputs)
+        return _to_stored(inputs, self._input)
 
     @property
     def input_shape(self):

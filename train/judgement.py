@@ -7,30 +7,35 @@ import numpy as np
 
 import repq_tf
 from repq_tf.train import checkpoint, plots
+from repq_tf.train.errors import UserError
 from repq_tf.train.interpreter import Network, measure_latency
-from repq_tf.train.products import check_product, product
+from repq_tf.train.products import check_product, product, writing
 from repq_tf.train.records import read_history
 from repq_tf.train.run_folder import (
+    C_ARRAY,
     FILE,
     FLOAT,
     FLOAT_FILE,
     MERGED,
+    METADATA,
     QUANTIZED,
     QUANTIZED_START,
 )
 
 EVALUATION = "evaluation.json"
 MEASUREMENT = "measurement.json"
+SUMMARY = "summary.html"
 WEIGHTS_PLOT = os.path.join("plots", "weights.png")
 _IMAGES = 500
 
 
-def evaluate(run, task):
+def evaluate(run, task, container="int8"):
     """Judges the Keras models, and compares the float ones before and after merging.
 
     Args:
         run: The `run_folder.RunFolder`; gets the product `EVALUATION`.
         task: The `tasks.base.Task`.
+        container: Of kernels of at most 4 bits, as for `repq_tf.export_tflite`.
     """
     model = run.load_model(FLOAT)
     merged = repq_tf.merge(model)
@@ -39,6 +44,9 @@ def evaluate(run, task):
         np.abs(_predict(model, batch) - _predict(merged, batch)).max() for batch in inputs
     ]
     quantized = run.load_model(QUANTIZED)
+    summary = repq_tf.summary(quantized, inputs[0].shape[1:], container)
+    with writing(run.file(SUMMARY)) as path:
+        summary.save(path)
     record = {
         "metrics": {
             "float": task.evaluate(model),
@@ -48,21 +56,57 @@ def evaluate(run, task):
         "references": task.references(),
         "merge_error": float(max(errors)),
         "quantization": str(repq_tf.quantization_table(quantized)),
+        "summary": {"totals": summary.totals, "text": str(summary)},
     }
     checkpoint.write_json(run.file(EVALUATION), record)
 
 
-def export(run, container="int8"):
+def export(run, task, container="int8", input_type="int8"):
     """Writes the integer file and, to compare with, the merged float one.
 
     Args:
         run: The `run_folder.RunFolder`; gets the products `FILE` and `FLOAT_FILE`.
+        task: The `tasks.base.Task`, which knows how pixels are normalised.
         container: Of kernels of at most 4 bits, as for `repq_tf.export_tflite`.
+        input_type: Likewise; "uint8" for pixels.
     """
     with product(run.file(FLOAT_FILE)) as path:
         repq_tf.export_tflite_float(run.load_model(FLOAT), path)
     with product(run.file(FILE)) as path:
-        repq_tf.export_tflite(run.load_model(QUANTIZED), path, container=container)
+        repq_tf.export_tflite(
+            run.load_model(QUANTIZED),
+            path,
+            input_type=input_type,
+            container=container,
+            pixels=task.normalize if input_type == "uint8" else None,
+        )
+
+
+def describe(run, task):
+    """Writes what a program has to know to use the integer file.
+
+    Args:
+        run: The `run_folder.RunFolder`; gets the product `METADATA`.
+        task: The `tasks.base.Task`.
+    """
+    with product(run.file(METADATA)) as path:
+        repq_tf.export_metadata(run.file(FILE), path, task.labels, task.pixels, task.meaning)
+
+
+def write_c_array(run):
+    """Writes the integer file as a C header.
+
+    Args:
+        run: The `run_folder.RunFolder`; gets the product `C_ARRAY`.
+
+    Raises:
+        UserError: If TensorFlow Lite Micro lacks one of its operators.
+    """
+    try:
+        with product(run.file(C_ARRAY)) as path:
+            repq_tf.export_c_array(run.file(FILE), path)
+    except ValueError as error:
+        raise UserError(f"--c_array is not possible: {error}") from error
 
 
 def measure(run, task):

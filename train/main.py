@@ -55,6 +55,17 @@ flags.DEFINE_string(
     " size, slower convolutions.",
 )
 flags.DEFINE_string(
+    "input_type",
+    "int8",
+    "What the file takes: int8, on the grid of its input; uint8, pixels as cameras give them,"
+    " which the file normalises as in training; or float32, normalised images.",
+)
+flags.DEFINE_bool(
+    "c_array",
+    False,
+    "Write the file as a C header as well, model.h, for TensorFlow Lite Micro.",
+)
+flags.DEFINE_string(
     "quantizer",
     "keras",
     "keras: repq_tf's own layers quantize. tfmot: TensorFlow Model Optimization does, with"

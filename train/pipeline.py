@@ -17,10 +17,12 @@ from repq_tf.keras_api import backend, keras, ops
 from repq_tf.train import checkpoint, distribution, judgement, precision, report, tfmot
 from repq_tf.train.errors import UserError
 from repq_tf.train.run_folder import (
+    C_ARRAY,
     FILE,
     FLOAT,
     FLOAT_FILE,
     MERGED,
+    METADATA,
     QUANTIZED,
     QUANTIZED_START,
     RunFolder,
@@ -99,11 +101,23 @@ class _Pipeline:
         self._stage("quantize", self._quantize, QUANTIZED_START)
         self._stage("qat", self._train_quantized, QUANTIZED, together=True)
         self._stage("merge", self._merge, MERGED)
-        self._stage("evaluate", lambda: judgement.evaluate(folder, task), judgement.EVALUATION)
+        container, input_type = self.settings.container, self.settings.input_type
+        self._stage(
+            "evaluate",
+            lambda: judgement.evaluate(folder, task, container),
+            judgement.EVALUATION,
+        )
         if backend() == "tensorflow":
-            container = self.settings.container
-            self._stage("export", lambda: judgement.export(folder, container), FILE, FLOAT_FILE)
+            self._stage(
+                "export",
+                lambda: judgement.export(folder, task, container, input_type),
+                FILE,
+                FLOAT_FILE,
+            )
         if folder.has(FILE) and folder.has(FLOAT_FILE):
+            self._stage("describe", lambda: judgement.describe(folder, task), METADATA)
+            if self.settings.c_array:
+                self._stage("c_array", lambda: judgement.write_c_array(folder), C_ARRAY)
             product = judgement.MEASUREMENT
             self._stage("measure", lambda: judgement.measure(folder, task), product)
         else:

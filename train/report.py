@@ -7,6 +7,7 @@ import platform
 import numpy as np
 
 from repq_tf.keras_api import backend, keras
+from repq_tf.text import quantity
 from repq_tf.train import checkpoint
 
 _ROWS = (
@@ -34,7 +35,7 @@ def make_report(settings, task, run, results):
     sizes = {
         name: os.path.getsize(run.file(name))
         for name in sorted(os.listdir(run.path))
-        if name.endswith((".keras", ".tflite"))
+        if name.endswith((".keras", ".tflite", ".h"))
     }
     seconds = run.seconds()
     record = {
@@ -111,6 +112,13 @@ def _remarks(record):
             "Largest difference of outputs, float as trained and merged:"
             f" {record['merge_error']:.2g}"
         )
+    if "summary" in record:
+        totals = record["summary"]["totals"]
+        lines.append(
+            f"Deployed: {quantity(totals['deployed'])} parameters,"
+            f" {quantity(totals['macs'])} MACs, {quantity(totals['bit_operations'])}"
+            " bit-operations"
+        )
     if "parity" in record:
         summary = record["parity"]["text"].splitlines()[-1]
         lines.append(f"Quantized Keras model against the .tflite file: {summary}")
@@ -125,6 +133,8 @@ def _markdown(settings, record, table, run):
             f" {record['versions']['cpu']}."
         )
     sections.append(f"## Metrics\n\n{_all_metrics(record)}")
+    if "summary" in record:
+        sections.append(f"## Summary\n\n```\n{record['summary']['text']}\n```")
     sections.append(f"## Quantization\n\n```\n{record['quantization']}\n```")
     if "parity" in record:
         sections.append(f"## Parity, layer by layer\n\n```\n{record['parity']['text']}\n```")

@@ -13,6 +13,8 @@ QUANTIZED = "quantized.keras"
 MERGED = "merged.keras"
 FILE = "model.tflite"
 FLOAT_FILE = "model_float.tflite"
+METADATA = "model.json"
+C_ARRAY = "model.h"
 _SETTINGS = "settings.json"
 _SECONDS = "seconds.json"
 

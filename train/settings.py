@@ -7,8 +7,9 @@ import os
 from repq_tf.train import checks
 from repq_tf.train.recipes import find_recipe
 
-# What may differ when a run is continued: where things lie and how much is printed.
-_NOT_COMPARED = ("workdir", "data_dir", "verbose")
+# What may differ when a run is continued: where things lie, how much is printed, and what is
+# written beside the file.
+_NOT_COMPARED = ("workdir", "data_dir", "verbose", "c_array")
 
 _MODELS = {"classification": "ac_resnet18", "super_resolution": "ecbsr_m4c8"}
 _DATASETS = {"classification": "digits", "super_resolution": "photographs"}
@@ -33,6 +34,8 @@ class Settings:
     activation_bits: int
     quantizer: str
     container: str
+    input_type: str
+    c_array: bool
     dataset: str
     data_dir: str | None
     image_size: int | None
@@ -104,6 +107,8 @@ def resolve(
     activation_bits=None,
     quantizer="keras",
     container="int8",
+    input_type="int8",
+    c_array=False,
     dataset=None,
     data_dir=None,
     image_size=None,
@@ -159,6 +164,7 @@ def resolve(
         dataset = f"folder:{_absolute(dataset.removeprefix('folder:'))}"
     weight_bits, activation_bits = checks.find_bits(bits, weight_bits, activation_bits)
     checks.check_container(container, weight_bits)
+    checks.check_ends(input_type, c_array)
     recipe = find_recipe(model, dataset, task)
     upscales = task == "super_resolution"
     scale = _default(scale, 2) if upscales else None
@@ -172,6 +178,8 @@ def resolve(
         activation_bits=activation_bits,
         quantizer=quantizer,
         container=container,
+        input_type=input_type,
+        c_array=c_array,
         dataset=dataset,
         data_dir=data_dir and _absolute(data_dir),
         image_size=image_size,
@@ -209,6 +217,7 @@ def resolve(
             activation_bits,
             quantizer,
             container,
+            input_type,
             dataset,
         ),
         init_from=init_from and _absolute(init_from),
@@ -223,7 +232,7 @@ def resolve(
 
 
 def _default_workdir(
-    model, method, weight_bits, activation_bits, quantizer, container, dataset
+    model, method, weight_bits, activation_bits, quantizer, container, input_type, dataset
 ):
     if weight_bits == activation_bits:
         bits = f"{weight_bits}bit"
@@ -233,6 +242,8 @@ def _default_workdir(
         bits += "-tfmot"
     if container != "int8":
         bits += f"-{container}"
+    if input_type != "int8":
+        bits += f"-{input_type}_input"
     name = dataset
     if dataset.startswith("folder:"):
         name = os.path.basename(dataset)

@@ -15,6 +15,7 @@ from repq_tf.deployment.flatbuffer import (
 )
 
 _PIXELS = 256
+_SHIFTED = np.arange(-128, 128)
 
 
 def set_end_types(content, input_type, output_type, pixel_table=None):
@@ -25,11 +26,12 @@ def set_end_types(content, input_type, output_type, pixel_table=None):
         input_type: "int8", "uint8" or "float32".
         output_type: likewise.
         pixel_table: the integers of the int8 input for each uint8 pixel value, int8
-            `(256, channels)`; None for uint8 on the grid of the int8 input.
+            `(256, channels)`; None for uint8 on the grid of the int8 input, which is
+            `pixel - 128`.
     """
     model = load(content)
     graph = model.subgraphs[0]
-    if pixel_table is not None:
+    if pixel_table is not None and (pixel_table != _SHIFTED[:, None]).any():
         _look_up(model, pixel_table)
     elif input_type != "int8":
         for position, index in enumerate(list(graph.inputs)):
@@ -82,32 +84,38 @@ def takes_pixels(model):
     return _lookup(model) is not None
 
 
-def pixels_of(model, levels):
-    """The pixels that a file makes some levels of.
+def pixels_of(model, values, exactly=False):
+    """The pixels that a file makes some values of, or the nearest ones.
 
     Args:
         model: a parsed file that takes pixels.
-        levels: of the grid of the model's input, `(..., channels)`.
+        values: what the network would be given, `(..., channels)`.
+        exactly: whether to refuse values that are those of no pixel.
 
     Returns:
         uint8 pixels.
 
     Raises:
-        ValueError: a level is that of no pixel.
+        ValueError: `exactly`, and a value is that of no pixel.
     """
     table = model.subgraphs[0].tensors[_lookup(model).inputs[0]]
-    stored = levels.astype(int) + int(table.quantization.zeroPoint[0])
-    rows = tensor_data(model, table).reshape(-1, _PIXELS).astype(int)
-    channels = np.arange(levels.shape[-1]) if len(rows) > 1 else 0
-    pixel = np.full(rows.shape, -1)
-    np.put_along_axis(pixel, rows + 128, np.arange(_PIXELS)[None], axis=1)
-    found = pixel[channels, stored + 128]
-    if (found < 0).any():
-        raise ValueError(
-            "images must be pixels, normalised as the file does it. Received: "
-            f"{np.count_nonzero(found < 0)} of {found.size} values that no pixel becomes"
-        )
-    return found.astype(np.uint8)
+    scale, zero = table.quantization.scale[0], int(table.quantization.zeroPoint[0])
+    rows = tensor_data(model, table).reshape(-1, _PIXELS).astype(int) - zero
+    rows = np.broadcast_to(rows, (values.shape[-1], _PIXELS))
+    levels = np.asarray(values, np.float32) / scale
+    found = np.empty(levels.shape, np.uint8)
+    for channel, row in enumerate(rows):
+        order = np.argsort(row, kind="stable")
+        middles = (row[order][1:] + row[order][:-1]) / 2
+        found[..., channel] = order[np.searchsorted(middles, levels[..., channel])]
+        wrong = row[found[..., channel]] != np.rint(levels[..., channel])
+        if exactly and wrong.any():
+            raise ValueError(
+                "images must be pixels, normalised as the file does it. Received: "
+                f"{np.count_nonzero(wrong)} of {wrong.size} values of channel {channel} that "
+                "no pixel becomes"
+            )
+    return found
 
 
 def _lookup(model):

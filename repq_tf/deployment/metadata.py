@@ -10,6 +10,8 @@ import importlib.metadata
 import json
 import os
 
+import numpy as np
+
 from repq_tf.deployment.pixels import check_pixels
 from repq_tf.files import write_atomically
 
@@ -72,7 +74,13 @@ def _normalization(end, pixels):
     """Who turns pixels into what the network computes with, and how."""
     mean, std = check_pixels(pixels, end["shape"][-1])
     record = {"mean": mean.tolist(), "std": std.tolist()}
-    if end["type"] == "uint8" and end["scale"] is None:
+    if end["type"] == "uint8" and (end["scale"] is None or _is_grid(end, mean, std)):
         return {"applied": "by the file", "formula": _FORMULA, **record}
     formula = _FORMULA if end["type"] == "float32" else f"{_FORMULA}; {_ON_GRID}"
     return {"applied": "by the caller", "formula": formula, **record}
+
+
+def _is_grid(end, mean, std):
+    """Whether a tensor's own grid is the normalisation."""
+    scale = np.float32(end["scale"])
+    return bool((mean == end["zero_point"]).all() and (scale * std == 1).all())

@@ -7,7 +7,7 @@ from repq_tf.deployment.flatbuffer import load, operator_name, tensor_data
 # Operators that compute each output value from those of one place, whose constants must not
 # depend on the place.
 _POINTWISE = (
-    *("ABS", "ADD", "DEQUANTIZE", "ELU", "HARD_SWISH", "LEAKY_RELU"),
+    *("ABS", "ADD", "CAST", "DEQUANTIZE", "ELU", "HARD_SWISH", "LEAKY_RELU"),
     *("LOGISTIC", "MAXIMUM", "MINIMUM", "MUL", "NEG", "PRELU", "QUANTIZE", "RELU", "RELU6"),
     *("RELU_N1_TO_1", "SUB", "TANH"),
 )
@@ -94,7 +94,9 @@ def receptive_field(content):
         if not sources:  # of weights alone
             continue
         name = operator_name(model, operator)
-        if name == "PAD":
+        if name == "GATHER" and inputs[0] not in fields:  # a table, looked up by pixels
+            field = sources[0]
+        elif name == "PAD":
             before = tensor_data(model, constants[0])[1:3, 0].tolist()
             field = sources[0].widened(before, [-n for n in before])
         else:

@@ -1,7 +1,9 @@
 """Shapes of a model's tensors, for models of any input size too."""
 
+import numbers
+
 from repq_tf.keras_api import LEGACY, dtype_name, keras
-from repq_tf.quantization.graph import evaluate
+from repq_tf.quantization.graph import evaluate, fits
 
 
 def output_shapes(graph, input_shape=None):
@@ -41,11 +43,8 @@ def _input_shapes(graph, given):
         )
     ((name, shape),) = declared.items()
     given = tuple(given)
-    fits = len(given) == len(shape) and all(
-        isinstance(n, int) and n > 0 and want in (None, n)
-        for n, want in zip(given, shape, strict=True)
-    )
-    if not fits:
+    sizes = all(isinstance(size, numbers.Integral) and size > 0 for size in given)
+    if not sizes or not fits(shape, given):
         raise ValueError(f"input_shape must fit the model's {shape}. Received: {given}")
     return {name: given}
 

@@ -6,9 +6,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
 
 from repq_tf.layers import ReparamConv
-from repq_tf.train import checkpoint, distribution, pipeline, run_folder
+from repq_tf.train import checkpoint, distribution, pipeline, products, run_folder
 from repq_tf.train.errors import DivergedError, UserError
 from repq_tf.train.run_folder import RunFolder
 from repq_tf.train.settings import resolve
@@ -99,6 +100,54 @@ def test_several_devices(tmp_path, two_replicas, monkeypatch):
     assert abs(_accuracy(report)["float"] - _accuracy(alone)["float"]) <= 2 / 360
     with pytest.raises(UserError, match="--batch_size must be a multiple .*2.*Received: 63"):
         _run(tmp_path / "odd", strategy="mirrored", batch_size=63)
+
+
+def test_a_file_that_takes_pixels(tmp_path):
+    report = _run(tmp_path, input_type="uint8", epochs=0.5, qat_epochs=0)
+    assert _file_is_the_model(report) and report["parity"]["equal_outputs"] == 1
+    with open(tmp_path / run_folder.METADATA) as file:
+        found = json.load(file)
+    assert found["inputs"][0]["type"] == "uint8" and found["operators"]["GATHER"] == 1
+    assert found["normalization"]["applied"] == "by the file"
+    assert found["labels"] == [str(digit) for digit in range(10)]
+    # Digits are 0 to 16 there; as the data set's pixels they are what the file takes.
+    interpreter = Interpreter(str(tmp_path / run_folder.FILE))
+    interpreter.allocate_tensors()
+    (entry,), (end,) = interpreter.get_input_details(), interpreter.get_output_details()
+    pixels = np.random.default_rng(0).integers(0, 256, entry["shape"]).astype("uint8")
+    interpreter.set_tensor(entry["index"], pixels)
+    interpreter.invoke()
+    scale, zero = end["quantization"]
+    logits = (interpreter.get_tensor(end["index"]).astype("float32") - zero) * np.float32(scale)
+    model = checkpoint.load_model(str(tmp_path / run_folder.QUANTIZED))
+    expected = keras.ops.convert_to_numpy(model(pixels.astype("float32") / 127.5 - 1))
+    np.testing.assert_allclose(logits, expected, rtol=1e-6)
+
+
+def test_what_lies_beside_the_file(tmp_path):
+    report = _run(tmp_path, epochs=0.5, qat_epochs=0)
+    with open(tmp_path / run_folder.METADATA) as file:
+        found = json.load(file)
+    assert found["sha256"] == products.sha256(tmp_path / run_folder.FILE)
+    assert found["normalization"] == {
+        "applied": "by the caller",
+        "formula": found["normalization"]["formula"],
+        "mean": 127.5,
+        "std": 127.5,
+    }
+    assert found["file"] == "model.tflite" and found["meaning"] == "logits"
+    totals = report["summary"]["totals"]
+    # 4x4 outputs of 3x3 kernels of 1 and of 16 channels, 16 filters; 10 classes.
+    assert totals["macs"] == 16 * 9 * (1 + 16) * 16 + 160
+    page = (tmp_path / "report.md").read_text()
+    assert report["summary"]["text"] in page and "bit-operations" in page
+    assert "<table>" in (tmp_path / "summary.html").read_text()
+    assert not (tmp_path / run_folder.C_ARRAY).exists()
+    before = (tmp_path / run_folder.FILE).stat().st_mtime_ns
+    _run(tmp_path, epochs=0.5, qat_epochs=0, c_array=True)  # of a finished run
+    assert (tmp_path / run_folder.FILE).stat().st_mtime_ns == before
+    header = (tmp_path / run_folder.C_ARRAY).read_text()
+    assert found["sha256"] in header and "g_model[]" in header
 
 
 def test_products_hold_weights_only(tmp_path):

@@ -39,8 +39,8 @@ def test_every_stage_leaves_its_product(whole):
     names = set(os.listdir(folder))
     for name in (
         "settings.json float.keras history_float.csv quantized_start.keras history_qat.csv"
-        " quantized.keras merged.keras model.tflite model_float.tflite report.md report.json"
-        " logs plots"
+        " quantized.keras merged.keras model.tflite model.json model_float.tflite summary.html"
+        " report.md report.json logs plots"
     ).split():
         assert name in names
     assert not [n for n in names if n.startswith((".", "state"))]

@@ -52,12 +52,13 @@ def test_run_folder_names_tell_the_runs_apart():
             {"weight_bits": 4},
             {"activation_bits": 4},
             {"bits": 4, "container": "int4"},
+            {"input_type": "uint8"},
             {"method": "plain"},
             {"dataset": "folder:/some/where/cats"},
             {"dataset": "cifar10"},
         )
     }
-    assert len(names) == 8
+    assert len(names) == 9
     assert "runs/ac_resnet18-repq-w4a8bit-digits" in names
     assert "runs/ac_resnet18-repq-8bit-cats" in names
 
@@ -73,6 +74,8 @@ def test_run_folder_names_tell_the_runs_apart():
         ({"weight_bits": 0}, ["--weight_bits", "from 2 to 8"]),
         ({"activation_bits": 16}, ["--activation_bits", "from 2 to 8"]),
         ({"bits": 4, "container": "int2"}, ["--container", "int8, int4"]),
+        ({"input_type": "int16"}, ["--input_type", "int8, uint8, float32", "'int16'"]),
+        ({"input_type": "uint8", "c_array": True}, ["--c_array", "--input_type=uint8"]),
         ({"container": "int4"}, ["--container=int4", "at most 4 bits", "8 bits"]),
         ({"bits": 4, "weight_bits": 4}, ["--bits", "--weight_bits=4"]),
         ({"method": "plain", "bn_statistics": "batch"}, ["--bn_statistics", "--method=repq"]),

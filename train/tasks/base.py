@@ -3,6 +3,8 @@
 import abc
 import contextlib
 
+import numpy as np
+
 from repq_tf.train.distribution import as_fit_wants
 
 
@@ -14,11 +16,17 @@ class Task(abc.ABC):
         columns: What the report's table shows of them: list of `(title, metric, function from
             its value to text)`.
         steps_per_epoch: Training steps in one epoch.
+        pixels: `(mean, std)`: the network's input is `(pixel - mean) / std`.
+        labels: Names of the classes, in the order of the outputs, or None.
+        meaning: What the outputs are, for whoever uses the file.
     """
 
     headline = "loss"
     columns = (("loss", "loss", "{:.4f}".format),)
     steps_per_epoch = 0
+    pixels = (127.5, 127.5)
+    labels = None
+    meaning = None
 
     @abc.abstractmethod
     def build(self, name, **options):
@@ -62,6 +70,11 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def describe(self):
         """Returns name -> value about the data, for the report."""
+
+    def normalize(self, images):
+        """Makes the network's input of uint8 images, rounded as in training."""
+        mean, std = (np.float32(number) for number in self.pixels)
+        return (images.astype("float32") - mean) / std
 
     def evaluate(self, model):
         """Returns metric name -> value of a Keras model on all test data."""

@@ -7,6 +7,7 @@ from keras.utils import PyDataset
 
 from repq_tf import models
 from repq_tf.keras_api import LEGACY, keras
+from repq_tf.pictures import scale_pixels
 from repq_tf.train import distribution
 from repq_tf.train.data.augment import resolve_kind
 from repq_tf.train.data.load import load_images
@@ -33,6 +34,7 @@ class Classification(Task):
     """
 
     headline = "accuracy"
+    meaning = "logits"
     columns = (("accuracy", "accuracy", lambda share: f"{100 * share:.2f} %"),)
 
     def __init__(self, settings):
@@ -52,6 +54,7 @@ class Classification(Task):
                 f" {images.train_size}. Received: {settings.batch_size}"
             )
         self.images = images
+        self.labels = images.class_names
         self.steps_per_epoch = images.train_size // settings.batch_size
         self._batch_size = settings.batch_size
         self._seed = settings.seed
@@ -134,6 +137,9 @@ class Classification(Task):
         if isinstance(batches, PyDataset):
             return (batches[k] for k in range(len(batches)))
         return batches.as_numpy_iterator()
+
+    def normalize(self, images):  # noqa: D102
+        return scale_pixels(images)
 
     def describe(self):  # noqa: D102
         described = {

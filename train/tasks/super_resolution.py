@@ -36,6 +36,9 @@ class SuperResolution(Task):
         UserError: If there are no such images, or they are smaller than a crop.
     """
 
+    pixels = (128.0, 128.0)
+    meaning = "image, (pixels - 128) / 128"
+
     def __init__(self, settings):
         tests = split_test_sets(settings.test_sets)
         self._pairs = load_pairs(settings.dataset, settings.scale, tests, settings.data_dir)
@@ -163,6 +166,9 @@ class SuperResolution(Task):
                 values = [one[metric] for one in found]
                 metrics[f"{name}_{metric}"] = float(np.mean(values))
         return metrics
+
+    def normalize(self, images):  # noqa: D102
+        return to_network(images)
 
     def describe(self):  # noqa: D102
         s = self._settings

@@ -88,7 +88,7 @@ class File:
             _resize(interpreter, integers.shape)
             detail = interpreter.get_input_details()[0]
             if self._takes_pixels:
-                values = pixels_of(self.model, integers)
+                values = pixels_of(self.model, integers * step, exactly=True)
             elif detail["dtype"] == np.float32:
                 values = (integers * step).astype(np.float32)
             else:
