@@ -9,6 +9,7 @@ from repq_tf.keras_api import keras
 from repq_tf.layers import (
     Quantize,
     QuantizedAveragePooling2D,
+    QuantizedHardSigmoid,
     QuantizedLeakyReLU,
     QuantizedPReLU,
     QuantizedUpSampling2D,
@@ -130,7 +131,33 @@ def _up_sampling(trace, node, x):
     )
 
 
+def _hard_sigmoid(trace, node, x):
+    """A sum that saturates, and a product that renames its levels; see the layer."""
+    layer = node.layer
+    shifted = x + _constant(layer.OFFSET, layer.OFFSET_STEP)
+    step = np.float32(layer.WIDTH / 255)
+    shifted = _fake_quantize(shifted, step, -128)
+    grid = dataclasses.replace(trace.grid(layer, f"{node.name}/shifted"), scale=step)
+    return trace.tap(shifted, grid) * _constant(127, 1 / (127 * layer.WIDTH))
+
+
+def _constant(level, step):
+    """A scalar on a symmetric grid."""
+    import tensorflow as tf
+
+    return _fake_quantize(tf.constant(level * step, tf.float32), step, 0)
+
+
+def _fake_quantize(x, step, zero):
+    import tensorflow as tf
+
+    return tf.quantization.fake_quant_with_min_max_vars(
+        x, float((-128 - zero) * step), float((127 - zero) * step), num_bits=8
+    )
+
+
 EMISSIONS = {
+    QuantizedHardSigmoid: _hard_sigmoid,
     QuantizedLeakyReLU: _leaky_relu,
     QuantizedPReLU: _prelu,
     QuantizedUpSampling2D: _up_sampling,

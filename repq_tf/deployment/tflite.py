@@ -19,8 +19,9 @@ from repq_tf.deployment.pixels import pixel_table
 from repq_tf.files import write_atomically
 from repq_tf.keras_api import backend, keras, ops
 from repq_tf.layers import DenseBlock, Quantize, QuantizedPReLU, ReparamConv
-from repq_tf.quantization.graph import evaluate, fits, leaves
+from repq_tf.quantization.graph import evaluate
 from repq_tf.quantization.grids import own_quantizer
+from repq_tf.quantization.nodes import fits, leaves
 from repq_tf.quantization.operators import activation_name
 from repq_tf.quantizers import levels, zero_point
 

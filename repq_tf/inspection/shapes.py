@@ -3,7 +3,8 @@
 import numbers
 
 from repq_tf.keras_api import LEGACY, dtype_name, keras
-from repq_tf.quantization.graph import evaluate, fits
+from repq_tf.quantization.graph import evaluate
+from repq_tf.quantization.nodes import fits
 
 
 def output_shapes(graph, input_shape=None):

@@ -7,11 +7,12 @@ from repq_tf.layers.dbb import DiverseBranchBlock
 from repq_tf.layers.depth_to_space import DepthToSpace
 from repq_tf.layers.ecb import ECB
 from repq_tf.layers.expandnet import ExpandNet
+from repq_tf.layers.gates import QuantizedHardSigmoid, QuantizedSigmoid
 from repq_tf.layers.mobileone import MobileOneBlock
 from repq_tf.layers.orepa import OREPABlock, OREPARepVGGBlock, OREPAStem
 from repq_tf.layers.plain import ConvBlock, ConvBNBlock, DenseBlock
 from repq_tf.layers.qarepvgg import QARepVGGBlock
-from repq_tf.layers.quantize import Quantize, QuantizedAdd, QuantizedMean
+from repq_tf.layers.quantize import Quantize, QuantizedAdd, QuantizedMean, QuantizedMultiply
 from repq_tf.layers.reparam_conv import ReparamConv
 from repq_tf.layers.repopt import CSLABlock
 from repq_tf.layers.repvgg import RepVGGBlock
@@ -38,9 +39,12 @@ __all__ = [
     "Quantize",
     "QuantizedAdd",
     "QuantizedAveragePooling2D",
+    "QuantizedHardSigmoid",
     "QuantizedLeakyReLU",
     "QuantizedMean",
+    "QuantizedMultiply",
     "QuantizedPReLU",
+    "QuantizedSigmoid",
     "QuantizedUpSampling2D",
     "RepVGGBlock",
     "ReparamConv",

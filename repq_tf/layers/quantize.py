@@ -111,38 +111,48 @@ class Quantize(Layer):
         }
 
 
-@register
-class QuantizedAdd(Quantize):
-    """`activation(a + b)` on a learned grid: a residual sum.
-
-    The runtime adds in fixed point; see `repq_tf.layers.runtime.add`.
+class QuantizedPair(Quantize):
+    """An operator on two stored tensors, with an activation fused into it.
 
     Args:
-        activation: "linear" or "relu".
+        activation: "linear", "relu" or "relu6".
         **options: those of `Quantize`.
 
-    Input: `a`, `b` and their steps. Output: `(sum, step)`.
+    Input: `a`, `b` and their steps. Output: `(result, step)`.
     """
 
     def __init__(self, bits=8, signed=True, activation="linear", **options):
         super().__init__(bits, signed, **options)
         self.activation = keras.activations.get(activation)
 
+    def combine(self, a, b):
+        """The operator in floating point."""
+        raise NotImplementedError(f"{type(self).__name__} must implement combine")
+
+    def combine_levels(self, a, b, step_a, step_b):
+        """The levels of the result, not clipped, of the inputs' levels (int32)."""
+        raise NotImplementedError(f"{type(self).__name__} must implement combine_levels")
+
     def values(self, a, b, *steps):
-        """The sum in floating point."""
-        return self.activation(a + ops.cast(b, a.dtype))
+        """The result in floating point."""
+        if len(a.shape) != len(b.shape):
+            raise ValueError(
+                f"layer {self.name!r}: both inputs must have the same number of dimensions. "
+                f"Received: shapes {tuple(a.shape)} and {tuple(b.shape)}"
+            )
+        return self.activation(self.combine(a, ops.cast(b, a.dtype)))
 
     def integers(self, a, b, step_a, step_b):
-        """The levels of the sum."""
+        """The levels of the result."""
         quantizer = self.activation_quantizer
         left, right = runtime.whole(a, step_a), runtime.whole(b, step_b)
-        levels = runtime.add(left, right, step_a, step_b, quantizer.step)
+        levels = self.combine_levels(left, right, step_a, step_b)
         top = self.activation(ops.full((), 1e30, dtype=levels.dtype)) / quantizer.step
         levels = ops.minimum(levels, ops.round(ops.minimum(top, 1e6)))
         return ops.clip(levels, quantizer.low, quantizer.high)
 
     def call(self, a, b, step_a, step_b, training=False):
-        """Returns the quantized sum and the step."""
+        """Returns the quantized result and the step."""
         if training:
             return self._fake_quantize(self.values(a, b)), self.step
         return self.integers(a, b, step_a, step_b) * self.step, self.step
@@ -151,6 +161,49 @@ class QuantizedAdd(Quantize):
         """The arguments of the constructor."""
         activation = keras.activations.serialize(self.activation)
         return {**super().get_config(), "activation": activation}
+
+
+@register
+class QuantizedAdd(QuantizedPair):
+    """`activation(a + b)` on a learned grid: a residual sum.
+
+    The runtime adds in fixed point; see `repq_tf.layers.runtime.add`.
+
+    Args:
+        **options: those of `QuantizedPair`.
+
+    Input: `a`, `b` and their steps. Output: `(sum, step)`.
+    """
+
+    def combine(self, a, b):
+        """The sum."""
+        return a + b
+
+    def combine_levels(self, a, b, step_a, step_b):
+        """The levels of the sum."""
+        return runtime.add(a, b, step_a, step_b, self.step)
+
+
+@register
+class QuantizedMultiply(QuantizedPair):
+    """`activation(a * b)` on a learned grid; shapes are broadcast.
+
+    The runtime rescales the products of integers in float32:
+    `n = round(n_a n_b (step_a step_b / step))`.
+
+    Args:
+        **options: those of `QuantizedPair`.
+
+    Input: `a`, `b` and their steps. Output: `(product, step)`.
+    """
+
+    def combine(self, a, b):
+        """The product."""
+        return a * b
+
+    def combine_levels(self, a, b, step_a, step_b):
+        """The levels of the product."""
+        return ops.round(ops.cast(a * b, step_a.dtype) * (step_a * step_b / self.step))
 
 
 @register

@@ -32,7 +32,8 @@ class Builder:
         if site.operator is not None and site.operator.make is not None:
             if site.kind == "same_scale":
                 return self._on_input_grid(site, args[0])
-            if site.bits.activation_bits:
+            floats = site.kind == "fixed" and self._input_group(site) not in self.steps
+            if site.bits.activation_bits and not floats:
                 return self._on_own_grid(site, args)
         y = self._copy(site)(*args, **kwargs)
         if site.fused:
@@ -52,14 +53,8 @@ class Builder:
         step = self.steps.get(self._input_group(site))
         block = self.blocks[site.name] = self._block(site)
         if step is None or block.weight_quantizer is None:
-            y = self.quantize_output(site, block(x))
-        else:
-            y = self.quantize_output(site, *block(x, step))
-        softmax = self.placement.sites.get(f"{site.name}_softmax")
-        if softmax is not None and softmax.layer is None:
-            y = keras.layers.Softmax(name=softmax.name, dtype="float32")(y)
-            y = self.quantize_output(softmax, y)
-        return y
+            return self.quantize_output(site, block(x))
+        return self.quantize_output(site, *block(x, step))
 
     def _input_group(self, site, index=0):
         return self.placement.sites[site.inputs[index]].group

@@ -4,7 +4,8 @@ import numpy as np
 
 from repq_tf.keras_api import keras, ops
 from repq_tf.layers import Quantize, ReparamConv
-from repq_tf.quantization.graph import evaluate, fits
+from repq_tf.quantization.graph import evaluate
+from repq_tf.quantization.nodes import fits
 
 
 def as_batches(data, model, batch_size=128):

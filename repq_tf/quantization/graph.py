@@ -4,114 +4,18 @@ Read from `model.get_config()`, the public description that `.keras` files hold.
 """
 
 import dataclasses
-from typing import Any
 
 from repq_tf.keras_api import LEGACY, check_same_keras, keras, tree
 from repq_tf.quantization import legacy_config
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-    """Output number `index` of the node called `node`."""
-
-    node: str
-    index: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Node:
-    """One call of one layer.
-
-    Attributes:
-        name: unique in the graph; the layer's name where it is called once.
-        layer: the layer.
-        args: positional arguments, a nested structure with `Tensor` leaves.
-        kwargs: keyword arguments, likewise.
-    """
-
-    name: str
-    layer: Any
-    args: tuple = ()
-    kwargs: dict = dataclasses.field(default_factory=dict)
-
-    @property
-    def inputs(self):
-        """The tensors among the arguments."""
-        return _tensors((self.args, self.kwargs))
-
-    @property
-    def is_input(self):
-        """Whether it is an input of the model."""
-        return isinstance(self.layer, keras.layers.InputLayer)
-
-    @property
-    def input_shape(self):
-        """The shape of an input of the model, with the batch."""
-        return tuple(self.layer.output.shape)
-
-
-@dataclasses.dataclass(frozen=True)
-class Graph:
-    """Nodes in topological order, and which tensors go in and out.
-
-    Attributes:
-        name: the model's name.
-        nodes: nodes by name.
-        inputs: a `Tensor`, or a list or dict of them: what the model is called with.
-        outputs: a `Tensor`, or a list or dict of them.
-    """
-
-    name: str
-    nodes: dict
-    inputs: Any
-    outputs: Any
-
-    def consumers(self, name):
-        """The nodes that read a node's outputs."""
-        return [
-            node
-            for node in self.nodes.values()
-            if any(tensor.node == name for tensor in node.inputs)
-        ]
-
-    @property
-    def output_tensors(self):
-        """The outputs as a flat list."""
-        return _tensors(self.outputs)
-
-    def is_output(self, name):
-        """Whether a node's tensor leaves the model."""
-        return any(tensor.node == name for tensor in _tensors(self.outputs))
-
-
-def leaves(structure):
-    """The items of nested lists, tuples and dicts, in order."""
-    if isinstance(structure, dict):
-        structure = list(structure.values())
-    elif not isinstance(structure, list | tuple):
-        return [structure]
-    return [leaf for item in structure for leaf in leaves(item)]
-
-
-def fits(shape, given):
-    """Whether a shape is one of those that another describes, with None for any size."""
-    return len(shape) == len(given) and all(
-        want in (None, got) for want, got in zip(shape, given, strict=True)
-    )
-
-
-def _tensors(structure):
-    return [leaf for leaf in leaves(structure) if isinstance(leaf, Tensor)]
-
-
-def _map(function, structure):
-    if isinstance(structure, Tensor):
-        return function(structure)
-    if isinstance(structure, dict):
-        return {key: _map(function, value) for key, value in structure.items()}
-    if isinstance(structure, list | tuple):
-        return type(structure)(_map(function, item) for item in structure)
-    return structure
+from repq_tf.quantization.nodes import (
+    Graph,
+    Node,
+    Tensor,
+    leaves,
+    map_tensors,
+    replace_tensors,
+    tensors_of,
+)
 
 
 def read_graph(model):
@@ -174,8 +78,8 @@ def read_graph(model):
     nodes = {
         name: dataclasses.replace(
             node,
-            args=_map(lambda t: link(t.node), node.args),
-            kwargs=_map(lambda t: link(t.node), node.kwargs),
+            args=map_tensors(lambda t: link(t.node), node.args),
+            kwargs=map_tensors(lambda t: link(t.node), node.kwargs),
         )
         for name, node in nodes.items()
     }
@@ -226,13 +130,8 @@ def _inline(graph):
     """Replaces nested models by their nodes."""
     nodes, renamed = {}, {}
 
-    def link(tensor):
-        return renamed.get(tensor, tensor)
-
     for node in graph.nodes.values():
-        node = dataclasses.replace(
-            node, args=_map(link, node.args), kwargs=_map(link, node.kwargs)
-        )
+        node = replace_tensors(node, renamed)
         if not isinstance(node.layer, keras.Model):
             nodes[node.name] = node
             continue
@@ -251,13 +150,13 @@ def _inline(graph):
             nodes[name] = dataclasses.replace(
                 item,
                 name=name,
-                args=_map(relink, item.args),
-                kwargs=_map(relink, item.kwargs),
+                args=map_tensors(relink, item.args),
+                kwargs=map_tensors(relink, item.kwargs),
             )
             inside[item.name] = (name,)
         for index, tensor in enumerate(tree.flatten(inner.outputs)):
             renamed[Tensor(node.name, index)] = relink(tensor)
-    return Graph(graph.name, nodes, graph.inputs, _map(link, graph.outputs))
+    return Graph(graph.name, nodes, graph.inputs, replace_tensors(graph.outputs, renamed))
 
 
 def _pairs(structure, values):
@@ -283,7 +182,7 @@ def evaluate(graph, feed, apply):
     for node in graph.nodes.values():
         for tensor in node.inputs:
             waiting[tensor.node] = waiting.get(tensor.node, 0) + 1
-    for tensor in _tensors(graph.outputs):
+    for tensor in tensors_of(graph.outputs):
         waiting[tensor.node] = waiting.get(tensor.node, 0) + 1
     values = {}
 
@@ -294,13 +193,13 @@ def evaluate(graph, feed, apply):
         if node.is_input:
             result = feed(node)
         else:
-            result = apply(node, _map(value, node.args), _map(value, node.kwargs))
+            result = apply(node, map_tensors(value, node.args), map_tensors(value, node.kwargs))
         values[node.name] = result if isinstance(result, tuple) else (result,)
         for tensor in node.inputs:
             waiting[tensor.node] -= 1
             if not waiting[tensor.node]:
                 del values[tensor.node]
-    return _map(value, graph.outputs)
+    return map_tensors(value, graph.outputs)
 
 
 def rebuild(graph, apply, apply_input=None, name=None):
@@ -329,7 +228,7 @@ def rebuild(graph, apply, apply_input=None, name=None):
     if isinstance(ends, list) and len(ends) == 1:
         ends = ends[0]
     return keras.Model(
-        _map(lambda end: inputs[end.node], ends), outputs, name=name or graph.name
+        map_tensors(lambda end: inputs[end.node], ends), outputs, name=name or graph.name
     )
 
 

@@ -15,10 +15,14 @@ from repq_tf.layers import (
     DepthToSpace,
     QuantizedAdd,
     QuantizedAveragePooling2D,
+    QuantizedHardSigmoid,
     QuantizedLeakyReLU,
     QuantizedMean,
+    QuantizedMultiply,
     QuantizedPReLU,
+    QuantizedSigmoid,
     QuantizedUpSampling2D,
+    SqueezeExcite,
 )
 from repq_tf.layers.up_sampling import INTERPOLATIONS
 
@@ -32,22 +36,34 @@ class Operator:
 
     Attributes:
         kind: "new_scale" stores a tensor on a grid of its own; "same_scale" on that of its
-            inputs.
+            inputs; "fixed" on one that the runtime prescribes.
         make: `make(site, input_zero_point, **options)` returns the quantized layer; None
             where the layer itself only moves numbers, or takes some of them.
         wide_input: whether a tensor that only such operators read gets 8 bits by default,
-            since it is no result but an intermediate one.
+            since it is no result but an intermediate one; None for what may read it as well.
         check: `check(layer)` returns why the layer cannot be quantized, or None.
     """
 
     kind: str
     make: Any = None
-    wide_input: bool = False
+    wide_input: bool | None = False
     check: Any = None
 
 
 def _add(site, input_zero_point, **options):
     return QuantizedAdd(activation=site.activation, **options)
+
+
+def _multiply(site, input_zero_point, **options):
+    return QuantizedMultiply(activation=site.activation, **options)
+
+
+def _sigmoid(site, input_zero_point, **options):
+    return QuantizedSigmoid(name=options["name"], dtype=options["dtype"])
+
+
+def _hard_sigmoid(site, input_zero_point, **options):
+    return QuantizedHardSigmoid(name=options["name"], dtype=options["dtype"])
 
 
 def _mean(site, input_zero_point, **options):
@@ -105,17 +121,25 @@ OPERATORS = {
     _layers.Concatenate: _KEEPS_SCALE,
     _layers.Dropout: _KEEPS_SCALE,
     _layers.Flatten: _KEEPS_SCALE,
-    _layers.GlobalAveragePooling2D: Operator("new_scale", _mean),
+    _layers.GlobalAveragePooling2D: Operator("new_scale", _mean, wide_input=None),
     _layers.GlobalMaxPooling2D: _KEEPS_SCALE,
     _layers.LeakyReLU: _LEAKY_RELU,
     _layers.MaxPooling2D: _KEEPS_SCALE,
+    _layers.Multiply: Operator("new_scale", _multiply, wide_input=True),
     _layers.PReLU: Operator("new_scale", _prelu, wide_input=True, check=_check_prelu),
     _layers.Reshape: _KEEPS_SCALE,
     _layers.UpSampling2D: Operator("same_scale", _up_sampling, check=_check_up_sampling),
     _layers.ZeroPadding2D: _KEEPS_SCALE,
 }
 # Of the layers `ReLU` and `Activation`, by what they compute.
-ACTIVATIONS = {"leaky_relu": _LEAKY_RELU}
+ACTIVATIONS = {
+    "hard_sigmoid": Operator("fixed", _hard_sigmoid, wide_input=True),
+    "leaky_relu": _LEAKY_RELU,
+    "sigmoid": Operator("fixed", _sigmoid, wide_input=True),
+}
+# Of any layer, but as nodes of their own: `expand` puts them there.
+APART = ("hard_sigmoid", "hard_silu", "sigmoid", "silu", "softmax")
+TWO_INPUTS = (_layers.Add, _layers.Multiply)
 
 
 def find_operator(layer):
@@ -136,4 +160,18 @@ def activation_name(layer):
     if isinstance(layer, _layers.Softmax):
         return "softmax"
     name = keras.activations.serialize(layer.activation)
-    return name if isinstance(name, str) else name.get("config", str(name))
+    name = name if isinstance(name, str) else name.get("config", str(name))
+    return _ALIASES.get(name, name)
+
+
+_ALIASES = {"hard_swish": "hard_silu", "swish": "silu"}
+
+
+def is_one_pixel(layer):
+    """Whether a layer is a mean of a single pixel."""
+    if not isinstance(layer, _layers.GlobalAveragePooling2D | SqueezeExcite):
+        return False
+    try:
+        return tuple(layer.input.shape[1:3]) == (1, 1)
+    except (AttributeError, ValueError):  # called more than once: several inputs
+        return False

@@ -31,10 +31,13 @@ def place(graph, bits, rules, signed_inputs):
     _group(sites)
     for site in sites.values():
         partners = [s for s in sites.values() if s.group == site.group and s.kind == "fixed"]
-        if partners and placement.origins(site.group):
+        kinds = {partner.operator for partner in partners}
+        if len(kinds) > 1 or (kinds and placement.origins(site.group)):
+            layer = partners[0].layer
             raise ValueError(
-                f"layer {partners[0].name!r} (Softmax): its scale is fixed by the runtime, so "
-                "it cannot share one with other tensors, as a concatenation demands"
+                f"layer {partners[0].name!r} ({type(layer).__name__}): its scale is fixed by "
+                "the runtime, so it cannot share one with other tensors, as a concatenation "
+                "demands"
             )
     _sign(placement, signed_inputs)
     edge_groups, edge_kernels = _edges(placement, graph)
@@ -120,15 +123,15 @@ def _edges(placement, graph):
 
 
 def _intermediates(placement, graph):
-    """Groups that only operators read which want 8 bits of them."""
+    """Groups that only operators read which want 8 bits of them, or do not care."""
     outputs = {placement.alias[tensor.node] for tensor in graph.output_tensors}
     narrow, wide = set(), set()
     for site in placement.sites.values():
         for reader in placement.readers(site.name):
-            wants = reader.operator is not None and reader.operator.wide_input
+            wants = reader.operator.wide_input if reader.operator is not None else False
             if wants:
                 wide.add(site.group)
-            elif reader.group != site.group:
+            elif wants is not None and reader.group != site.group:
                 narrow.add(site.group)
         if site.name in outputs:
             narrow.add(site.group)

@@ -5,6 +5,7 @@ from repq_tf.quantization.builder import Builder
 from repq_tf.quantization.calibration import calibrate
 from repq_tf.quantization.config import LayerBits, check_rules
 from repq_tf.quantization.execution import as_batches, run_batches
+from repq_tf.quantization.expand import expand
 from repq_tf.quantization.graph import read_graph, rebuild
 from repq_tf.quantization.placement import place
 from repq_tf.quantization.table import quantization_table
@@ -67,7 +68,7 @@ def quantize(
     default = default_bits(bits, weight_bits, activation_bits, per_channel)
     check_mode(bn_statistics)
     rules = check_rules(rules)
-    graph = read_graph(model)
+    graph = expand(read_graph(model))
     _one_input(graph)
     batches = as_batches(calibration_data, model)
     signed = bool(min(batch.min() for batch in batches) < 0)

@@ -14,11 +14,14 @@ from repq_tf.layers.stock import normalized_axis
 from repq_tf.quantization.config import LayerBits
 from repq_tf.quantization.operators import (
     ACTIVATIONS,
+    APART,
     FUSED,
     OPERATORS,
+    TWO_INPUTS,
     Operator,
     activation_name,
     find_operator,
+    is_one_pixel,
 )
 
 _layers = keras.layers
@@ -36,7 +39,7 @@ class Site:
     Attributes:
         name: the source layer's name.
         kind: "input", "convolution", "new_scale", "same_scale" or "fixed".
-        layer: the source layer; None for the softmax split off a Dense.
+        layer: the source layer.
         inputs: names of the sites it reads.
         operator: the `Operator` that describes it, if any.
         batch_norm: the BatchNormalization that is fused into it, if any.
@@ -119,7 +122,7 @@ def _add_site(placement, graph, node):
         source = node.inputs[0].node
         before = sites[alias[source]]
         alone = len(graph.consumers(source)) == 1 and not graph.is_output(source)
-        takes_one = before.kind == "convolution" or isinstance(before.layer, _layers.Add)
+        takes_one = before.kind == "convolution" or isinstance(before.layer, TWO_INPUTS)
         free = before.activation == "linear" and before.kind in kinds and takes_one
         return before if alone and free else None
 
@@ -135,21 +138,11 @@ def _add_site(placement, graph, node):
     elif isinstance(layer, ReparamConv):
         if layer.weight_bits is not None:
             _refuse(node, "it is quantized already; quantize the float model")
-        activation = activation_name(layer)
-        if activation not in FUSED:
-            _refuse(node, f"activation must be one of {FUSED}. Received: {activation}")
-        add("convolution", activation=activation)
+        add("convolution", activation=_check_activation(node))
     elif getattr(layer, "data_format", None) == "channels_first":
         _refuse(node, 'data_format must be "channels_last"')
     elif type(layer) in _STOCK:
-        activation = _check_stock(node)
-        if activation == "softmax":
-            add("convolution")
-            name = f"{node.name}_softmax"
-            sites[name] = Site(name, "fixed", None, [node.name], signed=False)
-            alias[node.name] = name
-        else:
-            add("convolution", activation=activation)
+        add("convolution", activation=_check_stock(node))
     elif isinstance(layer, _layers.BatchNormalization):
         before = fuse(("convolution",))
         if before is None or not isinstance(before.layer, _STOCK) or before.batch_norm:
@@ -161,9 +154,9 @@ def _add_site(placement, graph, node):
         why = operator.check and operator.check(layer)
         if why:
             _refuse(node, why)
-        if isinstance(layer, _layers.Add) and len(inputs) != 2:
-            _refuse(node, f"it must add two tensors; write a chain. Received: {len(inputs)}")
-        if _is_one_pixel(layer):
+        if isinstance(layer, TWO_INPUTS) and len(inputs) != 2:
+            _refuse(node, f"it must have two inputs; write a chain. Received: {len(inputs)}")
+        if is_one_pixel(layer):
             # The mean of a single pixel is that pixel, on its own grid.
             add("same_scale")
         else:
@@ -176,7 +169,7 @@ def _add_site(placement, graph, node):
         elif activation == "softmax":
             add("fixed", signed=False)
         elif activation not in FUSED:
-            allowed = (*FUSED, *ACTIVATIONS, "softmax")
+            allowed = (*FUSED, *ACTIVATIONS, *APART)
             _refuse(node, f"activation must be one of {allowed}. Received: {activation}")
         elif before is not None:
             fused_into(before, activation=activation)
@@ -187,21 +180,16 @@ def _add_site(placement, graph, node):
         _refuse(node, f"it cannot be quantized; layers that can: {', '.join(_SUPPORTED)}")
 
 
-def _is_one_pixel(layer):
-    if not isinstance(layer, _layers.GlobalAveragePooling2D):
-        return False
-    try:
-        return tuple(layer.input.shape[1:3]) == (1, 1)
-    except (AttributeError, ValueError):  # called more than once: several inputs
-        return False
-
-
 def _check_stock(node):
     layer = node.layer
     if any(rate != 1 for rate in getattr(layer, "dilation_rate", ())):
         _refuse(node, f"dilation_rate must be 1. Received: {layer.dilation_rate}")
-    activation = activation_name(layer)
-    allowed = (*FUSED, "softmax") if isinstance(layer, _layers.Dense) else FUSED
-    if activation not in allowed:
+    return _check_activation(node)
+
+
+def _check_activation(node):
+    activation = activation_name(node.layer)
+    if activation not in FUSED:
+        allowed = (*FUSED, *APART)
         _refuse(node, f"activation must be one of {allowed}. Received: {activation}")
     return activation

@@ -7,6 +7,7 @@ from repq_tf.keras_api import keras
 from repq_tf.layers import ReparamConv
 from repq_tf.quantization import quantize
 from repq_tf.quantization.config import check_rules
+from repq_tf.quantization.expand import expand
 from repq_tf.quantization.graph import read_graph
 from repq_tf.quantization.quantize import default_bits, uncalibrated
 from repq_tf.tfmot.configs import LSQQuantizeConfig, OutputQuantizeConfig, ReparamQuantizeConfig
@@ -108,7 +109,7 @@ class RepQScheme(tfmot_keras.QuantizeScheme):
             "restore_batch_norm": self._restore_batch_norm,
         }
         if self._data is None:
-            graph = read_graph(model)
+            graph = expand(read_graph(model))
             return uncalibrated(graph, self._bits, rules, True, **options)[0]
         return quantize(
             model,

@@ -49,6 +49,12 @@ class _Wrapping:
                 keepdims=layer.keepdims, name=layer.name, dtype=layer.dtype_policy
             )
             return mean(args[0]), None
+        if isinstance(layer, Quantize):
+            kind = type(layer).__name__.removeprefix("Quantized")
+            raise ValueError(
+                f"layer {node.name!r} ({kind}): TFMOT has no wrapper that computes it as the "
+                "integer runtime does; quantize the model with repq_tf.quantize"
+            )
         quantizer = self._output_quantizer(node)
         if quantizer is not None:
             self._set(node.name, quantizer)

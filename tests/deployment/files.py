@@ -16,10 +16,14 @@ def read(path):
     return schema.ModelT.InitFromPackedBuf(bytearray(path.read_bytes()), 0)
 
 
-def write(model, path):
+def pack(model):
     builder = flatbuffers.Builder(1 << 20)
     builder.Finish(model.Pack(builder), b"TFL3")
-    path.write_bytes(bytes(builder.Output()))
+    return bytes(builder.Output())
+
+
+def write(model, path):
+    path.write_bytes(pack(model))
 
 
 class Convolution:
@@ -72,3 +76,52 @@ def assert_exact(report):
     assert report.first_divergent is None
     assert (report.equal_outputs, report.largest_difference) == (1.0, 0)
     assert report.top1_agreement in (1.0, None) and report.holds
+
+
+def operator_file(kind, inputs, output, options=None):
+    """The bytes of a file of one int8 operator.
+
+    Args:
+        kind: such as "MUL".
+        inputs: a `(shape, scale, zero point)` for each input.
+        output: likewise.
+        options: such as `schema.MulOptionsT()`, or None.
+    """
+
+    def tensor(index, shape, scale, zero):
+        made = schema.TensorT()
+        made.name, made.shape, made.hasRank = f"t{index}".encode(), list(shape), True
+        made.type, made.buffer = schema.TensorType.INT8, 0
+        made.quantization = schema.QuantizationParametersT()
+        made.quantization.scale = np.float32([scale])
+        made.quantization.zeroPoint = np.int64([zero])
+        return made
+
+    code, operator = schema.OperatorCodeT(), schema.OperatorT()
+    code.builtinCode = getattr(schema.BuiltinOperator, kind)
+    code.deprecatedBuiltinCode, code.version = min(code.builtinCode, 127), 2
+    operator.opcodeIndex = 0
+    entries = np.arange(len(inputs), dtype=np.int32)
+    operator.inputs, operator.outputs = entries, np.int32([len(inputs)])
+    if options is not None:
+        name = type(options).__name__.removesuffix("T")
+        operator.builtinOptionsType = getattr(schema.BuiltinOptions, name)
+        operator.builtinOptions = options
+    graph, model = schema.SubGraphT(), schema.ModelT()
+    graph.tensors = [tensor(k, *given) for k, given in enumerate([*inputs, output])]
+    graph.operators, graph.name = [operator], b"main"
+    graph.inputs, graph.outputs = entries, operator.outputs
+    model.version, model.subgraphs = 3, [graph]
+    model.operatorCodes, model.buffers = [code], [schema.BufferT()]
+    return pack(model)
+
+
+def run_operator(content, *arrays):
+    """The output integers of a file of one operator."""
+    interpreter = Interpreter(model_content=content, num_threads=1)
+    interpreter.allocate_tensors()
+    for entry, array in zip(interpreter.get_input_details(), arrays, strict=True):
+        interpreter.set_tensor(entry["index"], array.astype(np.int8))
+    interpreter.invoke()
+    (end,) = interpreter.get_output_details()
+    return interpreter.get_tensor(end["index"]).astype(int)

@@ -16,10 +16,10 @@ UNSUPPORTED = [
     lambda draw: layers.Activation("gelu"),
     lambda draw: layers.Conv2DTranspose(4, 3),
     lambda draw: layers.BatchNormalization(),  # where no convolution precedes it
-    lambda draw: blocks.SqueezeExcite(2),
 ]
 
-ACTIVATIONS = st.sampled_from((None, "relu", "relu6"))
+GATES = ("silu", "hard_silu", "sigmoid", "hard_sigmoid")
+ACTIVATIONS = st.sampled_from((None, None, "relu", "relu", "relu6", *GATES))
 PADDINGS = st.sampled_from(("same", "valid"))
 
 
@@ -102,10 +102,26 @@ def _activation(draw, x):
                 lambda: layers.ReLU(negative_slope=slope),
                 lambda: layers.PReLU(start, shared_axes=[1, 2]),
                 lambda: layers.PReLU(start, shared_axes=[1, 2]),
+                *(lambda f=f: layers.Activation(f) for f in GATES),
             )
         )
     )
     return layer()(x)
+
+
+def _gate(draw, x):
+    kind = draw(st.sampled_from(("squeeze", "hard", "pixels", "product")))
+    channels = x.shape[-1]
+    if kind == "squeeze":
+        y = blocks.SqueezeExcite(draw(st.integers(1, 3)))(x)
+    elif kind == "hard":
+        y = layers.GlobalAveragePooling2D(keepdims=True)(x)
+        y = layers.Multiply()([layers.Conv2D(channels, 1, activation="hard_sigmoid")(y), x])
+    elif kind == "pixels":
+        y = layers.Multiply()([x, layers.Conv2D(1, 1, activation="sigmoid")(x)])
+    else:
+        y = layers.Multiply()([x, layers.Conv2D(channels, 1, activation=draw(ACTIVATIONS))(x)])
+    return layers.ReLU()(y) if draw(st.booleans()) else y
 
 
 def _depth_to_space(draw, x):
@@ -121,6 +137,7 @@ PARTS = [
     *[_block] * 4,
     *[_convolution] * 3,
     *(_residual, _concatenation, _other, _other, _activation, _activation, _depth_to_space),
+    *(_gate, _gate),
 ]
 
 

@@ -3,8 +3,16 @@
 import keras
 import pytest
 
-from repq_tf.layers import ACBlock, ConvBNBlock, Quantize, QuantizedAdd, ReparamConv
+from repq_tf.layers import (
+    ACBlock,
+    ConvBNBlock,
+    Quantize,
+    QuantizedAdd,
+    ReparamConv,
+    SqueezeExcite,
+)
 from repq_tf.quantization.config import LayerBits, check_rules
+from repq_tf.quantization.expand import expand
 from repq_tf.quantization.graph import read_graph
 from repq_tf.quantization.placement import place
 from repq_tf.quantizers import find
@@ -18,7 +26,7 @@ def model_of(function, shape=SHAPE):
 
 def sites(function, bits=4, rules=(), signed=True, **options):
     """The sites of a model by name."""
-    graph = read_graph(model_of(function))
+    graph = expand(read_graph(model_of(function)))
     default = LayerBits(**{"weight_bits": bits, "activation_bits": bits, **options})
     return place(graph, default, check_rules(rules), {"image": signed}).sites
 
@@ -356,6 +364,11 @@ def twice(x):
     return layer(layer(x))
 
 
+def squeezed_twice(x):
+    layer = SqueezeExcite(2, name="bad")
+    return layer(layer(conv("a")(x)))
+
+
 def add_three(x):
     return layers.Add(name="bad")([x, x, x])
 
@@ -378,6 +391,33 @@ def test_what_a_prelu_alone_reads_has_eight_bits():
     assert ruled["alone"].bits.activation_bits == 5
 
 
+def test_layers_of_several_operators():
+    def function(x):
+        x = conv("a", 6, activation="silu")(x)
+        x = layers.ReLU(name="r")(SqueezeExcite(2, name="se")(conv("b", 6)(x)))
+        x = conv("c", 4, activation="hard_swish")(x)
+        return conv("last", 4)(conv("before", 4, 1)(x))
+
+    found = sites(function)
+    kinds = {name: site.kind for name, site in found.items() if name != "image"}
+    assert kinds == {
+        **{"a": "convolution", "a_silu_gate": "fixed", "a_silu": "new_scale"},
+        **{"b": "convolution", "se_mean": "new_scale", "se_reduce": "convolution"},
+        **{"se_expand": "convolution", "se_gate": "fixed", "se": "new_scale"},
+        **{"c": "convolution", "c_hard_silu_gate": "fixed", "c_hard_silu": "new_scale"},
+        **{"before": "convolution", "last": "convolution"},
+    }
+    assert found["c_hard_silu"].inputs == ["c", "c_hard_silu_gate"]
+    assert (found["se"].activation, found["se"].fused) == ("relu", ["r"])
+    bits = {name: site.bits.activation_bits for name, site in found.items()}
+    wide = ("a", "b", "c", "se_expand")  # what is read by gates and products alone
+    narrow = ("a_silu", "se_mean", "se_reduce", "se", "c_hard_silu")
+    assert {bits[name] for name in wide} == {8} and {bits[name] for name in narrow} == {4}
+    assert [name for name in bits if not found[name].signed] == [
+        *("a_silu_gate", "se_reduce", "se_gate", "se", "c_hard_silu_gate")
+    ]
+
+
 REFUSED = {
     "transposed": named(layers.Conv2DTranspose(4, 3, name="bad")),
     "separable": named(layers.SeparableConv2D(4, 3, name="bad")),
@@ -385,7 +425,12 @@ REFUSED = {
     "tanh": named(conv("bad", activation="tanh")),
     "tanh layer": named(layers.Activation("tanh", name="bad")),
     "tanh block": named(ACBlock(4, activation="tanh", name="bad")),
-    "softmax convolution": named(conv("bad", activation="softmax")),
+    "gelu": named(layers.Activation("gelu", name="bad")),
+    "product of three": lambda x: layers.Multiply(name="bad")([x, x, x]),
+    "product of other ranks": lambda x: layers.Multiply(name="bad")(
+        [conv("a")(x), layers.GlobalAveragePooling2D()(conv("b")(x))]
+    ),
+    "squeeze called twice": squeezed_twice,
     "sloped relu with a limit": named(layers.ReLU(6.0, negative_slope=0.1, name="bad")),
     "prelu of each pixel": named(layers.PReLU(name="bad")),
     "prelu of each row": named(layers.PReLU(shared_axes=[2], name="bad")),
@@ -411,7 +456,6 @@ REFUSED = {
     "lambda": named(layers.Lambda(lambda x: 2 * x, name="bad")),
     "rescaling": named(layers.Rescaling(1 / 255, name="bad")),
     "bicubic upsampling": named(layers.UpSampling2D(interpolation="bicubic", name="bad")),
-    "product": lambda x: layers.Multiply(name="bad")([x, x]),
     "called twice": twice,
     "dense on features": named(layers.Dense(4, name="bad")),
     "embedding": flat(layers.Embedding(10, 4, name="bad")),

@@ -13,7 +13,7 @@ from repq_tf.deployment.parity.runtime import File
 from repq_tf.keras_api import ops
 from repq_tf.layers import Quantize
 from repq_tf.quantization.execution import run_batches, stream_batches
-from repq_tf.quantization.graph import leaves
+from repq_tf.quantization.nodes import leaves
 
 # Features of a batch are to take about so much memory, in bytes.
 _FEATURES = 2**28

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 
 from repq_tf.deployment.diagnosis import unequal_scales
-from repq_tf.quantization.graph import fits
+from repq_tf.quantization.nodes import fits
 
 _THREADS = 2
 

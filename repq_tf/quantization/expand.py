@@ -1,0 +1,101 @@
+"""Layers that are several operators of the integer file, as several nodes of the graph."""
+
+import dataclasses
+
+import numpy as np
+
+from repq_tf.keras_api import keras, ops
+from repq_tf.layers import ReparamConv, SqueezeExcite
+from repq_tf.quantization.graph import copy_layer
+from repq_tf.quantization.nodes import Node, Tensor, replace_tensors
+from repq_tf.quantization.operators import APART, activation_name, is_one_pixel
+
+_layers = keras.layers
+_WEIGHTED = (ReparamConv, _layers.Conv2D, _layers.DepthwiseConv2D, _layers.Dense)
+_GATES = {"hard_silu": "hard_sigmoid", "silu": "sigmoid"}
+
+
+def expand(graph):
+    """Returns a graph in which every node is one operator of the integer file.
+
+    - `SqueezeExcite` becomes a mean, two 1x1 convolutions, a sigmoid and a product;
+    - `silu` becomes a sigmoid and a product, `hard_silu` (hard-swish) a hard sigmoid and one;
+    - a convolution or dense layer whose activation cannot be fused into it becomes both.
+
+    Args:
+        graph: a `Graph`; its layers are left as they are.
+
+    Raises:
+        ValueError: a layer with weights is called more than once.
+    """
+    nodes, ends, seen = {}, {}, {}
+    for node in graph.nodes.values():
+        if node.layer.weights and seen.setdefault(id(node.layer), node.name) != node.name:
+            raise ValueError(
+                f"layer {node.name!r} ({type(node.layer).__name__}): it is called more than "
+                "once; give each call a layer of its own"
+            )
+        parts = _parts(replace_tensors(node, ends))
+        nodes.update({part.name: part for part in parts})
+        ends[Tensor(node.name)] = Tensor(parts[-1].name)
+    return dataclasses.replace(graph, nodes=nodes, outputs=replace_tensors(graph.outputs, ends))
+
+
+def _parts(node):
+    """The nodes that a node becomes; the last one makes its tensor."""
+    layer = node.layer
+    if type(layer) is SqueezeExcite:
+        return _squeeze_excite(node)
+    if type(layer) is _layers.Activation and activation_name(layer) in _GATES:
+        function = _GATES[activation_name(layer)]
+        gate = _activation(f"{node.name}_gate", function, node)
+        return [gate, _product(node, gate)]
+    if isinstance(layer, _WEIGHTED) and activation_name(layer) in APART:
+        activation = activation_name(layer)
+        linear = dataclasses.replace(node, layer=_linear(layer))
+        source = dataclasses.replace(node, args=(Tensor(node.name),), kwargs={})
+        return [linear, *_parts(_activation(f"{node.name}_{activation}", activation, source))]
+    return [node]
+
+
+def _activation(name, activation, like):
+    """An activation of what the node `like` reads."""
+    options = {"name": name, "dtype": like.layer.dtype_policy}
+    softmax = activation == "softmax"
+    layer = _layers.Softmax(**options) if softmax else _layers.Activation(activation, **options)
+    return Node(name, layer, tuple(like.inputs))
+
+
+def _product(node, gate):
+    """What a node reads, times a gate; called as the node."""
+    layer = _layers.Multiply(name=node.name, dtype=node.layer.dtype_policy)
+    return Node(node.name, layer, ([*node.inputs, Tensor(gate.name)],))
+
+
+def _linear(layer):
+    """A copy of a weighted layer without its activation."""
+    copy = copy_layer(layer, activation="linear")
+    copy.build_from_config(layer.get_build_config())
+    copy.set_weights(layer.get_weights())
+    copy.trainable = layer.trainable
+    return copy
+
+
+def _squeeze_excite(node):
+    """On features `(batch, 1, 1, channels)`, which the product broadcasts without a reshape."""
+    layer = node.layer
+    options = {"dtype": layer.dtype_policy, "trainable": layer.trainable}
+    mean = _layers.GlobalAveragePooling2D(keepdims=True, name=f"{node.name}_mean", **options)
+    parts = [] if is_one_pixel(layer) else [Node(mean.name, mean, tuple(node.inputs))]
+    for dense in (layer.reduce, layer.expand):
+        kernel, bias = map(ops.convert_to_numpy, (dense.kernel, dense.bias))
+        name = f"{node.name}_{dense.name}"
+        activation = "relu" if dense is layer.reduce else "linear"
+        pixel = _layers.Conv2D(dense.units, 1, activation=activation, name=name, **options)
+        pixel.build((None, 1, 1, kernel.shape[0]))
+        pixel.set_weights([np.reshape(kernel, (1, 1, *kernel.shape)), bias])
+        source = (Tensor(parts[-1].name),) if parts else tuple(node.inputs)
+        parts.append(Node(name, pixel, source))
+    before = dataclasses.replace(node, args=(Tensor(parts[-1].name),), kwargs={})
+    gate = _activation(f"{node.name}_gate", "sigmoid", before)
+    return [*parts, gate, _product(node, gate)]
