@@ -20,14 +20,16 @@ _FAST = (
     "CONCATENATION",
     "CONV_2D",
     "DEPTHWISE_CONV_2D",
+    "DEPTH_TO_SPACE",
     "DEQUANTIZE",
     "FULLY_CONNECTED",
+    "LEAKY_RELU",
     "MAX_POOL_2D",
     "MEAN",
     "PAD",
     "QUANTIZE",
+    "REDUCE_MAX",
     "RESHAPE",
-    "SOFTMAX",
 )
 
 
