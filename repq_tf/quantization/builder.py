@@ -62,10 +62,12 @@ class Builder:
     def _on_own_grid(self, site, args):
         """An operator with a quantizer of its own.
 
-        Where several tensors share one scale, as in a concatenation, its grid has 8 bits and
-        the shared quantizer follows: the operators' rounding is right for one grid alone.
+        Where several tensors share one scale, as in a concatenation, or an average is rounded
+        to it as well, its grid has 8 bits and the shared quantizer follows: the operators'
+        rounding is right for one grid alone.
         """
-        shared = len(self.placement.origins(site.group)) > 1
+        rounded = [s for s in self.placement.sites.values() if s.group == site.group]
+        shared = sum(not self._on_grid(other) for other in rounded) > 1
         groups = [self._input_group(site, index) for index in range(len(site.inputs))]
         if any(group not in self.steps for group in groups):
             raise ValueError(
@@ -105,10 +107,7 @@ class Builder:
 
     def quantize_output(self, site, y, scale=None):
         """Puts the group's quantizer behind a site whose output needs rounding."""
-        # The number 6, and what an operator computes, are off the grid of the input.
-        moves = site.operator is None or site.operator.make is None
-        on_grid = site.kind == "same_scale" and moves and site.activation != "relu6"
-        if site.bits.activation_bits is None or on_grid:
+        if site.bits.activation_bits is None or self._on_grid(site):
             return y
         if site.group not in self.quantizers:
             name = f"{site.name}_quantize"
@@ -121,6 +120,12 @@ class Builder:
         self.zero_points[site.group] = zero_point(quantizer.bits, quantizer.signed)
         y, self.steps[site.group] = quantizer(y) if scale is None else quantizer(y, scale)
         return y
+
+    def _on_grid(self, site):
+        """Whether the output of a site lies on the grid of its input without rounding."""
+        # The number 6, and what an operator computes, do not.
+        moves = site.operator is None or site.operator.make is None
+        return site.kind == "same_scale" and moves and site.activation != "relu6"
 
     def _block(self, site):
         if isinstance(site.layer, ReparamConv):

@@ -447,3 +447,28 @@ def test_the_6_of_a_relu6_between_two_sums(parts, tmp_path):
     assert array(inner(4 * X)).max() == np.float32(np.rint(6 / step) * step)
     _, report = parity(qat, tmp_path / "x.tflite", 4 * X)
     assert_exact(report)
+
+
+ROUNDED = {
+    "average": lambda: layers.AveragePooling2D(2, name="next"),
+    "maximum, average": lambda: keras.Sequential(
+        [layers.MaxPooling2D(2, name="most"), layers.AveragePooling2D(2, name="next")]
+    ),
+    "leaky relu": lambda: layers.LeakyReLU(name="next"),
+    "steep leaky relu": lambda: layers.LeakyReLU(negative_slope=1.5, name="next"),
+}
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("layer", ROUNDED.values(), ids=ROUNDED.keys())
+def test_what_is_rounded_to_the_grid_of_a_sum(layer, bits, tmp_path):
+    """A sum has a quantizer of its own, an average none: they share one."""
+
+    def function(x):
+        x = conv("a", padding="same")(x)
+        x = layers.Add(name="sum")([x, conv("b", padding="same")(x)])
+        return conv("c", 3, 1)(layer()(x))
+
+    qat = quantize(network(function), rules={"*": {"activation_bits": bits}})
+    _, report = parity(qat, tmp_path / "x.tflite", X)
+    assert_exact(report)
