@@ -1,0 +1,117 @@
+"""PSNR of super-resolution files: Plain, Merged and RepQ, same budget for every row.
+
+    python benchmarks/super_resolution.py --train=PATH --test_sets=set5:PATH,set14:PATH \
+        --epochs=100 --seeds=0,1,2 --json=super_resolution.json -- --qat_epochs=30
+
+Runs `train/main.py` for each row in `--workdir`; flags behind `--` go to each. The float
+stage of a network is trained once for each seed and shared by its rows. Interrupted, the
+command goes on where it was. Figures are the PSNR of the luma, in dB, of the exported `.tflite`
+file, and of the float network beside it.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from absl import app, flags
+
+from repq_tf.files import write_atomically
+from repq_tf.train.checks import METHODS, split_test_sets
+from repq_tf.train.report import versions
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("model", "ecbsr_m4c8", "A re-parameterized super-resolution network.")
+flags.DEFINE_integer("scale", 2, "How many times larger images become.")
+flags.DEFINE_string("train", None, "Folder of the training images.", required=True)
+flags.DEFINE_string("test_sets", None, "NAME:PATH,NAME:PATH,... to test on.", required=True)
+flags.DEFINE_list("bits", ["8", "4", "2"], "Bit widths.")
+flags.DEFINE_list("seeds", ["0"], "Seeds; each is a whole table, and the mean is printed.")
+flags.DEFINE_list("methods", list(METHODS), "Rows.")
+flags.DEFINE_float("epochs", None, "Epochs of the float stages. Default: the recipe.")
+flags.DEFINE_float("learning_rate", None, "Their learning rate. Default: the recipe.")
+flags.DEFINE_string("workdir", "runs/super_resolution", "Folder of the runs.")
+flags.DEFINE_string("json", None, "Write the table to this file.")
+
+MAIN = Path(__file__).parent.parent / "train" / "main.py"
+
+
+def run(name, options):
+    """Runs one row, or finds it done, and returns its folder and its report."""
+    folder = Path(FLAGS.workdir) / name
+    command = [sys.executable, str(MAIN), f"--workdir={folder}", *options]
+    print(" ".join(command[1:]), flush=True)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{name} failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+    return folder, json.loads((folder / "report.json").read_text(encoding="utf-8"))
+
+
+def rows(extra):
+    """Yields the figures of every row, one after the other."""
+    common = [
+        f"--model={FLAGS.model}",
+        f"--scale={FLAGS.scale}",
+        f"--dataset=folder:{FLAGS.train}",
+        f"--test_sets={FLAGS.test_sets}",
+        *extra,
+    ]
+    float_stage = [
+        f"--{name}={FLAGS[name].value}"
+        for name in ("epochs", "learning_rate")
+        if FLAGS[name].value is not None
+    ]
+    for seed in FLAGS.seeds:
+        sources = {}
+        for bits in FLAGS.bits:
+            for method in FLAGS.methods:
+                network = "plain" if method == "plain" else "branches"
+                source = sources.get(network)
+                first = float_stage if source is None else [f"--init_from={source}"]
+                options = [f"--method={method}", f"--bits={bits}", f"--seed={seed}", *first]
+                name = f"{FLAGS.model}-x{FLAGS.scale}-{method}-{bits}-seed{seed}"
+                folder, report = run(name, [*common, *options])
+                sources.setdefault(network, folder)
+                yield {"method": method, "bits": bits, "seed": seed, **figures(report)}
+
+
+def figures(report):
+    """What a report says about each test set, by the form of the network."""
+    return {form: found for form, found in report["metrics"].items() if form != "float_merged"}
+
+
+def table(found):
+    """The means over the seeds as Markdown."""
+    sets = list(split_test_sets(FLAGS.test_sets))
+    lines = [
+        f"| bits | method | {' | '.join(sets)} | float: {' | '.join(sets)} |",
+        "| --- " * (2 + 2 * len(sets)) + "|",
+    ]
+    for bits in FLAGS.bits:
+        for method in FLAGS.methods:
+            chosen = [r for r in found if (r["bits"], r["method"]) == (bits, method)]
+            cells = [
+                f"{np.mean([row[form][f'{name}_psnr'] for row in chosen]):.2f}"
+                for form in ("file", "float")
+                for name in sets
+                if chosen
+            ]
+            lines.append(f"| {bits} | {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main(arguments):
+    """Prints the table and writes it as JSON if asked to, after each row."""
+    found = []
+    for row in rows(arguments[1:]):
+        found.append(row)
+        if FLAGS.json:
+            content = {"command": sys.argv, "versions": versions(), "rows": found}
+            write_atomically(FLAGS.json, json.dumps(content, indent=2).encode())
+    print(f"\nPSNR of the luma in dB, {FLAGS.model} x{FLAGS.scale}, .tflite files, seeds")
+    print(f"{', '.join(FLAGS.seeds)}\n\n{table(found)}")
+
+
+if __name__ == "__main__":
+    app.run(main)
