@@ -79,6 +79,7 @@ class Builder:
             self.zero_points[groups[0]],
             bits=8 if shared else site.bits.activation_bits,
             signed=site.signed and site.activation == "linear",
+            step=None if shared else site.step,
             name=site.name,
             dtype=site.layer.dtype_policy,
         )
@@ -114,7 +115,7 @@ class Builder:
             if site.kind == "fixed":
                 layer = Quantize(8, signed=False, step=SOFTMAX_STEP, name=name)
             else:
-                layer = Quantize(site.bits.activation_bits, site.signed, name=name)
+                layer = Quantize(site.bits.activation_bits, site.signed, site.step, name=name)
             self.quantizers[site.group] = layer
         quantizer = self.quantizers[site.group]
         self.zero_points[site.group] = zero_point(quantizer.bits, quantizer.signed)

@@ -10,7 +10,7 @@ from repq_tf.quantization.config import apply_rules
 from repq_tf.quantization.sites import find_sites
 
 
-def place(graph, bits, rules, signed_inputs):
+def place(graph, bits, rules, signed_inputs, steps=()):
     """Finds the sites, groups tensors that share a scale and settles everyone's bits.
 
     First and last layers (kernels, the model's input, what the last layers read, and
@@ -22,6 +22,7 @@ def place(graph, bits, rules, signed_inputs):
         bits: the default `LayerBits`.
         rules: pairs from `check_rules`.
         signed_inputs: `{input name: whether it has negative values}`.
+        steps: pairs of a node's name and the fixed step of its tensor's grid.
 
     Returns:
         A `Placement`.
@@ -58,7 +59,23 @@ def place(graph, bits, rules, signed_inputs):
         for site in sites.values():
             if site.group == group:
                 site.bits = dataclasses.replace(site.bits, activation_bits=shared)
+    _fix_steps(placement, steps)
     return placement
+
+
+def _fix_steps(placement, steps):
+    """Fixes the grids of some tensors, and of all that must share them."""
+    for name, step in steps:
+        group = placement.sites[placement.alias[name]].group
+        for site in placement.sites.values():
+            if site.group != group:
+                continue
+            if site.kind == "fixed" or site.step not in (None, step):
+                raise ValueError(
+                    f"layer {name!r}: its step cannot be fixed at {step}, because the tensor "
+                    f"must share that of layer {site.name!r}, which is fixed already"
+                )
+            site.step = step
 
 
 def _group(sites):

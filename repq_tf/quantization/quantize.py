@@ -1,5 +1,7 @@
 """`quantize`: a float model in, a model ready for quantization-aware training out."""
 
+import math
+
 from repq_tf.branches import check_mode
 from repq_tf.quantization.builder import Builder
 from repq_tf.quantization.calibration import calibrate
@@ -22,6 +24,8 @@ def quantize(
     restore_batch_norm=None,
     per_channel=True,
     calibration_data=None,
+    input_step=None,
+    output_step=None,
     verbose=True,
 ):
     """Returns a quantization-aware copy of a float model (RepQ with LSQ).
@@ -52,6 +56,9 @@ def quantize(
         per_channel: whether each output channel's weights have a step of their own.
         calibration_data: an array of images, or an iterable of batches; a few hundred
             images as the model will see them.
+        input_step: the fixed step of the model's input, where its values lie on a grid
+            anyway: 1/128 for pixels that are given as (p - 128)/128. Default: it is learned.
+        output_step: likewise, of the model's outputs.
         verbose: whether to print what was quantized.
 
     Returns:
@@ -68,12 +75,22 @@ def quantize(
     default = default_bits(bits, weight_bits, activation_bits, per_channel)
     check_mode(bn_statistics)
     rules = check_rules(rules)
+    for name, step in (("input_step", input_step), ("output_step", output_step)):
+        if step is not None and not 0 < step < math.inf:
+            raise ValueError(f"{name} must be a positive number. Received: {step!r}")
     graph = expand(read_graph(model))
-    _one_input(graph)
+    steps = [(_one_input(graph), input_step)]
+    steps += [(tensor.node, output_step) for tensor in graph.output_tensors]
     batches = as_batches(calibration_data, model)
     signed = bool(min(batch.min() for batch in batches) < 0)
     quantized, builder = uncalibrated(
-        graph, default, rules, signed, bn_statistics, restore_batch_norm
+        graph,
+        default,
+        rules,
+        signed,
+        bn_statistics,
+        restore_batch_norm,
+        [(name, step) for name, step in steps if step is not None],
     )
     calibrate(
         quantized,
@@ -96,7 +113,7 @@ def default_bits(bits, weight_bits=None, activation_bits=None, per_channel=True)
     )
 
 
-def uncalibrated(graph, bits, rules, signed, bn_statistics, restore_batch_norm=None):
+def uncalibrated(graph, bits, rules, signed, bn_statistics, restore_batch_norm=None, steps=()):
     """The quantized model with the float one's weights, before it has seen images.
 
     Args:
@@ -106,11 +123,12 @@ def uncalibrated(graph, bits, rules, signed, bn_statistics, restore_batch_norm=N
         signed: whether the model's input has negative values.
         bn_statistics: as in `quantize`.
         restore_batch_norm: likewise.
+        steps: pairs of a node's name and the fixed step of its tensor's grid.
 
     Returns:
         `(model, builder)`; the builder knows the placement, and which batch norms are new.
     """
-    placement = place(graph, bits, rules, {_one_input(graph): signed})
+    placement = place(graph, bits, rules, {_one_input(graph): signed}, steps)
     builder = Builder(placement, bn_statistics, restore_batch_norm)
     quantized = rebuild(graph, builder.apply, builder.apply_input, f"{graph.name}_quantized")
     builder.copy_weights()

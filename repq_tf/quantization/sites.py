@@ -48,6 +48,7 @@ class Site:
         group: the name of the quantizer group its output belongs to.
         bits: a `LayerBits`, once settled.
         signed: whether its output can be negative.
+        step: the fixed step of its output's grid; None to learn it.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Site:
     group: str = ""
     bits: LayerBits = LayerBits()
     signed: bool = True
+    step: float | None = None
 
 
 @dataclasses.dataclass

@@ -1,18 +1,23 @@
+import json
 import os
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from sklearn.datasets import load_sample_image
 
 from repq_tf import models
-from repq_tf.train import image_quality
+from repq_tf.layers import ECB, ReparamConv
+from repq_tf.train import checkpoint, image_quality, pipeline, run_folder
 from repq_tf.train.data.color import to_network
+from repq_tf.train.data.pairs import load_pairs, read_pairs
 from repq_tf.train.errors import UserError
 from repq_tf.train.settings import resolve
 from repq_tf.train.tasks.super_resolution import SuperResolution
+from tests.train.commands import WITHOUT_TENSORFLOW, run
 
 
 def _task(**given):
@@ -94,11 +99,11 @@ def test_metrics_are_means_over_the_images_of_each_set(photographs):
     assert bicubic["a_psnr"] > nearest["a_psnr"] and bicubic["b_ssim"] > nearest["b_ssim"]
     model = models.ecbsr_m4c8_plain(2, 1, kernel_initializer="zeros")
     assert task.evaluate(model) == pytest.approx(nearest, abs=1e-4)
-    values = []
+    pairs, values = read_pairs(str(photographs / "a"), 2), []
     for name in ("one", "two"):
         with Image.open(photographs / "a" / f"{name}.png") as file:
             photograph = np.asarray(file)
-        (low,) = (pair.low for pair in task._tests if pair.name == name)
+        (low,) = (pair.low for pair in pairs if pair.name == name)
         large = rgb2ycbcr(low)[..., 0].repeat(2, axis=0).repeat(2, axis=1)
         wanted = rgb2ycbcr(photograph)[2:-2, 2:-2, 0]
         values.append(peak_signal_noise_ratio(wanted, large[2:-2, 2:-2], data_range=255))
@@ -189,4 +194,71 @@ def test_the_default_input_is_made_of_whole_levels():
     (inputs,) = task.test_inputs(10)
     assert inputs.shape == (1, 213, 320, 3)
     np.testing.assert_array_equal(inputs * 128, np.rint(inputs * 128))
-    np.testing.assert_array_equal(inputs[0], to_network(task._tests[0].low))
+    np.testing.assert_array_equal(
+        inputs[0], to_network(load_pairs("photographs", 2).tests["flower"][0].low)
+    )
+
+
+def _run(folder, photographs, **given):
+    given = {"patch_size": 16, "batch_size": 8, "crops_per_image": 2, "epochs": 2, **given}
+    given = {"qat_epochs": 1, "calibration_images": 16, "verbose": 0, **given}
+    if "init_from" in given:
+        del given["epochs"]
+    pipeline.run(resolve(workdir=str(folder), **given, **_given(photographs)))
+    with open(folder / "report.json") as file:
+        return json.load(file)
+
+
+@pytest.fixture
+def _repeatable(monkeypatch):
+    monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: None)
+
+
+@pytest.mark.usefixtures("_repeatable")
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"model": "ecbsr_m4c8", "bits": 4},
+        {"model": "ecbsr_m4c8", "method": "merged", "color": "rgb", "scale": 3},
+        {"model": "ecbsr_m4c8", "method": "plain", "bits": 2},
+    ],
+    ids=lambda given: given.get("method", "repq"),
+)
+def test_a_run_ends_in_an_exact_file(tmp_path, photographs, given):
+    report = _run(tmp_path, photographs, **given)
+    assert report["parity"]["equal_outputs"] == 1 and report["parity"]["images"] == 3
+    found = report["metrics"]
+    for name, value in found["quantized"].items():
+        assert found["file"][name] == pytest.approx(value, abs=1e-4), name
+    assert found["float"] == pytest.approx(found["float_merged"], abs=1e-4)
+    model = checkpoint.load_model(str(tmp_path / run_folder.QUANTIZED))
+    blocks = [layer for layer in model.layers if isinstance(layer, ReparamConv)]
+    branches = given.get("method", "repq") == "repq"
+    assert {isinstance(block, ECB) for block in blocks} == {branches}
+    assert all(block.root is None for block in blocks)
+    assert {"a_one.png", "a_two.png", "b_three.png"} < set(os.listdir(tmp_path / "plots"))
+    with open(tmp_path / "report.md") as file:
+        page = file.read()
+    assert "(plots/a_one.png)" in page and "| bicubic " in page and "| a_ssim_rounded " in page
+    assert {"float_pictures", "qat_pictures"} < set(os.listdir(tmp_path / "logs"))
+
+
+@pytest.mark.slow
+def test_without_tensorflow_it_trains_up_to_the_merged_model(tmp_path, photographs):
+    options = {
+        **_given(photographs),
+        "model": "ecbsr_m4c8",
+        "patch_size": 16,
+        "batch_size": 8,
+        "crops_per_image": 2,
+        "epochs": 1,
+        "qat_epochs": 1,
+        "calibration_images": 16,
+        "verbose": 0,
+        "workdir": tmp_path / "run",
+    }
+    args = [f"--{name}={value}" for name, value in options.items()]
+    output, _ = run(*args, before=[WITHOUT_TENSORFLOW], backend="jax")
+    assert "No .tflite file" in output and "| bicubic " in output
+    output, _ = run(*args)
+    assert "| quantized, .tflite | " in output and "equal 100.000%" in output

@@ -34,12 +34,10 @@ class Pairs:
     """What a network is trained on and tested on.
 
     Attributes:
-        name: Name for messages and the report.
         train: List of `Pair`.
         tests: Name of a test set -> list of `Pair`.
     """
 
-    name: str
     train: list
     tests: dict
 
@@ -100,7 +98,7 @@ def load_pairs(dataset, scale, test_sets=None, data_dir=None):
         from repq_tf.train.data.tfds_pairs import load_div2k
 
         train, own = load_div2k(dataset, scale, data_dir, test=not tests)
-    return Pairs(dataset, train, tests or own)
+    return Pairs(train, tests or own)
 
 
 def _photographs(scale):

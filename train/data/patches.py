@@ -19,24 +19,28 @@ def as_color(pixels, color):
     return luma(pixels).astype("float32") if color == "y" else pixels
 
 
+def pairs_as_color(pairs, color):
+    """Returns pairs as a list of `(low, high)` of the channels that are trained."""
+    return [(as_color(pair.low, color), as_color(pair.high, color)) for pair in pairs]
+
+
 class PatchDataset(EpochDataset):
     """One epoch of random crops, mirrored and transposed at random; see `EpochDataset`.
 
     Args:
-        pairs: List of `pairs.Pair`, none smaller than a crop.
+        images: List of `(low, high)`, pixels in 0 to 255, none smaller than a crop.
         scale: Their scale.
-        color: One of `COLORS`.
         patch_size: Height and width of the low-resolution crops.
         crops_per_image: Crops of each image in an epoch.
         batch_size: Crops per batch, over all workers.
         **options: Those of `EpochDataset`.
     """
 
-    def __init__(self, pairs, scale, color, patch_size, crops_per_image, batch_size, **options):
-        super().__init__(len(pairs) * crops_per_image, batch_size, **options)
+    def __init__(self, images, scale, patch_size, crops_per_image, batch_size, **options):
+        super().__init__(len(images) * crops_per_image, batch_size, **options)
+        self.images = images
         self.scale = scale
         self.patch_size = patch_size
-        self.images = [(as_color(p.low, color), as_color(p.high, color)) for p in pairs]
 
     def make_batch(self, chosen, rng):  # noqa: D102
         crops = [self._crop(*self.images[k % len(self.images)], rng) for k in chosen]
@@ -65,22 +69,17 @@ class CentreDataset(keras.utils.PyDataset):
     """The middle of each test image, once and in order.
 
     Args:
-        pairs: List of `pairs.Pair`, none smaller than a crop.
+        images: List of `(low, high)`, pixels in 0 to 255, none smaller than a crop.
         scale: Their scale.
-        color: One of `COLORS`.
         size: `(height, width)` of the low-resolution crops.
         batch_size: Crops per batch; the last one has what is left.
     """
 
-    def __init__(self, pairs, scale, color, size, batch_size):
+    def __init__(self, images, scale, size, batch_size):
         super().__init__()
         self.batch_size = batch_size
         self.images = [
-            (
-                _middle(as_color(p.low, color), size, 1),
-                _middle(as_color(p.high, color), size, scale),
-            )
-            for p in pairs
+            (_middle(low, size, 1), _middle(high, size, scale)) for low, high in images
         ]
 
     def __len__(self):

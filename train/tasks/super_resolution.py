@@ -9,7 +9,13 @@ from repq_tf.train.checks import split_test_sets
 from repq_tf.train.data.color import PIXEL_STEP, to_network, to_pixels
 from repq_tf.train.data.imresize import imresize
 from repq_tf.train.data.pairs import load_pairs
-from repq_tf.train.data.patches import CentreDataset, PatchDataset, as_color, channels_of
+from repq_tf.train.data.patches import (
+    CentreDataset,
+    PatchDataset,
+    as_color,
+    channels_of,
+    pairs_as_color,
+)
 from repq_tf.train.errors import UserError
 from repq_tf.train.picture_plots import draw_comparison
 from repq_tf.train.tasks.base import Task
@@ -41,13 +47,16 @@ class SuperResolution(Task):
 
     def __init__(self, settings):
         tests = split_test_sets(settings.test_sets)
-        self._pairs = load_pairs(settings.dataset, settings.scale, tests, settings.data_dir)
+        pairs = load_pairs(settings.dataset, settings.scale, tests, settings.data_dir)
         size = settings.patch_size
-        self._train = [p for p in self._pairs.train if min(p.low.shape[:2]) >= size]
+        large = [p for p in pairs.train if min(p.low.shape[:2]) >= size]
+        self._train = pairs_as_color(large, settings.color)
+        self._tests = pairs.tests
+        self._small = len(pairs.train) - len(large)
         if not self._train:
             raise UserError(
-                f"--patch_size must be at most the size of the small training images."
-                f" Received: {size}, and none of {len(self._pairs.train)} images is that large"
+                "--patch_size must be at most the size of the small training images."
+                f" Received: {size}, and none of {len(pairs.train)} images is that large"
             )
         count = len(self._train) * settings.crops_per_image
         if settings.batch_size > count:
@@ -56,16 +65,15 @@ class SuperResolution(Task):
                 f" {count} (--crops_per_image). Received: {settings.batch_size}"
             )
         self.steps_per_epoch = count // settings.batch_size
-        first = next(iter(self._pairs.tests))
-        self.headline = f"{first}_psnr"
+        self.headline = f"{next(iter(self._tests))}_psnr"
         self.columns = [
-            (f"{name} PSNR", f"{name}_psnr", "{:.2f} dB".format) for name in self._pairs.tests
+            (f"{name} PSNR", f"{name}_psnr", "{:.2f} dB".format) for name in self._tests
         ]
         self._settings = settings
 
     @property
-    def _tests(self):
-        return [pair for pairs in self._pairs.tests.values() for pair in pairs]
+    def _test_pairs(self):
+        return [pair for pairs in self._tests.values() for pair in pairs]
 
     def build(self, name, **options):  # noqa: D102
         s = self._settings
@@ -99,7 +107,6 @@ class SuperResolution(Task):
         return PatchDataset(
             self._train,
             s.scale,
-            s.color,
             s.patch_size,
             s.crops_per_image,
             s.batch_size,
@@ -111,17 +118,16 @@ class SuperResolution(Task):
 
     def validation_batches(self, devices=1):
         """Returns the middles of the test images, as large as all of them have one."""
-        s, tests = self._settings, self._tests
+        s, tests = self._settings, self._test_pairs
         size = np.min([pair.low.shape[:2] for pair in tests], axis=0)
         batch = distribution.even_batch(len(tests), s.batch_size, devices)
-        return CentreDataset(tests, s.scale, s.color, size, batch)
+        return CentreDataset(pairs_as_color(tests, s.color), s.scale, size, batch)
 
     def calibration_data(self, count):  # noqa: D102
         s = self._settings
         crops = PatchDataset(
             self._train,
             s.scale,
-            s.color,
             s.patch_size,
             -(-count // len(self._train)),
             count,
@@ -129,10 +135,15 @@ class SuperResolution(Task):
         )
         return crops[0][0]
 
+    def quantize_options(self):
+        """Pixels are the integers of the network's input and output."""
+        return {"input_step": PIXEL_STEP, "output_step": PIXEL_STEP}
+
     def test_inputs(self, count):
         """Returns whole images, spread over all test sets."""
-        chosen = np.linspace(0, len(self._tests) - 1, min(count, _COMPARED)).astype(int)
-        return [self._input(self._tests[k]) for k in np.unique(chosen)]
+        tests = self._test_pairs
+        chosen = np.linspace(0, len(tests) - 1, min(count, _COMPARED)).astype(int)
+        return [self._input(tests[k]) for k in np.unique(chosen)]
 
     def _input(self, pair):
         """The network's input for an image, a batch of one."""
@@ -157,7 +168,7 @@ class SuperResolution(Task):
     def _average(self, upscale):
         """The metrics of a function from pairs to pixels, averaged over each test set."""
         metrics = {}
-        for name, pairs in self._pairs.tests.items():
+        for name, pairs in self._tests.items():
             found = [
                 image_quality.judge(upscale(pair), pair.high, self._settings.scale)
                 for pair in pairs
@@ -174,20 +185,20 @@ class SuperResolution(Task):
         s = self._settings
         size = s.patch_size
         return {
-            "data": self._pairs.name,
+            "data": s.dataset,
             "input": f"{'luma' if s.color == 'y' else 'RGB'}, (pixels - 128) / 128",
             "training images": len(self._train),
-            "training images smaller than a crop": len(self._pairs.train) - len(self._train),
-            "test images": ", ".join(f"{k}: {len(v)}" for k, v in self._pairs.tests.items()),
+            "training images smaller than a crop": self._small,
+            "test images": ", ".join(f"{k}: {len(v)}" for k, v in self._tests.items()),
             "crops": f"{size}x{size} of the small images, mirrored and transposed",
             "judged": f"luma, {s.scale} pixels at the border left out",
         }
 
     def pictures(self, model):
         """Returns the middle of the first test image: bicubic, network, and the truth."""
-        s, pair = self._settings, self._tests[0]
+        s, pair = self._settings, self._test_pairs[0]
         size = np.minimum(pair.low.shape[:2], _SHOWN)
-        low, high = CentreDataset([pair], s.scale, s.color, size, 1)[0]
+        low, high = CentreDataset(pairs_as_color([pair], s.color), s.scale, size, 1)[0]
         shown = to_numpy(model(low, training=False))[0]
         bicubic = np.clip(imresize(to_pixels(low[0]), s.scale), 0, 255)
         row = np.concatenate([bicubic, to_pixels(shown), to_pixels(high[0])], axis=1)
@@ -195,7 +206,7 @@ class SuperResolution(Task):
 
     def draw(self, networks, folder):  # noqa: D102
         files = []
-        for name, pairs in self._pairs.tests.items():
+        for name, pairs in self._tests.items():
             for pair in pairs[:_DRAWN]:
                 outputs = {"bicubic": self._bicubic(pair)}
                 for label, network in networks.items():
