@@ -31,6 +31,12 @@ flags.DEFINE_list("seeds", ["0"], "Seeds; each is a whole table, and the mean is
 flags.DEFINE_list("methods", list(METHODS), "Rows.")
 flags.DEFINE_float("epochs", None, "Epochs of the float stages. Default: the recipe.")
 flags.DEFINE_float("learning_rate", None, "Their learning rate. Default: the recipe.")
+flags.DEFINE_float(
+    "plain_learning_rate",
+    None,
+    "That of the plain network, which takes larger steps than branches that add theirs up."
+    " Default: the same.",
+)
 flags.DEFINE_string("workdir", "runs/super_resolution", "Folder of the runs.")
 flags.DEFINE_string("json", None, "Write the table to this file.")
 
@@ -57,23 +63,27 @@ def rows(extra):
         f"--test_sets={FLAGS.test_sets}",
         *extra,
     ]
-    float_stage = [
-        f"--{name}={FLAGS[name].value}"
-        for name in ("epochs", "learning_rate")
-        if FLAGS[name].value is not None
-    ]
     for seed in FLAGS.seeds:
         sources = {}
         for bits in FLAGS.bits:
             for method in FLAGS.methods:
                 network = "plain" if method == "plain" else "branches"
                 source = sources.get(network)
-                first = float_stage if source is None else [f"--init_from={source}"]
+                first = [f"--init_from={source}"] if source else float_stage(network)
                 options = [f"--method={method}", f"--bits={bits}", f"--seed={seed}", *first]
                 name = f"{FLAGS.model}-x{FLAGS.scale}-{method}-{bits}-seed{seed}"
                 folder, report = run(name, [*common, *options])
                 sources.setdefault(network, folder)
                 yield {"method": method, "bits": bits, "seed": seed, **figures(report)}
+
+
+def float_stage(network):
+    """The flags of the run that trains a network in floating point."""
+    rate = FLAGS.learning_rate
+    if network == "plain" and FLAGS.plain_learning_rate is not None:
+        rate = FLAGS.plain_learning_rate
+    given = {"epochs": FLAGS.epochs, "learning_rate": rate}
+    return [f"--{name}={value}" for name, value in given.items() if value is not None]
 
 
 def figures(report):

@@ -4,9 +4,10 @@ The ImageNet recipes are the published ones: RepVGG (arXiv 2101.03697) trains 12
 decays kernels only; ACNet (arXiv 1908.03930) trains 100 epochs and decays everything; OREPA
 (arXiv 2204.00826) decays its vectors too; QARepVGG (arXiv 2212.01593) and RepOpt (arXiv
 2205.15242) decay less, RepOpt after a warm-up; give `--label_smoothing=0.1 --randaugment=2` for
-its whole recipe. MobileOne's 300 epochs with annealed decay are not reproduced. RepQ
-(arXiv 2311.05317) keeps a block's own recipe for the quantized stage, except for the learning
-rate. The others are short recipes for small images.
+its whole recipe. MobileOne's 300 epochs with annealed decay are not reproduced. ECBSR (ACM MM
+2021) trains on DIV2K with Adam, for 1000 epochs of 64 crops an image. RepQ (arXiv 2311.05317)
+keeps a block's own recipe for the quantized stage, except for the learning rate. The others are
+short recipes, for small images and for few photographs.
 """
 
 import dataclasses
@@ -99,7 +100,7 @@ _BY_DATASET = {
     "imagenet2012": _IMAGENET,
 }
 
-# ECBSR's (ACM MM 2021), whose learning rate is constant for a million and a half steps.
+# Its authors keep the learning rate constant for a million and a half steps.
 _DIV2K = Recipe(
     epochs=1000,
     qat_epochs=100,

@@ -268,3 +268,26 @@ def test_settings_are_what_the_stage_is_trained_with():
     spared = dataclasses.replace(SETTINGS, weight_decay=0.0)
     optimizer = make_optimizer(model, 0.1, 10, weight_decay=spared.weight_decay)
     assert optimizer.weight_decay is None
+
+
+def test_adam_at_a_constant_rate_is_keras_own(rng):
+    mine, other = _Toy().build(), _Toy().build()
+    optimizers = (
+        make_optimizer(mine, 0.01, 20, kind="adam", schedule="constant"),
+        (keras.optimizers.Adam(0.01)),
+    )
+    for _ in range(3):
+        gradients = [rng.normal(size=v.shape) for v in mine.trainable_variables]
+        for model, optimizer in zip((mine, other), optimizers, strict=True):
+            tensors = [keras.ops.convert_to_tensor(g, "float32") for g in gradients]
+            optimizer.apply(tensors, model.trainable_variables)
+    for a, b in zip(mine.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    decayed = make_optimizer(mine, 0.01, 20, weight_decay=0.1, kind="adam")
+    assert decayed.weight_decay == 0.1  # decoupled, as Keras means it
+    assert float(decayed.learning_rate) == pytest.approx(0.01)
+    gamma = mine.get_layer("norm").gamma
+    before = np.array(gamma)
+    zeros = [keras.ops.zeros_like(v) for v in mine.trainable_variables]
+    decayed.apply(zeros, mine.trainable_variables)
+    np.testing.assert_array_equal(gamma, before)

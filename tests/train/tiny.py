@@ -1,9 +1,11 @@
 """A network of two blocks, so that whole runs take seconds."""
 
+from repq_tf import models
 from repq_tf.keras_api import keras
 from repq_tf.layers import ACBlock, ConvBNBlock
 from repq_tf.models.registry import register
 from repq_tf.train.tasks.classification import Classification
+from repq_tf.train.tasks.super_resolution import SuperResolution
 
 
 def network(block, name, classes, input_shape, width=1.0, **options):
@@ -27,8 +29,14 @@ def tiny_plain(**options):
     return network(ConvBNBlock, "tiny_plain", **options)
 
 
+def tiny_ecbsr(scale, channels, **options):
+    """ECBSR of three blocks."""
+    return models.ecbsr(1, 4, scale, channels, **options)
+
+
 def register_models():
     """Makes the networks known to `--model`; for processes that run nothing else."""
+    register(tiny_ecbsr, task="super_resolution")
     register(tiny_plain)
     register(tiny_ac, plain="tiny_plain")
 
@@ -40,3 +48,11 @@ class TinyTask(Classification):
         shape = self.images.image_shape
         block = tiny_ac if name == "ac_resnet18" else tiny_plain
         return block(classes=len(self.images.class_names), input_shape=shape, **options)
+
+
+class TinyUpscaling(SuperResolution):
+    """Super resolution by three blocks, whatever `--model` says."""
+
+    def build(self, name, **options):
+        channels = 1 if self._settings.color == "y" else 3
+        return tiny_ecbsr(self._settings.scale, channels, merged=True, **options)
