@@ -108,6 +108,22 @@ def test_parity(qat, tmp_path):
         repq_tf.check_parity(qat, path, images(2))
 
 
+def test_pixels_that_are_the_grid_need_no_table(tmp_path):
+    """`(pixel - 128) / 128` on a grid of step 1/128: the integers are the pixels."""
+    path, model = tmp_path / "x.tflite", with_step(1 / 128)
+    operators = repq_tf.export_tflite(model, path, input_type="uint8", pixels=(128, 128))
+    assert operators == {"QUANTIZE": 1, "CONV_2D": 1}
+    x = np.arange(256, dtype="uint8").reshape(1, 16, 16, 1).repeat(3, axis=-1)
+    (found,), _, (end,) = run(path, x)
+    expected = array(model((x.astype("float32") - 128) / 128)) / np.float32(
+        end["quantization"][0]
+    )
+    np.testing.assert_array_equal(found, np.rint(expected))
+    normalization = repq_tf.export_metadata(path, pixels=(128, 128))["normalization"]
+    assert normalization["applied"] == "by the file"
+    repq_tf.export_c_array(path, tmp_path / "x.h")
+
+
 def test_metadata_says_that_the_file_normalises(qat, tmp_path):
     path = tmp_path / "x.tflite"
     repq_tf.export_tflite(qat, path, input_type="uint8", pixels=(127.5, 127.5))

@@ -44,11 +44,13 @@ def write_float(path, channels):
 
 
 def write_integer(path, channels):
-    """RepVGG-SR in int8, for images of any size."""
+    """RepVGG-SR in int8, for images of any size; and the same for pixels beside it."""
     model = with_biases(repq_tf.models.repvgg_sr(4, 8, 2, channels, block="ConvBlock"))
     images = to_network(photograph(3 * 12, 12, channels)).reshape(3, 12, 12, channels)
     qat = repq_tf.quantize(model, calibration_data=images, verbose=False)
     repq_tf.export_tflite(qat, path)
+    pixels = path.with_suffix(".pixels")
+    repq_tf.export_tflite(qat, pixels, input_type="uint8", pixels=to_network)
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +123,13 @@ def test_color_through_the_network(files):
     pixels = photograph(30, 25)
     expected = np.rint(to_pixels(run_whole(files["integer", 3], to_network(pixels))))
     np.testing.assert_array_equal(Upscaler(files["integer", 3])(pixels), expected)
+
+
+def test_a_file_that_takes_pixels(files):
+    path, pixels = files["integer", 3], photograph(30, 25)
+    upscaler = Upscaler(path.with_suffix(".pixels"))
+    assert upscaler.network.input_shape == (None, None, 3)
+    np.testing.assert_array_equal(upscaler(pixels), Upscaler(path)(pixels))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
