@@ -24,12 +24,15 @@ _FAST = (
     "DEQUANTIZE",
     "FULLY_CONNECTED",
     "LEAKY_RELU",
+    "LOGISTIC",
     "MAX_POOL_2D",
     "MEAN",
+    "MUL",
     "PAD",
     "QUANTIZE",
     "REDUCE_MAX",
     "RESHAPE",
+    "RESIZE_BILINEAR",
 )
 
 
