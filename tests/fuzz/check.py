@@ -9,14 +9,33 @@ from hypothesis import strategies as st
 
 import repq_tf
 
+BITS = st.integers(2, 8)
 SETTINGS = st.fixed_dictionaries(
     {
-        "weight_bits": st.integers(2, 8),
-        "activation_bits": st.integers(2, 8),
+        "weight_bits": BITS,
+        "activation_bits": BITS,
         "bn_statistics": st.sampled_from(repq_tf.branches.MODES),
         "per_channel": st.booleans(),
+        # Of single layers, the first and the last ones too: position to bits.
+        "mixed": st.dictionaries(st.integers(0, 7), st.tuples(BITS, BITS), max_size=4),
     }
 )
+
+
+def with_rules(model, settings):
+    """The arguments of `quantize` for drawn settings."""
+    kinds = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
+    names = [
+        layer.name
+        for layer in model.layers
+        if isinstance(layer, (*kinds, repq_tf.layers.ReparamConv, keras.layers.PReLU))
+    ]
+    rules = [
+        (names[position], {"weight_bits": weight, "activation_bits": activation})
+        for position, (weight, activation) in settings["mixed"].items()
+        if position < len(names)
+    ]
+    return {**{k: v for k, v in settings.items() if k != "mixed"}, "rules": rules}
 
 
 def randomize(model, rng):
@@ -45,8 +64,9 @@ def check(model, settings):
     rng = np.random.default_rng(0)
     randomize(model, rng)
     x = rng.normal(0.3, 1, (24, *model.input_shape[1:])).astype("float32")
+    options = with_rules(model, settings)
     try:
-        qat = repq_tf.quantize(model, calibration_data=x, verbose=False, **settings)
+        qat = repq_tf.quantize(model, calibration_data=x, verbose=False, **options)
     except ValueError as error:
         return f"refused: {error}"
     targets = rng.normal(size=(24, *model.output_shape[1:]))

@@ -148,7 +148,7 @@ def network(draw):
     parts = PARTS + ([_unsupported] if draw(st.integers(0, 9)) == 9 else [])
     for _ in range(draw(st.integers(2, 5))):
         part = draw(st.sampled_from(parts))
-        if min(x.shape[1:3]) >= 4:
+        if min(x.shape[1:3]) >= 5:
             x = part(draw, x)
     ending = draw(st.sampled_from(("none", "mean", "flat", "softmax")))
     if ending in ("mean", "softmax"):

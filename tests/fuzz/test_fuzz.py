@@ -10,5 +10,9 @@ from tests.fuzz.models import network
 @settings(max_examples=10)
 @given(st.data())
 def test_random_networks_are_exact_or_refused(data):
-    """A few of what `python -m tests.fuzz` does."""
+    """A few of what `python -m tests.fuzz` does.
+
+    The budget is top-1 agreement of 100 %, outputs at most one step off and 99.5 % of them
+    equal; `check` demands more, that no stored tensor differs in any value.
+    """
     check(network(data.draw), data.draw(SETTINGS))

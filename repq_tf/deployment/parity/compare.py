@@ -144,7 +144,8 @@ class _Comparison:
         self.layers.setdefault(source.name, _Count()).add(integers, got, bounds)
         if not self.local:
             return None
-        return [ops.convert_to_tensor(got.reshape(integers.shape) * step)]
+        features = (got.reshape(integers.shape) * step).astype(np.float32)
+        return [ops.convert_to_tensor(features)]
 
     def _check(self, name, want, got):
         if want.size != got.size:
