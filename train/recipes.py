@@ -115,17 +115,22 @@ _DIV2K = Recipe(
 )
 _PHOTOGRAPHS = dataclasses.replace(
     _DIV2K,
-    epochs=30,
-    qat_epochs=10,
-    learning_rate=2e-3,
-    qat_learning_rate=5e-4,
+    epochs=50,
+    qat_epochs=15,
+    learning_rate=5e-3,
+    qat_learning_rate=1e-3,
     schedule="cosine",
     batch_size=16,
     patch_size=32,
     crops_per_image=1600,
 )
 _FOLDER_OF_PHOTOGRAPHS = dataclasses.replace(
-    _PHOTOGRAPHS, epochs=100, qat_epochs=30, batch_size=32, crops_per_image=32
+    _PHOTOGRAPHS,
+    epochs=100,
+    qat_epochs=30,
+    learning_rate=2e-3,
+    qat_learning_rate=5e-4,
+    crops_per_image=16,
 )
 _SUPER_RESOLUTION = {"div2k": _DIV2K, "photographs": _PHOTOGRAPHS}
 
