@@ -18,7 +18,9 @@ STRATEGIES = ("auto", "none", "mirrored", "multi_worker", "data_parallel")
 PRECISIONS = ("none", "bfloat16", "float16")
 CONTAINERS = ("int8", "int4")
 INPUT_TYPES = ("int8", "uint8", "float32")
+WIDE_INPUT_TYPES = ("int16", "float32")
 BITS = range(2, 9)
+WIDE_BITS = 16  # of activations
 
 # Flags of one task alone.
 TASK_FLAGS = {
@@ -104,7 +106,7 @@ def check_conflicts(given):
                     f" Received: --bits={given['bits']} --{name}={given[name]}"
                 )
     if given["quantizer"] == "tfmot":
-        _check_tfmot(given["task"], given["mixed_precision"])
+        _check_tfmot(given["task"], given["mixed_precision"], given["activation_bits"])
     if given["strategy"] == "data_parallel" and given["sync_bn"] is False:
         raise UserError(
             "--strategy=data_parallel always synchronises batch norm: JAX's arrays are those of"
@@ -120,8 +122,13 @@ def check_conflicts(given):
                 )
 
 
-def _check_tfmot(task, mixed_precision):
+def _check_tfmot(task, mixed_precision, activation_bits):
     """Imports TFMOT, which also makes its layers known to Keras; refuses what it cannot do."""
+    if activation_bits == WIDE_BITS:
+        raise UserError(
+            "--quantizer=tfmot quantizes activations to 2 to 8 bits."
+            f" Received: --quantizer=tfmot --activation_bits={activation_bits}"
+        )
     if task != "classification":
         raise UserError(
             "--quantizer=tfmot trains classification networks."
@@ -145,9 +152,12 @@ def find_bits(bits, weight_bits, activation_bits):
         ("weight_bits", weight_bits),
         ("activation_bits", activation_bits),
     ):
-        if value is not None and value not in BITS:
+        wide = name == "activation_bits"
+        if value is not None and value not in BITS and not (wide and value == WIDE_BITS):
+            more = f", or {WIDE_BITS}" if wide else ""
             raise UserError(
-                f"--{name} must be an integer from {BITS[0]} to {BITS[-1]}. Received: {value}"
+                f"--{name} must be an integer from {BITS[0]} to {BITS[-1]}{more}."
+                f" Received: {value}"
             )
     default = 8 if bits is None else bits
     return tuple(default if n is None else n for n in (weight_bits, activation_bits))
@@ -162,14 +172,18 @@ def check_container(container, weight_bits):
         )
 
 
-def check_ends(input_type, c_array):
-    """Refuses unknown input types, and pixels on microcontrollers."""
-    one_of("input_type", input_type, INPUT_TYPES)
+def find_input_type(input_type, activation_bits, c_array):
+    """Returns the file's input type; refuses unknown ones, and pixels on microcontrollers."""
+    allowed = WIDE_INPUT_TYPES if activation_bits == WIDE_BITS else INPUT_TYPES
+    if input_type is None:
+        return allowed[0]
+    one_of("input_type", input_type, allowed)
     if c_array and input_type == "uint8":
         raise UserError(
             "--c_array goes with --input_type=int8 or float32: pixels are looked up after a"
             " CAST that TensorFlow Lite Micro lacks. Received: --input_type=uint8"
         )
+    return input_type
 
 
 def check_values(s):

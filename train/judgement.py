@@ -61,7 +61,7 @@ def evaluate(run, task, container="int8"):
     checkpoint.write_json(run.file(EVALUATION), record)
 
 
-def export(run, task, container="int8", input_type="int8"):
+def export(run, task, container="int8", input_type=None):
     """Writes the integer file and, to compare with, the merged float one.
 
     Args:

@@ -47,7 +47,9 @@ flags.DEFINE_bool(
 )
 flags.DEFINE_integer("bits", None, "Bits of weights and activations, 2 to 8. Default: 8.")
 flags.DEFINE_integer("weight_bits", None, "Bits of the weights, 2 to 8. Default: 8.")
-flags.DEFINE_integer("activation_bits", None, "Bits of the activations, 2 to 8. Default: 8.")
+flags.DEFINE_integer(
+    "activation_bits", None, "Bits of the activations, 2 to 8, or 16. Default: 8."
+)
 flags.DEFINE_string(
     "container",
     "int8",
@@ -56,9 +58,10 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string(
     "input_type",
-    "int8",
-    "What the file takes: int8, on the grid of its input; uint8, pixels as cameras give them,"
-    " which the file normalises as in training; or float32, normalised images.",
+    None,
+    "What the file takes: int8 (int16 with activations of 16 bits), on the grid of its input,"
+    " the default; uint8, pixels as cameras give them, which the file normalises as in"
+    " training; or float32, normalised images.",
 )
 flags.DEFINE_bool(
     "c_array",

@@ -107,7 +107,7 @@ def resolve(
     activation_bits=None,
     quantizer="keras",
     container="int8",
-    input_type="int8",
+    input_type=None,
     c_array=False,
     dataset=None,
     data_dir=None,
@@ -164,7 +164,7 @@ def resolve(
         dataset = f"folder:{_absolute(dataset.removeprefix('folder:'))}"
     weight_bits, activation_bits = checks.find_bits(bits, weight_bits, activation_bits)
     checks.check_container(container, weight_bits)
-    checks.check_ends(input_type, c_array)
+    input_type = checks.find_input_type(input_type, activation_bits, c_array)
     recipe = find_recipe(model, dataset, task)
     upscales = task == "super_resolution"
     scale = _default(scale, 2) if upscales else None
@@ -242,7 +242,7 @@ def _default_workdir(
         bits += "-tfmot"
     if container != "int8":
         bits += f"-{container}"
-    if input_type != "int8":
+    if input_type not in ("int8", "int16"):
         bits += f"-{input_type}_input"
     name = dataset
     if dataset.startswith("folder:"):

@@ -52,22 +52,21 @@ def with_container(model, container):
 def in_container(graph, container):
     """The graph of a quantized model whose calls round like the file of a container."""
     packed = four_bit_layers(graph)[0] if container == "int4" else []
-    nodes = {}
+    nodes = dict(graph.nodes)
     for node in graph.nodes.values():
-        options = {}
         if isinstance(node.layer, ReparamConv):
-            options = _options(node, packed, wide=True)
+            source, options = node, {"wide": True}
         elif type(node.layer) is Quantize:
-            options = _options(graph.nodes[node.inputs[0].node], packed, rounding="twice")
-        kwargs = {k: v for k, v in node.kwargs.items() if k not in ("wide", "rounding")}
-        nodes[node.name] = dataclasses.replace(node, kwargs={**kwargs, **options})
+            source, options = graph.nodes[node.inputs[0].node], {"rounding": "twice"}
+        else:
+            continue
+        given = input_quantizer(graph, source)
+        if given is not None and given.bits <= 8:  # with 16, both containers round alike
+            own = source.name in packed and not isinstance(source.layer, DenseBlock)
+            kwargs = {k: v for k, v in node.kwargs.items() if k not in options}
+            kwargs |= options if own else {}  # INT4 dense layers are XNNPACK's
+            nodes[node.name] = dataclasses.replace(node, kwargs=kwargs)
     return dataclasses.replace(graph, nodes=nodes)
-
-
-def _options(source, packed, **options):
-    # INT4 dense layers are XNNPACK's.
-    own = source.name in packed and not isinstance(source.layer, DenseBlock)
-    return options if own else {}
 
 
 def four_bit_layers(graph):

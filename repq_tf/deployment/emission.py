@@ -53,7 +53,8 @@ def _prelu(trace, node, x):
     """`max(x, 0) + alpha min(x, 0)` in the runtime's fast operators; see the layer.
 
     The two parts are an equal-scale QUANTIZE each, whose zero point lies at an end of the
-    container, so that it saturates at 0.
+    container, so that it saturates at 0. int16 has no other zero point than 0; there they are
+    a RELU and a MINIMUM.
     """
     import tensorflow as tf
 
@@ -61,14 +62,15 @@ def _prelu(trace, node, x):
 
     def part(name, bound, zero):
         # A ReLU would be fused with a second copy of the layer before, a MINIMUM is not;
-        # it becomes the QUANTIZE, and the zero point clamps.
+        # it becomes the QUANTIZE, and the zero point clamps, or the RELU.
         bound = trace.fake_quantize(tf.constant(float(bound)), source)
         y = trace.fake_quantize(tf.minimum(x, bound), source)
         grid = trace.grid(source, f"{node.name}/{name}")
         return trace.tap(y, dataclasses.replace(grid, zero_point=zero))
 
     highest = source.activation_quantizer.high * trace.steps[source.name]
-    positive, negative = part("positive", highest, -128), part("negative", 0, 127)
+    low, high = (-128, 127) if layer.bits <= 8 else (0, 0)
+    positive, negative = part("positive", highest, low), part("negative", 0, high)
     y, weights = scale_channels(negative, *trace.slopes[node.name])
     grid = trace.grid(layer, f"{node.name}/scaled", *weights)
     return positive + trace.tap(trace.fake_quantize(y, layer), grid)
@@ -109,6 +111,14 @@ def _leaky_relu(trace, node, x):
     import tensorflow as tf
 
     return tf.nn.leaky_relu(x, node.layer.numerator / 256)
+
+
+def depth_to_space_wide(x, size):
+    """`depth_to_space` for int16, of which the runtime has no kernel: by way of the batch."""
+    import tensorflow as tf
+
+    planes = tf.concat(tf.split(x, size * size, axis=-1), axis=0)
+    return tf.batch_to_space(planes, (size, size), tf.zeros((2, 2), tf.int32))
 
 
 def _up_sampling(trace, node, x):

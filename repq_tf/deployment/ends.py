@@ -16,14 +16,34 @@ from repq_tf.deployment.flatbuffer import (
 
 _PIXELS = 256
 _SHIFTED = np.arange(-128, 128)
+_TYPES = {8: ("int8", "uint8", "float32"), 16: ("int16", "float32")}
+
+
+def check_type(name, value, bits):
+    """Returns the type of an end: the first that files of some bits can have, for None.
+
+    Args:
+        name: of the argument.
+        value: "int8", "uint8", "int16", "float32" or None.
+        bits: of the model's activations.
+
+    Raises:
+        ValueError: such a file cannot have it.
+    """
+    allowed = _TYPES[max(bits, 8)]
+    value = allowed[0] if value is None else value
+    if value not in allowed:
+        also = " for activations of 16 bits" if bits == 16 else ""
+        raise ValueError(f"{name} must be one of {allowed}{also}. Received: {value!r}")
+    return value
 
 
 def set_end_types(content, input_type, output_type, pixel_table=None):
-    """Gives an int8 file inputs and outputs of other types.
+    """Gives an int8 or int16 file inputs and outputs of other types.
 
     Args:
-        content: the bytes of a file with int8 ends.
-        input_type: "int8", "uint8" or "float32".
+        content: the bytes of a file with ends of its own type.
+        input_type: that one, "uint8" or "float32".
         output_type: likewise.
         pixel_table: the integers of the int8 input for each uint8 pixel value, int8
             `(256, channels)`; None for uint8 on the grid of the int8 input, which is
@@ -31,15 +51,16 @@ def set_end_types(content, input_type, output_type, pixel_table=None):
     """
     model = load(content)
     graph = model.subgraphs[0]
+    own = type_name(graph.tensors[int(graph.inputs[0])]).lower()
     if pixel_table is not None and (pixel_table != _SHIFTED[:, None]).any():
         _look_up(model, pixel_table)
-    elif input_type != "int8":
+    elif input_type != own:
         for position, index in enumerate(list(graph.inputs)):
             twin = _twin(graph, index, input_type)
             graph.operators.insert(0, _operator(model, "QUANTIZE", [twin], index))
             graph.inputs[position] = twin
             _replace(model.signatureDefs[0].inputs, index, twin)
-    if output_type != "int8":
+    if output_type != own:
         kind = "QUANTIZE" if output_type == "uint8" else "DEQUANTIZE"
         for position, index in enumerate(list(graph.outputs)):
             twin = _twin(graph, index, output_type)

@@ -11,10 +11,17 @@ from repq_tf.deployment.int4 import unpack
 _OPERATORS = {v: k for k, v in vars(schema.BuiltinOperator).items() if not k.startswith("_")}
 _TYPES = {v: k for k, v in vars(schema.TensorType).items() if not k.startswith("_")}
 FLOATS = ("FLOAT16", "FLOAT32", "FLOAT64", "BFLOAT16")
-_WIDTHS = {"INT8": np.int8, "UINT8": np.uint8, "INT32": np.int32, "INT64": np.int64}
+_WIDTHS = {
+    "INT8": np.int8,
+    "UINT8": np.uint8,
+    "INT16": np.int16,
+    "INT32": np.int32,
+    "INT64": np.int64,
+}
 WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 SAME_SCALE = (
     "AVERAGE_POOL_2D",
+    "BATCH_TO_SPACE_ND",
     "CONCATENATION",
     "DEPTH_TO_SPACE",
     "LEAKY_RELU",
@@ -26,6 +33,7 @@ SAME_SCALE = (
     "RESHAPE",
     "RESIZE_BILINEAR",
     "RESIZE_NEAREST_NEIGHBOR",
+    "SPLIT",
     "TRANSPOSE",
 )
 
@@ -169,6 +177,6 @@ def opcode(model, builtin):
             return index
     code = schema.OperatorCodeT()
     code.builtinCode, code.deprecatedBuiltinCode = builtin, min(builtin, 127)
-    code.version = 2
+    code.version = 3 if builtin == schema.BuiltinOperator.DEQUANTIZE else 2
     model.operatorCodes.append(code)
     return len(model.operatorCodes) - 1

@@ -1,12 +1,41 @@
-"""Types in which a `.tflite` file stores kernels: from INT8 to INT4."""
+"""Types in which a `.tflite` file stores tensors: INT4 kernels, INT16 activations."""
 
+import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from repq_tf.deployment.flatbuffer import WEIGHTED, dump, load, operator_name, tensor_data
+from repq_tf.deployment.flatbuffer import (
+    WEIGHTED,
+    dump,
+    load,
+    opcode,
+    operator_name,
+    tensor_data,
+)
 from repq_tf.deployment.int4 import pack
 
-# The operators' versions from which on they take INT4 kernels.
-_INT4_VERSIONS = {"CONV_2D": 7, "FULLY_CONNECTED": 7}
+# The operators' versions from which on they take INT4 kernels, or INT16 activations.
+_INT4_VERSIONS = {"CONV_2D": 7, "FULLY_CONNECTED": 10}
+_INT4_INT16_VERSIONS = {"CONV_2D": 8, "FULLY_CONNECTED": 13}
+_INT16_VERSIONS = {
+    "ADD": 3,
+    "AVERAGE_POOL_2D": 3,
+    "BATCH_TO_SPACE_ND": 4,
+    "CONCATENATION": 3,
+    "CONV_2D": 8,
+    "DEPTHWISE_CONV_2D": 5,
+    "FULLY_CONNECTED": 11,
+    "MAXIMUM": 4,
+    "MAX_POOL_2D": 3,
+    "MEAN": 3,
+    "MINIMUM": 4,
+    "PAD": 3,
+    "REDUCE_MAX": 3,
+    "RELU": 3,
+    "RELU6": 3,
+    "RESHAPE": 1,
+    "SPLIT": 4,
+    "TRANSPOSE": 5,
+}
 
 
 def store_int4(content, names):
@@ -24,8 +53,82 @@ def store_int4(content, names):
         model.buffers[kernel.buffer] = buffer
         kernel.type = schema.TensorType.INT4
         code = model.operatorCodes[operator.opcodeIndex]
-        code.version = max(code.version, _INT4_VERSIONS[operator_name(model, operator)])
+        wide = model.subgraphs[0].tensors[operator.inputs[0]].type == schema.TensorType.INT16
+        versions = _INT4_INT16_VERSIONS if wide else _INT4_VERSIONS
+        code.version = max(code.version, versions[operator_name(model, operator)])
     return dump(model)
+
+
+def widen(content):
+    """Stores the activations of a file in 16 bits; scales and zero points are so already.
+
+    Biases of dense convolutions and matrices stay INT32, and the operators say so: the
+    converter leaves `quantizedBiasType` unset, with which the kernel reads them as INT64. With
+    INT32 they run on the runtime's fast kernels, whose sums have 32 bits; see
+    `repq_tf.layers.rescale`. Those of grouped and depthwise convolutions become INT64.
+
+    Raises:
+        ValueError: the runtime has no INT16 kernel of an operator; it is named.
+    """
+    model = load(content)
+    graph = model.subgraphs[0]
+    kernels = set()
+    for operator in graph.operators:
+        name = operator_name(model, operator)
+        if name not in _INT16_VERSIONS:
+            raise ValueError(f"the runtime has no INT16 kernel of operator {name}")
+        code = model.operatorCodes[operator.opcodeIndex]
+        code.version = max(code.version, _INT16_VERSIONS[name])
+        if name in WEIGHTED:
+            kernels.add(int(operator.inputs[1]))
+            _set_bias_type(model, graph, operator, name)
+        elif name == "ADD":
+            operator.builtinOptions.potScaleInt16 = False
+        elif name == "MINIMUM":
+            _restore_relu(model, graph, operator)
+    for index, tensor in enumerate(graph.tensors):
+        if tensor.type == schema.TensorType.INT8 and index not in kernels:
+            _retype(model, tensor, "INT16")
+    return dump(model)
+
+
+def _restore_relu(model, graph, operator):
+    """Turns the stand-in for a ReLU, a MINIMUM with a positive number, into one."""
+    constant = next(
+        int(i) for i in operator.inputs if tensor_data(model, graph.tensors[i]) is not None
+    )
+    if tensor_data(model, graph.tensors[constant]).max() > 0:
+        operator.opcodeIndex = opcode(model, schema.BuiltinOperator.RELU)
+        code = model.operatorCodes[operator.opcodeIndex]
+        code.version = max(code.version, _INT16_VERSIONS["RELU"])
+        operator.inputs = np.asarray([i for i in operator.inputs if i != constant], np.int32)
+        operator.builtinOptionsType = schema.BuiltinOptions.NONE
+        operator.builtinOptions = None
+
+
+def _set_bias_type(model, graph, operator, name):
+    source, kernel, bias = (graph.tensors[int(i)] for i in operator.inputs[:3])
+    grouped = name == "CONV_2D" and source.shape[-1] != kernel.shape[-1]
+    if grouped or name == "DEPTHWISE_CONV_2D":
+        _retype(model, bias, "INT64")
+    if name != "DEPTHWISE_CONV_2D":
+        operator.builtinOptions.quantizedBiasType = bias.type
+
+
+def _retype(model, tensor, kind):
+    """Gives a tensor another type, and its constant, if it has one."""
+    data = tensor_data(model, tensor)
+    tensor.type = getattr(schema.TensorType, kind)
+    if data is None:
+        return
+    buffer = schema.BufferT()
+    buffer.data = np.frombuffer(data.astype(kind.lower()).tobytes(), np.uint8)
+    sharers = [other for other in model.subgraphs[0].tensors if other.buffer == tensor.buffer]
+    if len(sharers) == 1:
+        model.buffers[tensor.buffer] = buffer
+    else:  # equal constants of several types
+        model.buffers.append(buffer)
+        tensor.buffer = len(model.buffers) - 1
 
 
 def has_int4(model):

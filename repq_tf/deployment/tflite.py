@@ -11,14 +11,12 @@ from repq_tf.deployment.trace import Trace
 from repq_tf.files import write_atomically
 from repq_tf.keras_api import backend
 
-END_TYPES = ("int8", "uint8", "float32")
-
 
 def export_tflite(
     model,
     path,
-    input_type="int8",
-    output_type="int8",
+    input_type=None,
+    output_type=None,
     container="int8",
     pixels=None,
     input_shape=None,
@@ -27,14 +25,16 @@ def export_tflite(
 
     The file holds one convolution for each block, with the weights, the biases and the
     scales that the model computes with in inference: grids of 2 to 8 bits lie
-    inside int8 tensors. Tensors are called after the Keras layers that make them.
+    inside int8 tensors, activations of 16 bits are int16. Tensors are called after the
+    Keras layers that make them.
 
     Args:
         model: what `repq_tf.quantize` returned, trained or not; or what TFMOT trained with
             `repq_tf.tfmot`.
         path: the file to write.
-        input_type: "int8", "uint8" or "float32"; what the caller of the file passes.
-            int8 input must lie on the model's input grid.
+        input_type: "int8", "uint8" or "float32"; "int16" or "float32" with activations of
+            16 bits: what the caller of the file passes. int8 and int16 must lie on the model's
+            input grid. Default: "int8", or "int16".
         output_type: likewise, what it gets.
         container: of kernels of at most 4 bits: "int8", or "int4" to store the same
             integers two a byte. The file is about half as large; its convolutions are
@@ -65,9 +65,6 @@ def export_tflite(
     from repq_tf.deployment import editing, ends, flatbuffer, storage  # LiteRT's schema
 
     check_container(container)
-    for name, value in (("input_type", input_type), ("output_type", output_type)):
-        if value not in END_TYPES:
-            raise ValueError(f"{name} must be one of {END_TYPES}. Received: {value!r}")
     if pixels is not None and input_type != "uint8":
         raise ValueError(
             f"pixels goes with input_type='uint8'. Received: input_type={input_type!r}"
@@ -75,18 +72,23 @@ def export_tflite(
     _need_tensorflow("export_tflite")
     graph = read_deployable(model)
     trace = Trace(graph, input_shape)
+    bits = trace.input_layer.bits
+    input_type = ends.check_type("input_type", input_type, bits)
+    output_type = ends.check_type("output_type", output_type, bits)
     table = None
     if pixels is not None:
         table = pixel_table(trace.input_layer, pixels, trace.input_shape[-1])
-    elif input_type != "int8" and trace.input_layer.bits < 8:
+    elif input_type != "int8" and bits < 8:
         raise ValueError(
             f"input_type must be 'int8', or 'uint8' with pixels, for a model input of "
-            f"{trace.input_layer.bits} bits: the file has no clamp to its grid. Received: "
-            f"{input_type!r}"
+            f"{bits} bits: the file has no clamp to its grid. Received: {input_type!r}"
         )
     content = _convert(trace, trace.input_shape, integer=True)
     content = editing.set_grids(content, trace.input_grid, trace.grids, trace.outputs)
-    content = editing.clamp_in_rescale(content)
+    if bits == 16:
+        content = storage.widen(content)
+    else:
+        content = editing.clamp_in_rescale(content)
     content = ends.set_end_types(content, input_type, output_type, table)
     if container == "int4":
         content = storage.store_int4(content, _four_bit_layers(graph))

@@ -2,7 +2,13 @@
 
 import numpy as np
 
-from repq_tf.deployment.emission import ON_INPUT_GRID, emit, skeleton, stays_inside
+from repq_tf.deployment.emission import (
+    ON_INPUT_GRID,
+    depth_to_space_wide,
+    emit,
+    skeleton,
+    stays_inside,
+)
 from repq_tf.deployment.merge import (
     grid_layer,
     input_quantizer,
@@ -10,7 +16,7 @@ from repq_tf.deployment.merge import (
     stock_padding,
 )
 from repq_tf.keras_api import keras, ops
-from repq_tf.layers import DenseBlock, Quantize, QuantizedPReLU, ReparamConv
+from repq_tf.layers import DenseBlock, DepthToSpace, Quantize, QuantizedPReLU, ReparamConv
 from repq_tf.quantization.graph import evaluate
 from repq_tf.quantization.grids import own_quantizer
 from repq_tf.quantization.nodes import fits, leaves
@@ -110,6 +116,8 @@ class Trace:
         import tensorflow as tf
 
         step, zero = float(self.steps[layer.name]), zero_point(layer.bits, layer.signed)
+        if layer.bits == 16:
+            step *= 256  # the file is widened afterwards
         return tf.quantization.fake_quant_with_min_max_vars(
             x, (-128 - zero) * step, (127 - zero) * step, num_bits=8
         )
@@ -139,6 +147,8 @@ class Trace:
             return tf.reshape(x, (-1, *shape))
         if isinstance(layer, ON_INPUT_GRID):
             return emit(self, node, args)
+        if isinstance(layer, DepthToSpace) and self.input_layer.bits == 16:
+            return depth_to_space_wide(x, layer.block_size)
         y = layer(*args, **kwargs)
         relu = isinstance(layer, keras.layers.ReLU | keras.layers.Activation)
         readers = self.graph.consumers(node.name)

@@ -1,9 +1,11 @@
 """Activations that are operators of their own, in the integer runtime's arithmetic."""
 
+from repq_tf.branches import WideReading
 from repq_tf.keras_api import Layer, add_parameter, keras, ops, register
 from repq_tf.layers import runtime
 from repq_tf.layers.quantize import Quantize
 from repq_tf.layers.rescale import rescale
+from repq_tf.quantizers import container_top
 
 # A slope below this is none: the runtime's multiplier must exist.
 _SMALLEST_SLOPE = 2.0**-20
@@ -64,11 +66,16 @@ class QuantizedPReLU(Quantize):
         sign, scale = self.integer_slope()
         levels = ops.round(ops.cast(x, step.dtype) / step_in)
         negative = ops.minimum(levels, 0) * sign
-        negative = rescale(negative, scale * step_in, step)
-        zero = 127 - quantizer.high
-        negative = ops.cast(ops.clip(negative, -128 - zero, 127 - zero), "int32")
+        if self.bits <= 8:
+            add, negative = runtime.add, rescale(negative, scale * step_in, step)
+        else:
+            scale, given = (ops.cast(v, WideReading.dtype) for v in (scale, step_in))
+            add, negative = runtime.add_wide, rescale(negative, scale * given, step, "reduced")
+        top = container_top(self.bits)
+        zero = top - quantizer.high
+        negative = ops.cast(ops.clip(negative, -top - 1 - zero, top - zero), "int32")
         positive = ops.cast(ops.maximum(levels, 0), "int32")
-        levels = runtime.add(positive, negative, step_in, step, step)
+        levels = add(positive, negative, step_in, step, step)
         return ops.clip(levels, quantizer.low, quantizer.high)
 
     def get_config(self):

@@ -5,6 +5,7 @@ so do quantized blocks. In training they fake-quantize; in inference they comput
 integer runtime (LiteRT with XNNPACK) computes, in its order and its rounding.
 """
 
+from repq_tf.branches import WideReading
 from repq_tf.keras_api import Layer, keras, ops, register
 from repq_tf.layers import runtime
 from repq_tf.layers.rescale import rescale
@@ -21,7 +22,7 @@ class Quantize(Layer):
     at 1, and `layer.activation_quantizer.initialize(features)` sets them.
 
     Args:
-        bits: 2 to 8.
+        bits: 2 to 8, or 16.
         signed: whether the grid has negative levels; unsigned after a ReLU.
         step: a fixed step, for operators whose output scale the runtime prescribes
             (softmax: 1/256); None to learn it.
@@ -70,7 +71,12 @@ class Quantize(Layer):
         """The levels of the output, as the integer runtime computes them."""
         quantizer = self.activation_quantizer
         if scale is None:
-            return quantizer.integers(ops.cast(x, quantizer.step.dtype))
+            x = ops.cast(x, quantizer.step.dtype)
+            if self.bits <= 8:
+                return quantizer.integers(x)
+            # As the runtime, since the many levels make even the last bit of a float count.
+            levels = ops.clip(x * (1.0 / quantizer.step), quantizer.low, quantizer.high)
+            return ops.round(levels)
         sums = ops.round(x / scale)
         levels = rescale(sums, scale, quantizer.step, rounding)
         # The 6 of a ReLU6 is off the sums' grid, since the runtime clamps what it has rescaled.
@@ -167,7 +173,8 @@ class QuantizedPair(Quantize):
 class QuantizedAdd(QuantizedPair):
     """`activation(a + b)` on a learned grid: a residual sum.
 
-    The runtime adds in fixed point; see `repq_tf.layers.runtime.add`.
+    The runtime adds in fixed point; see `repq_tf.layers.runtime`: `add`, and `add_wide` with
+    16 bits.
 
     Args:
         **options: those of `QuantizedPair`.
@@ -181,7 +188,8 @@ class QuantizedAdd(QuantizedPair):
 
     def combine_levels(self, a, b, step_a, step_b):
         """The levels of the sum."""
-        return runtime.add(a, b, step_a, step_b, self.step)
+        add = runtime.add if self.bits <= 8 else runtime.add_wide
+        return add(a, b, step_a, step_b, self.step)
 
 
 @register
@@ -212,7 +220,8 @@ class QuantizedMean(Quantize):
 
     The runtime sums integers with their zero points z and rescales once, in float32: with
     `m = (step_in / step) / count`,
-    `n = round((sum + count z_in) m + (z_out - count z_in m)) - z_out`.
+    `n = round((sum + count z_in) m + (z_out - count z_in m)) - z_out`. With 16 bits it is
+    `repq_tf.layers.runtime.mean_wide`.
 
     Args:
         keepdims: whether the output is `(batch, 1, 1, channels)`.
@@ -234,9 +243,15 @@ class QuantizedMean(Quantize):
     def integers(self, x, step_in):
         """The levels of the mean."""
         quantizer = self.activation_quantizer
-        count = ops.cast(ops.shape(x)[1] * ops.shape(x)[2], step_in.dtype)
-        wide = ops.round(ops.cast(x, step_in.dtype) / step_in)
-        total = ops.sum(wide, axis=(1, 2), keepdims=self.keepdims)
+        count = ops.convert_to_tensor(ops.shape(x)[1] * ops.shape(x)[2])
+        levels = ops.round(ops.cast(x, step_in.dtype) / step_in)
+        if self.bits > 8:
+            levels = ops.cast(levels, WideReading.dtype)
+            total = ops.sum(levels, axis=(1, 2), keepdims=self.keepdims)
+            levels = runtime.mean_wide(total, count, step_in, quantizer.step)
+            return ops.clip(levels, quantizer.low, quantizer.high)
+        total = ops.sum(levels, axis=(1, 2), keepdims=self.keepdims)
+        count = ops.cast(count, step_in.dtype)
         factor = (step_in / quantizer.step) * (1.0 / count)
         zero = 127.0 - quantizer.high
         offset = zero - (count * self.input_zero_point) * factor

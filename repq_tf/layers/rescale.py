@@ -1,23 +1,27 @@
-"""The integer runtime's rescaling of a convolution's sums to the grid of its output.
+"""The integer runtime's rescaling of sums to the grid of an output.
 
-The runtime multiplies whole-number sums by `scale / step` with the arithmetic of the kernel
-that it has for the operator. Each is written here as it computes, so that a model's inference
-gives the file's integers. The fixed-point ones need 64-bit integers, which Keras has on
-TensorFlow; elsewhere the float one stands in, at most one level off.
+The runtime multiplies whole numbers by a ratio of steps with the arithmetic of the kernel that
+it has for the operator: XNNPACK's in float32; its own, of int16 and of int4, in fixed point.
+There a positive ratio is `m 2^(e - 31)`, m a whole number of 31 bits. Each is written here as
+it computes, so that a model's inference gives the file's integers. Fixed point needs 64-bit
+integers, which Keras has on TensorFlow; elsewhere floats stand in, at most one level off.
 """
 
 from repq_tf.keras_api import backend, ops
 
+EXACT = backend() == "tensorflow"
 _EXPONENTS = range(-32, 8)
 
 
 def rescale(sums, scale, step, rounding="float"):
-    """Levels of the output, before they are clipped to its grid.
+    """Levels of a convolution's output, before they are clipped to its grid.
 
-    - "float": `round(sums (scale / step))` in float32, half to even. XNNPACK's kernels.
-    - "twice": in fixed point, with a 31-bit multiplier `m 2^e = scale / step`:
-      `((sums m + 2^30) >> 31)`, then the shift by -e that is left, each rounding half up.
-      Sums wrap around at 32 bits. The runtime's own kernels, of 4-bit weights.
+    - "float": `round(sums (scale / step))` in float32. XNNPACK.
+    - "twice": `(sums m + 2^30) >> 31`, then the shift by -e that is left, both rounding half
+      up; sums wrap around at 32 bits. Dense convolutions and matrices of int16, and
+      convolutions of int4.
+    - "reduced": `(sums m' + 2^(14 - e)) >> (15 - e)`, `m' = (m + 2^15) >> 16` of 15 bits.
+      Grouped and depthwise convolutions of int16, which add in 64 bits.
 
     Args:
         sums: whole numbers as floats, `(..., channels)`.
@@ -28,26 +32,41 @@ def rescale(sums, scale, step, rounding="float"):
     Returns:
         Whole numbers as floats, in the dtype of `step`.
     """
-    if rounding == "float" or backend() != "tensorflow":
+    if rounding == "float" or not EXACT:
         return ops.round(ops.cast(sums, step.dtype) * (ops.cast(scale, step.dtype) / step))
-    mantissa, exponent = _multiplier(ops.cast(scale, "float64") / ops.cast(step, "float64"))
-    sums = _wrap(ops.cast(sums, "int64"))
-    high = ops.left_shift(sums, ops.maximum(exponent, 0)) * mantissa
-    high = ops.right_shift(high + 2**30, 31)
-    right = ops.maximum(-exponent, 0)
-    half = ops.right_shift(_power(right), 1)
-    return ops.cast(ops.right_shift(high + half, right), step.dtype)
+    mantissa, exponent = multiplier(scale, step)
+    sums = ops.cast(sums, "int64")
+    if rounding == "twice":
+        levels = multiply_twice(_wrap(sums), mantissa, exponent)
+    else:
+        reduced = ops.minimum(ops.right_shift(mantissa + 2**15, 16), 2**15 - 1)
+        levels = shift_right(sums * reduced, 15 - exponent)
+    return ops.cast(levels, step.dtype)
 
 
-def _multiplier(ratio):
-    """`m, e` with `m 2^(e - 31) = ratio`, m a whole number of 31 bits, both int64."""
+def multiplier(scale, step):
+    """`m, e` with `m 2^(e - 31) = scale / step`, both int64."""
+    ratio = ops.cast(scale, "float64") / ops.cast(step, "float64")
     exponent = ops.cast(floor_log2(ratio, _EXPONENTS) + 1, "int64")
     power = ops.cast(_power(31 - exponent), ratio.dtype)
     mantissa = ops.cast(ops.floor(ratio * power + 0.5), "int64")
     full = mantissa >= 2**31
     mantissa = ops.where(full, ops.right_shift(mantissa, 1), mantissa)
-    exponent = ops.where(full, exponent + 1, exponent)
-    return mantissa, exponent
+    return mantissa, ops.where(full, exponent + 1, exponent)
+
+
+def multiply_twice(values, mantissa, exponent, away=False):
+    """`values m 2^(e - 31)`, rounded to 31 bits less first and then to what is left."""
+    high = ops.left_shift(values, ops.maximum(exponent, 0)) * mantissa
+    return shift_right(ops.right_shift(high + 2**30, 31), ops.maximum(-exponent, 0), away)
+
+
+def shift_right(values, bits, away=False):
+    """`values / 2^bits`, rounded half up, or half away from zero."""
+    half = ops.right_shift(_power(bits), 1)
+    if away:
+        half = half - ops.cast(ops.logical_and(values < 0, bits > 0), half.dtype)
+    return ops.right_shift(values + half, bits)
 
 
 def _power(exponent):

@@ -1,7 +1,7 @@
-"""The integer runtime's arithmetic (LiteRT with XNNPACK), where several layers need it."""
+"""The integer runtime's arithmetic of sums and means: XNNPACK's, and its own of int16."""
 
 from repq_tf.keras_api import ops
-from repq_tf.layers.rescale import floor_log2
+from repq_tf.layers.rescale import EXACT, floor_log2, multiplier, multiply_twice, shift_right
 
 
 def whole(x, step):
@@ -29,3 +29,59 @@ def add(left, right, step_a, step_b, step):
     half = ops.left_shift(ops.ones_like(shift), shift - 1)
     total = left * factors[0] + right * factors[1] + half
     return ops.cast(ops.right_shift(total, shift), ratios.dtype)
+
+
+def add_wide(left, right, step_a, step_b, step):
+    """The levels of a sum of int16 tensors, not clipped yet.
+
+    With the larger step S of the two: `n_a (step_a / 2S)` and `n_b (step_b / 2S)` with 15 more
+    bits are rounded once, their sum times `2S / (2^15 step)` twice, at last half away from
+    zero. (The kernel computes in vectors of 16 values; those that are left over at the end of a
+    tensor, and the values of a sum of different shapes, are rounded twice first, too.)
+
+    Args:
+        left: integers.
+        right: likewise.
+        step_a: the step of `left`, `()`.
+        step_b: the step of `right`, `()`.
+        step: the step of the sum, `()`.
+    """
+    if not EXACT:
+        return ops.round(left * (step_a / step) + right * (step_b / step))
+    twice = 2 * ops.cast(ops.maximum(step_a, step_b), "float64")
+    alike = tuple(left.shape[1:]) == tuple(right.shape[1:])
+    total = 0
+    for levels, own in ((left, step_a), (right, step_b)):
+        mantissa, exponent = multiplier(own, twice)
+        levels = ops.cast(levels, "int64")
+        if alike:
+            total = total + shift_right(levels * mantissa, 16 - exponent)
+        else:
+            levels = ops.left_shift(levels, 15)
+            total = total + multiply_twice(levels, mantissa, exponent, away=True)
+    mantissa, exponent = multiplier(twice / 2**15, step)
+    return ops.cast(multiply_twice(total, mantissa, exponent, away=True), step.dtype)
+
+
+def mean_wide(total, count, step_in, step):
+    """The levels of a mean of an int16 tensor, not clipped yet.
+
+    The count goes into the multiplier: `m' = (m << k) // count`, `e' = e - k`,
+    `k = min(floor(log2(count)), 31 + e)`.
+
+    Args:
+        total: sums of levels, whole numbers as floats, exact.
+        count: how many were added, an integer tensor.
+        step_in: the step of the levels, `()`.
+        step: the step of the mean, `()`.
+    """
+    if not EXACT:
+        return ops.round(total * (step_in / step) / ops.cast(count, step.dtype))
+    mantissa, exponent = multiplier(step_in, step)
+    count = ops.cast(count, "int64")
+    shift = ops.cast(floor_log2(ops.cast(count, "float64"), range(32)), "int64")
+    shift = ops.minimum(shift, 31 + exponent)
+    mantissa = ops.floor_divide(ops.left_shift(mantissa, shift), count)
+    total = ops.cast(total, "int64")
+    levels = multiply_twice(total, mantissa, exponent - shift, away=True)
+    return ops.cast(levels, step.dtype)

@@ -54,6 +54,10 @@ class Builder:
         block = self.blocks[site.name] = self._block(site)
         if step is None or block.weight_quantizer is None:
             return self.quantize_output(site, block(x))
+        if site.bits.activation_bits == 16:
+            y, scale = block(x, step, wide=True)
+            rounding = "twice" if block.groups == 1 else "reduced"
+            return self.quantize_output(site, y, scale, rounding=rounding)
         return self.quantize_output(site, *block(x, step))
 
     def _input_group(self, site, index=0):
@@ -63,8 +67,8 @@ class Builder:
         """An operator with a quantizer of its own.
 
         Where several tensors share one scale, as in a concatenation, or an average is rounded
-        to it as well, its grid has 8 bits and the shared quantizer follows: the operators'
-        rounding is right for one grid alone.
+        to it as well, its grid has 8 bits (or 16) and the shared quantizer follows: the
+        operators' rounding is right for one grid alone.
         """
         rounded = [s for s in self.placement.sites.values() if s.group == site.group]
         shared = sum(not self._on_grid(other) for other in rounded) > 1
@@ -77,7 +81,7 @@ class Builder:
         layer = site.operator.make(
             site,
             self.zero_points[groups[0]],
-            bits=8 if shared else site.bits.activation_bits,
+            bits=max(8, site.bits.activation_bits) if shared else site.bits.activation_bits,
             signed=site.signed and site.activation == "linear",
             step=None if shared else site.step,
             name=site.name,
@@ -88,6 +92,8 @@ class Builder:
         if site.layer.weights:
             layer.copy_weights(site.layer)
             layer.trainable = site.layer.trainable
+        if shared and layer.bits == 16:
+            return self.quantize_output(site, y, step, rounding="reduced")
         if shared:
             return self.quantize_output(site, y, step)
         self.steps[site.group] = step
@@ -106,7 +112,7 @@ class Builder:
         """Quantizes an input of the model."""
         return self.quantize_output(self.placement.sites[node.name], x)
 
-    def quantize_output(self, site, y, scale=None):
+    def quantize_output(self, site, y, scale=None, **rounding):
         """Puts the group's quantizer behind a site whose output needs rounding."""
         if site.bits.activation_bits is None or self._on_grid(site):
             return y
@@ -119,7 +125,8 @@ class Builder:
             self.quantizers[site.group] = layer
         quantizer = self.quantizers[site.group]
         self.zero_points[site.group] = zero_point(quantizer.bits, quantizer.signed)
-        y, self.steps[site.group] = quantizer(y) if scale is None else quantizer(y, scale)
+        args = (y,) if scale is None else (y, scale)
+        y, self.steps[site.group] = quantizer(*args, **rounding)
         return y
 
     def _on_grid(self, site):

@@ -3,7 +3,7 @@
 import dataclasses
 import fnmatch
 
-from repq_tf.quantizers import check_bits
+from repq_tf.quantizers import ACTIVATION_BITS, BITS, check_bits
 
 _KEYS = ("weight_bits", "activation_bits", "per_channel")
 
@@ -43,9 +43,9 @@ def check_rules(rules):
             raise ValueError(
                 f"rule {pattern!r}: settings must be among {_KEYS}. Received: {sorted(unknown)}"
             )
-        for key in ("weight_bits", "activation_bits"):
+        for key, allowed in (("weight_bits", BITS), ("activation_bits", ACTIVATION_BITS)):
             if settings.get(key) is not None:
-                check_bits(settings[key], f"rule {pattern!r}: {key}")
+                check_bits(settings[key], f"rule {pattern!r}: {key}", allowed)
     return pairs
 
 

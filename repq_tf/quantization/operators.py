@@ -42,12 +42,14 @@ class Operator:
         wide_input: whether a tensor that only such operators read gets 8 bits by default,
             since it is no result but an intermediate one; None for what may read it as well.
         check: `check(layer)` returns why the layer cannot be quantized, or None.
+        int16: whether it takes activations of 16 bits.
     """
 
     kind: str
     make: Any = None
     wide_input: bool | None = False
     check: Any = None
+    int16: bool = False
 
 
 def _add(site, input_zero_point, **options):
@@ -111,22 +113,24 @@ def _check_up_sampling(layer):
     return f"interpolation must be one of {INTERPOLATIONS}. Received: {layer.interpolation!r}"
 
 
-_KEEPS_SCALE = Operator("same_scale")
+_KEEPS_SCALE = Operator("same_scale", int16=True)
 _LEAKY_RELU = Operator("same_scale", _leaky_relu)
 
 OPERATORS = {
     DepthToSpace: _KEEPS_SCALE,
-    _layers.Add: Operator("new_scale", _add),
-    _layers.AveragePooling2D: Operator("same_scale", _average_pooling),
+    _layers.Add: Operator("new_scale", _add, int16=True),
+    _layers.AveragePooling2D: Operator("same_scale", _average_pooling, int16=True),
     _layers.Concatenate: _KEEPS_SCALE,
     _layers.Dropout: _KEEPS_SCALE,
     _layers.Flatten: _KEEPS_SCALE,
-    _layers.GlobalAveragePooling2D: Operator("new_scale", _mean, wide_input=None),
+    _layers.GlobalAveragePooling2D: Operator("new_scale", _mean, wide_input=None, int16=True),
     _layers.GlobalMaxPooling2D: _KEEPS_SCALE,
     _layers.LeakyReLU: _LEAKY_RELU,
     _layers.MaxPooling2D: _KEEPS_SCALE,
     _layers.Multiply: Operator("new_scale", _multiply, wide_input=True),
-    _layers.PReLU: Operator("new_scale", _prelu, wide_input=True, check=_check_prelu),
+    _layers.PReLU: Operator(
+        "new_scale", _prelu, wide_input=True, check=_check_prelu, int16=True
+    ),
     _layers.Reshape: _KEEPS_SCALE,
     _layers.UpSampling2D: Operator("same_scale", _up_sampling, check=_check_up_sampling),
     _layers.ZeroPadding2D: _KEEPS_SCALE,

@@ -14,8 +14,9 @@ def place(graph, bits, rules, signed_inputs, steps=()):
     """Finds the sites, groups tensors that share a scale and settles everyone's bits.
 
     First and last layers (kernels, the model's input, what the last layers read, and
-    the model's outputs) get 8 bits unless a rule says otherwise, and so do tensors that only
-    a PReLU reads: it, not the convolution before it, makes the result that is rounded.
+    the model's outputs) get 8 bits (activations 16, where that is the default) unless a rule
+    says otherwise, and so do tensors that only a PReLU reads: it, not the convolution before
+    it, makes the result that is rounded.
 
     Args:
         graph: the float model's graph.
@@ -43,12 +44,12 @@ def place(graph, bits, rules, signed_inputs, steps=()):
     _sign(placement, signed_inputs)
     edge_groups, edge_kernels = _edges(placement, graph)
     wide_groups = edge_groups | _intermediates(placement, graph)
-    defaults = {}
+    defaults, wide = {}, max(8, bits.activation_bits)
     for site in sites.values():
         defaults[site.name] = dataclasses.replace(
             bits,
             weight_bits=8 if site.name in edge_kernels else bits.weight_bits,
-            activation_bits=8 if site.group in wide_groups else bits.activation_bits,
+            activation_bits=wide if site.group in wide_groups else bits.activation_bits,
         )
     names = [site.name for site in sites.values() if site.kind not in ("same_scale", "fixed")]
     for name, value in apply_rules(rules, names, defaults).items():
@@ -60,6 +61,7 @@ def place(graph, bits, rules, signed_inputs, steps=()):
             if site.group == group:
                 site.bits = dataclasses.replace(site.bits, activation_bits=shared)
     _fix_steps(placement, steps)
+    _check_wide(sites.values())
     return placement
 
 
@@ -76,6 +78,24 @@ def _fix_steps(placement, steps):
                     f"must share that of layer {site.name!r}, which is fixed already"
                 )
             site.step = step
+
+
+def _check_wide(sites):
+    """Refuses what the runtime cannot do with activations of 16 bits."""
+    if not any(site.bits.activation_bits == 16 for site in sites):
+        return
+    for site in sites:
+        if site.kind == "fixed" or (site.operator is not None and not site.operator.int16):
+            raise ValueError(
+                f"layer {site.name!r} ({type(site.layer).__name__}): it cannot have "
+                "activations of 16 bits"
+            )
+        if site.bits.activation_bits != 16:
+            raise ValueError(
+                "activations must have 16 bits in the whole model or nowhere, since the "
+                f"runtime does not mix them. Received: {site.bits.activation_bits} bits of "
+                f"layer {site.name!r}, 16 of others"
+            )
 
 
 def _group(sites):

@@ -11,7 +11,7 @@ from repq_tf.quantization.expand import expand
 from repq_tf.quantization.graph import read_graph, rebuild
 from repq_tf.quantization.placement import place
 from repq_tf.quantization.table import quantization_table
-from repq_tf.quantizers import check_bits
+from repq_tf.quantizers import ACTIVATION_BITS, check_bits
 
 
 def quantize(
@@ -40,7 +40,8 @@ def quantize(
         model: a Functional or Sequential Keras 3 model of our blocks and stock layers.
         bits: 2 to 8, of weights and activations.
         weight_bits: of weights; default `bits`.
-        activation_bits: of activations; default `bits`.
+        activation_bits: of activations, 2 to 8, or 16 for all of them (the file is then
+            slower, since the runtime's fastest kernels do not take int16); default `bits`.
         rules: `(name pattern, settings)` pairs or a dict of them; a shell-style pattern
             and a dict with some of `weight_bits`, `activation_bits` (of the layer's
             output) and `per_channel`; later ones win. First and last layers get 8 bits
@@ -108,7 +109,11 @@ def default_bits(bits, weight_bits=None, activation_bits=None, per_channel=True)
     """The `LayerBits` of layers that no rule names, from the arguments of `quantize`."""
     return LayerBits(
         check_bits(bits if weight_bits is None else weight_bits, "weight_bits"),
-        check_bits(bits if activation_bits is None else activation_bits, "activation_bits"),
+        check_bits(
+            bits if activation_bits is None else activation_bits,
+            "activation_bits",
+            ACTIVATION_BITS,
+        ),
         per_channel,
     )
 

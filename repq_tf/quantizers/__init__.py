@@ -2,9 +2,11 @@
 
 from repq_tf.quantizers.find import find
 from repq_tf.quantizers.lsq import (
+    ACTIVATION_BITS,
     BITS,
     LSQ,
     check_bits,
+    container_top,
     fake_quantize,
     levels,
     lsq,
@@ -14,9 +16,11 @@ from repq_tf.quantizers.lsq import (
 from repq_tf.quantizers.step_init import lsq_step, min_error_step
 
 __all__ = [
+    "ACTIVATION_BITS",
     "BITS",
     "LSQ",
     "check_bits",
+    "container_top",
     "fake_quantize",
     "find",
     "levels",

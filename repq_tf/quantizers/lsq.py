@@ -9,12 +9,22 @@ from repq_tf.keras_api import Layer, add_parameter, add_statistic, ops, register
 from repq_tf.quantizers.step_init import lsq_step, min_error_step
 
 BITS = range(2, 9)
+ACTIVATION_BITS = (*BITS, 16)
 
 
-def check_bits(bits, argument="bits"):
-    """Returns `bits` as an int, or raises ValueError when it is not within 2 to 8."""
-    if isinstance(bits, bool) or not isinstance(bits, numbers.Integral) or bits not in BITS:
-        raise ValueError(f"{argument} must be a whole number from 2 to 8. Received: {bits!r}")
+def check_bits(bits, argument="bits", allowed=BITS):
+    """Returns `bits` as an int, or raises ValueError when it is not among those allowed.
+
+    Args:
+        bits: a number of bits.
+        argument: what the error calls it.
+        allowed: `BITS`, 2 to 8, or `ACTIVATION_BITS`, 16 as well.
+    """
+    if isinstance(bits, bool) or not isinstance(bits, numbers.Integral) or bits not in allowed:
+        more = ", or 16" if 16 in allowed else ""
+        raise ValueError(
+            f"{argument} must be a whole number from 2 to 8{more}. Received: {bits!r}"
+        )
     return int(bits)
 
 
@@ -22,21 +32,27 @@ def levels(bits, signed, narrow):
     """The lowest and the highest integer of a grid, `(-Q_N, Q_P)`.
 
     Unsigned: `0 ... 2^b - 1`. Signed: `-2^(b-1) ... 2^(b-1) - 1`; narrow drops the
-    lowest, so that the grid is symmetric, as TFLite wants 8-bit weights.
+    lowest, so that the grid is symmetric, as TFLite wants 8-bit weights. In TFLite's 16 bits
+    0 always stands for 0, so that unsigned is the upper half: `0 ... 2^15 - 1`.
     """
     if not signed:
-        return 0, 2**bits - 1
+        return 0, 2 ** min(bits, 15) - 1
     top = 2 ** (bits - 1) - 1
     return (-top if narrow else -top - 1), top
 
 
 def zero_point(bits, signed):
-    """The integer that stands for 0 in the int8 container of a b-bit grid.
+    """The integer that stands for 0 in the container of a b-bit grid: int8, or int16.
 
-    The top level falls on 127, so that saturation is the upper clamp at any
+    The top level falls on the container's, so that saturation is the upper clamp at any
     number of bits; for unsigned grids the fused ReLU is the lower clamp.
     """
-    return 127 - levels(bits, signed, narrow=False)[1]
+    return container_top(bits) - levels(bits, signed, narrow=False)[1]
+
+
+def container_top(bits):
+    """The largest integer of the container of a b-bit grid: 127, or 32767 of 16 bits."""
+    return 127 if bits <= 8 else 2**15 - 1
 
 
 def quantize_levels(x, step, low, high):
@@ -168,7 +184,7 @@ class LSQ(Layer):
     """An LSQ quantizer: a grid of `2^bits` levels whose step is learned.
 
     Args:
-        bits: 2 to 8.
+        bits: 2 to 8, or 16.
         signed: whether the grid has negative levels.
         narrow: whether a signed grid drops its lowest level; default: at 8 bits.
         channels: number of steps, one for each index of the last axis; None: one step.
@@ -200,7 +216,7 @@ class LSQ(Layer):
         **kwargs,
     ):
         super().__init__(name=name, dtype=dtype, autocast=False, **kwargs)
-        self.bits = check_bits(bits)
+        self.bits = check_bits(bits, allowed=ACTIVATION_BITS)
         self.signed = signed
         self.narrow = bits == 8 if narrow is None else narrow
         self.channels = channels

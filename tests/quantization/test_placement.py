@@ -328,7 +328,7 @@ def test_bad_rules_are_refused(message, rules):
         sites(residual, 4, rules)
 
 
-@pytest.mark.parametrize("bits", [0, 1, 9, 16, 4.5, "4", "eight", True])
+@pytest.mark.parametrize("bits", [0, 1, 9, 17, 4.5, "4", "eight", True])
 @pytest.mark.parametrize("argument", ["bits", "weight_bits", "activation_bits"])
 def test_bad_bits_are_refused(argument, bits):
     with pytest.raises(ValueError, match="bits must be a whole number from 2 to 8"):

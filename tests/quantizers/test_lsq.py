@@ -254,8 +254,8 @@ def test_configuration_round_trip():
 
 
 @pytest.mark.parametrize("bits", [1, 9, 0, -4, 2.5, True, "eight", None])
-def test_bits_outside_2_to_8_are_refused(bits):
-    with pytest.raises(ValueError, match="bits must be a whole number from 2 to 8. Received: "):
+def test_bits_outside_2_to_8_and_16_are_refused(bits):
+    with pytest.raises(ValueError, match="bits must be .* from 2 to 8, or 16. Received: "):
         LSQ(bits=bits)
 
 

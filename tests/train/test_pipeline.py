@@ -50,7 +50,7 @@ def _file_is_the_model(report):
     [
         {},
         {"bn_statistics": "batch", "bits": 4},
-        {"bn_statistics": "estimate"},
+        {"bn_statistics": "estimate", "activation_bits": 16},
         {"bn_statistics": "running", "qat_learning_rate": 1e-4},
         {"method": "merged", "weight_bits": 4, "container": "int4"},
         {"method": "merged", "merged_bn": False, "qat_learning_rate": 1e-4},
