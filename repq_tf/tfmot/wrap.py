@@ -1,5 +1,6 @@
 """From our quantized model to what TFMOT wraps."""
 
+from repq_tf.deployment.emission import ON_INPUT_GRID
 from repq_tf.deployment.merge import quantized_node
 from repq_tf.keras_api import keras
 from repq_tf.layers import Quantize, QuantizedAdd, QuantizedMean, ReparamConv
@@ -49,7 +50,7 @@ class _Wrapping:
                 keepdims=layer.keepdims, name=layer.name, dtype=layer.dtype_policy
             )
             return mean(args[0]), None
-        if isinstance(layer, Quantize):
+        if isinstance(layer, Quantize | ON_INPUT_GRID):
             kind = type(layer).__name__.removeprefix("Quantized")
             raise ValueError(
                 f"layer {node.name!r} ({kind}): TFMOT has no wrapper that computes it as the "

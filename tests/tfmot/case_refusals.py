@@ -18,6 +18,9 @@ REFUSED = {
     "hard sigmoid": lambda x: conv(layers.Activation("hard_sigmoid", name="bad")(conv(x))),
     "swish": lambda x: conv(layers.Activation("swish", name="bad")(conv(x))),
     "squeeze": lambda x: conv(SqueezeExcite(2, name="bad")(conv(x))),
+    "leaky": lambda x: conv(layers.LeakyReLU(0.1, name="bad")(conv(x))),
+    "average": lambda x: conv(layers.AveragePooling2D(2, name="bad")(conv(x))),
+    "resize": lambda x: conv(layers.UpSampling2D(2, name="bad")(conv(x))),
     "prelu": lambda x: conv(layers.PReLU(shared_axes=[1, 2], name="bad")(conv(x))),
 }
 

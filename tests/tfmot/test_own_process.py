@@ -27,7 +27,7 @@ def test_cases():
     options = ["-p", "no:cacheprovider", "-n", "0", "-q", "-o", "python_files=case_*.py"]
     done = run("-m", "pytest", *options, *cases, **LEGACY)
     assert done.returncode == 0, done.stdout[-5000:]
-    assert len(cases) == 2
+    assert len(cases) == 3
     assert "skipped" not in done.stdout
 
 
