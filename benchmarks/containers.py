@@ -1,4 +1,4 @@
-"""Size and latency of a network's file by container: INT8 and INT4 kernels, and float32.
+"""Size and latency of a network's file by its types: INT8 and INT4 kernels, INT16 activations.
 
     python benchmarks/containers.py --model=ac_resnet18 --width=0.5 --weight_bits=4
 
@@ -33,55 +33,59 @@ flags.DEFINE_float("seconds", 20.0, "Time to spend on runs.")
 flags.DEFINE_integer("images", 64, "Images for calibration and parity.")
 flags.DEFINE_string("json", None, "Write the table to this file.")
 
-CONTAINERS = ("int8", "int4")
+# Of a file: the bits of activations, and the container of kernels.
+FILES = {"int8": (8, "int8"), "int4": (8, "int4"), "int16": (16, "int8")}
 
 
 def network():
-    """The quantized network, the float one, and images."""
+    """The float network, and images."""
     keras.utils.set_random_seed(0)
     shape = (FLAGS.image_size, FLAGS.image_size, 3)
     model = repq_tf.models.build(FLAGS.model, 10, shape, width=FLAGS.width)
     images = np.random.default_rng(0).normal(size=(FLAGS.images, *shape)).astype("float32")
     repq_tf.reestimate_batch_norm(model, images)
-    quantized = repq_tf.quantize(
+    return model, images
+
+
+def quantize(model, images, activation_bits):
+    """The quantized network; in first and last layers too, kernels have few bits."""
+    return repq_tf.quantize(
         model,
         weight_bits=FLAGS.weight_bits,
-        activation_bits=8,
-        rules=[("*", {"weight_bits": FLAGS.weight_bits})],  # first and last layer too
+        activation_bits=activation_bits,
+        rules=[("*", {"weight_bits": FLAGS.weight_bits})],
         calibration_data=images,
         verbose=False,
     )
-    return quantized, model, images
 
 
 def main(_):
     """Prints the table and writes it as JSON if asked to."""
-    quantized, model, images = network()
+    model, images = network()
+    quantized = {bits: quantize(model, images, bits) for bits in (8, 16)}
     with tempfile.TemporaryDirectory() as folder:
-        paths = {
-            kind: os.path.join(folder, f"{kind}.tflite") for kind in (*CONTAINERS, "float32")
-        }
+        paths = {kind: os.path.join(folder, f"{kind}.tflite") for kind in (*FILES, "float32")}
         reports = {}
-        for kind in CONTAINERS:
-            repq_tf.export_tflite(quantized, paths[kind], container=kind)
-            reports[kind] = repq_tf.check_parity(quantized, paths[kind], images)
+        for kind, (bits, container) in FILES.items():
+            repq_tf.export_tflite(quantized[bits], paths[kind], container=container)
+            reports[kind] = repq_tf.check_parity(quantized[bits], paths[kind], images)
         repq_tf.export_tflite_float(model, paths["float32"])
-        outputs = [Network(paths[kind])(images) for kind in CONTAINERS]
+        outputs = [Network(paths[kind])(images) for kind in ("int8", "int4")]
         times = measure_latency(paths.values(), images[0], FLAGS.seconds, most=100_000)
         sizes = [os.path.getsize(path) for path in paths.values()]
     rows = []
     for kind, size, time in zip(paths, sizes, times, strict=True):
-        row = {"container": kind, "bytes": size, "milliseconds": time}
+        row = {"file": kind, "bytes": size, "milliseconds": time}
         row |= {"bytes_to_int8": size / sizes[0], "milliseconds_to_int8": time / times[0]}
         if kind in reports:
             row["different_values"] = sum(layer.different for layer in reports[kind].layers)
         rows.append(row)
     apart = float(np.mean(outputs[0] != outputs[1]))
     top1 = float(np.mean(outputs[0].argmax(axis=-1) == outputs[1].argmax(axis=-1)))
-    print(f"{'container':10}{'MB':>8}{'to int8':>9}{'ms':>9}{'to int8':>9}{'differ':>8}")
+    print(f"{'file':10}{'MB':>8}{'to int8':>9}{'ms':>9}{'to int8':>9}{'differ':>8}")
     for row in rows:
         print(
-            f"{row['container']:10}{row['bytes'] / 1e6:8.3f}{row['bytes_to_int8']:9.3f}"
+            f"{row['file']:10}{row['bytes'] / 1e6:8.3f}{row['bytes_to_int8']:9.3f}"
             f"{row['milliseconds']:9.3f}{row['milliseconds_to_int8']:9.2f}"
             f"{row.get('different_values', ''):>8}"
         )
