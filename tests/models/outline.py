@@ -11,7 +11,10 @@ from repq_tf import models
 def outline(name, **arguments):
     """The network whose variables have shapes but no values."""
     with keras.StatelessScope(initialize_variables=False):
-        return models.build(name, **arguments)
+        model = models.build(name, **arguments)
+    # Keras notes such variables, and would give them values with the next network's.
+    keras.utils.clear_session(free_memory=False)
+    return model
 
 
 def blocks(model):
