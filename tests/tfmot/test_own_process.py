@@ -1,6 +1,7 @@
 """Runs the `case_*.py` here on tf_keras, in processes of their own: Keras is chosen once."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +12,13 @@ HERE = Path(__file__).parent
 LEGACY = {"TF_USE_LEGACY_KERAS": "1", "KERAS_BACKEND": "tensorflow"}
 
 
-def run(*command, **environment):
+def run(*command, cwd=HERE.parent.parent, **environment):
     return subprocess.run(
         [sys.executable, *command],
         capture_output=True,
         text=True,
         env={**os.environ, **environment},
-        cwd=HERE.parent.parent,
+        cwd=cwd,
     )
 
 
@@ -29,6 +30,16 @@ def test_cases():
     assert done.returncode == 0, done.stdout[-5000:]
     assert len(cases) == 3
     assert "skipped" not in done.stdout
+
+
+@pytest.mark.slow
+def test_the_example_of_the_documentation(tmp_path):
+    page = (HERE.parent.parent / "docs" / "tfmot.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    done = run("-c", code, cwd=tmp_path, TF_USE_LEGACY_KERAS="0")  # it sets the variable itself
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "final outputs equal 100.000%" in done.stdout
+    assert (tmp_path / "digits.tflite").stat().st_size > 10_000
 
 
 def test_keras_3_first_says_what_to_set():
