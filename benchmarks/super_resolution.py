@@ -88,7 +88,14 @@ def float_stage(network):
 
 def figures(report):
     """What a report says about each test set, by the form of the network."""
-    return {form: found for form, found in report["metrics"].items() if form != "float_merged"}
+    forms = {**report["references"], **report["metrics"]}
+    return {form: found for form, found in forms.items() if form != "float_merged"}
+
+
+def budget(extra):
+    """What was trained for how long; where the images lie is nobody else's business."""
+    names = ("model", "scale", "epochs", "learning_rate", "plain_learning_rate")
+    return {**{name: FLAGS[name].value for name in names}, "flags": extra}
 
 
 def table(found):
@@ -98,6 +105,8 @@ def table(found):
         f"| bits | method | {' | '.join(sets)} | float: {' | '.join(sets)} |",
         "| --- " * (2 + 2 * len(sets)) + "|",
     ]
+    bicubic = [f"{found[0]['bicubic'][f'{name}_psnr']:.2f}" for name in sets]
+    lines.append(f"| | bicubic | {' | '.join(bicubic + [''] * len(sets))} |")
     for bits in FLAGS.bits:
         for method in FLAGS.methods:
             chosen = [r for r in found if (r["bits"], r["method"]) == (bits, method)]
@@ -105,7 +114,6 @@ def table(found):
                 f"{np.mean([row[form][f'{name}_psnr'] for row in chosen]):.2f}"
                 for form in ("file", "float")
                 for name in sets
-                if chosen
             ]
             lines.append(f"| {bits} | {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -117,7 +125,7 @@ def main(arguments):
     for row in rows(arguments[1:]):
         found.append(row)
         if FLAGS.json:
-            content = {"command": sys.argv, "versions": versions(), "rows": found}
+            content = {**budget(arguments[1:]), "versions": versions(), "rows": found}
             write_atomically(FLAGS.json, json.dumps(content, indent=2).encode())
     print(f"\nPSNR of the luma in dB, {FLAGS.model} x{FLAGS.scale}, .tflite files, seeds")
     print(f"{', '.join(FLAGS.seeds)}\n\n{table(found)}")
