@@ -9,7 +9,8 @@ class SqueezeExcite(Layer):
     """`x * sigmoid(W2 relu(W1 mean(x) + b1) + b2)`: channels weighed by their means.
 
     It depends on the image, so it cannot be merged into a kernel: networks put it between a
-    block without activation and the activation.
+    block without activation and the activation. `repq_tf.quantize` makes of it a mean, two 1x1
+    convolutions, a sigmoid and a product, with its weights.
 
     Args:
         reduced: number of channels between the two dense maps.

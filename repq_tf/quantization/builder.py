@@ -6,8 +6,6 @@ from repq_tf.quantization.graph import copy_layer
 from repq_tf.quantization.stock_blocks import assign, copy_stock, stock_block
 from repq_tf.quantizers import zero_point
 
-SOFTMAX_STEP = 1 / 256  # what the integer runtime prescribes
-
 
 class Builder:
     """Makes the layers of the quantized model while the source graph is walked."""
@@ -71,7 +69,8 @@ class Builder:
         operators' rounding is right for one grid alone.
         """
         rounded = [s for s in self.placement.sites.values() if s.group == site.group]
-        shared = sum(not self._on_grid(other) for other in rounded) > 1
+        several = sum(not self._on_grid(other) for other in rounded) > 1
+        shared = several and site.kind != "fixed"
         groups = [self._input_group(site, index) for index in range(len(site.inputs))]
         if any(group not in self.steps for group in groups):
             raise ValueError(
@@ -118,10 +117,7 @@ class Builder:
             return y
         if site.group not in self.quantizers:
             name = f"{site.name}_quantize"
-            if site.kind == "fixed":
-                layer = Quantize(8, signed=False, step=SOFTMAX_STEP, name=name)
-            else:
-                layer = Quantize(site.bits.activation_bits, site.signed, site.step, name=name)
+            layer = Quantize(site.bits.activation_bits, site.signed, site.step, name=name)
             self.quantizers[site.group] = layer
         quantizer = self.quantizers[site.group]
         self.zero_points[site.group] = zero_point(quantizer.bits, quantizer.signed)

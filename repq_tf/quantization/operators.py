@@ -43,6 +43,7 @@ class Operator:
             since it is no result but an intermediate one; None for what may read it as well.
         check: `check(layer)` returns why the layer cannot be quantized, or None.
         int16: whether it takes activations of 16 bits.
+        step: of a "fixed" grid.
     """
 
     kind: str
@@ -50,6 +51,7 @@ class Operator:
     wide_input: bool | None = False
     check: Any = None
     int16: bool = False
+    step: float | None = None
 
 
 def _add(site, input_zero_point, **options):
@@ -60,12 +62,11 @@ def _multiply(site, input_zero_point, **options):
     return QuantizedMultiply(activation=site.activation, **options)
 
 
-def _sigmoid(site, input_zero_point, **options):
-    return QuantizedSigmoid(name=options["name"], dtype=options["dtype"])
+def _gate(kind):
+    def make(site, input_zero_point, **options):
+        return kind(name=options["name"], dtype=options["dtype"])
 
-
-def _hard_sigmoid(site, input_zero_point, **options):
-    return QuantizedHardSigmoid(name=options["name"], dtype=options["dtype"])
+    return Operator("fixed", make, wide_input=True, step=kind.STEP)
 
 
 def _mean(site, input_zero_point, **options):
@@ -137,9 +138,9 @@ OPERATORS = {
 }
 # Of the layers `ReLU` and `Activation`, by what they compute.
 ACTIVATIONS = {
-    "hard_sigmoid": Operator("fixed", _hard_sigmoid, wide_input=True),
+    "hard_sigmoid": _gate(QuantizedHardSigmoid),
     "leaky_relu": _LEAKY_RELU,
-    "sigmoid": Operator("fixed", _sigmoid, wide_input=True),
+    "sigmoid": _gate(QuantizedSigmoid),
 }
 # Of any layer, but as nodes of their own: `expand` puts them there.
 APART = ("hard_sigmoid", "hard_silu", "sigmoid", "silu", "softmax")

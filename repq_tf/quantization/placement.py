@@ -9,6 +9,8 @@ import dataclasses
 from repq_tf.quantization.config import apply_rules
 from repq_tf.quantization.sites import find_sites
 
+SOFTMAX_STEP = 1 / 256  # what the integer runtime prescribes
+
 
 def place(graph, bits, rules, signed_inputs, steps=()):
     """Finds the sites, groups tensors that share a scale and settles everyone's bits.
@@ -62,6 +64,7 @@ def place(graph, bits, rules, signed_inputs, steps=()):
                 site.bits = dataclasses.replace(site.bits, activation_bits=shared)
     _fix_steps(placement, steps)
     _check_wide(sites.values())
+    _prescribe(sites)
     return placement
 
 
@@ -96,6 +99,15 @@ def _check_wide(sites):
                 f"runtime does not mix them. Received: {site.bits.activation_bits} bits of "
                 f"layer {site.name!r}, 16 of others"
             )
+
+
+def _prescribe(sites):
+    """Gives what shares a scale that the runtime prescribes that scale and its 8 bits."""
+    for fixed in [site for site in sites.values() if site.kind == "fixed"]:
+        for site in sites.values():
+            if site.group == fixed.group:
+                site.step = SOFTMAX_STEP if fixed.operator is None else fixed.operator.step
+                site.bits = dataclasses.replace(site.bits, activation_bits=8)
 
 
 def _group(sites):

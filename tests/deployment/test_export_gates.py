@@ -94,6 +94,14 @@ def outputs_of_gates(x):
     return conv("b", 3, activation="sigmoid")(x)
 
 
+def pooled_gates(x):
+    """What is rounded to the grid of a gate, or of a product, must keep it."""
+    a = layers.AveragePooling2D(2, name="pa")(conv("a", activation="sigmoid")(x))
+    b = layers.AveragePooling2D(2, name="pb")(conv("b", activation="hard_sigmoid")(x))
+    c = layers.AveragePooling2D(2, name="pc")(conv("c", activation="silu")(x))
+    return layers.Concatenate(name="cat")([c, layers.Multiply(name="m")([a, b])])
+
+
 def fixed_scales(x):
     a, b = conv("a", activation="sigmoid")(x), conv("b", activation="hard_sigmoid")(x)
     return layers.Concatenate(name="both")([a, b])
@@ -104,7 +112,7 @@ def test_a_gate_cannot_share_its_scale():
         quantize(network(fixed_scales))
 
 
-NETWORKS = [squeeze_and_excite, mobilenet_v3, products, outputs_of_gates]
+NETWORKS = [squeeze_and_excite, mobilenet_v3, products, outputs_of_gates, pooled_gates]
 
 
 @pytest.mark.parametrize("bits", [8, 6, 4])
@@ -142,6 +150,9 @@ def test_the_function_is_taken_over_and_trains(function, tmp_path):
     assert not [v.path for old, v in pairs if (array(v) == old).all()]
     _, report = parity(qat, tmp_path / "x.tflite", X)
     assert_exact(report)
+    qat.save(tmp_path / "qat.keras")
+    loaded = keras.saving.load_model(tmp_path / "qat.keras")
+    np.testing.assert_array_equal(array(loaded(X)), array(qat(X)))
 
 
 @pytest.mark.slow
