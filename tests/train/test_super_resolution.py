@@ -214,7 +214,7 @@ SHORT = {
 
 @pytest.mark.parametrize(
     "given",
-    [{"bits": 4}, {"method": "merged", "color": "rgb", "scale": 3}],
+    [{"bits": 4}, {"method": "merged", "color": "rgb", "scale": 3, "activation_bits": 16}],
     ids=["repq", "merged"],
 )
 def test_a_run_ends_in_an_exact_file(tmp_path, photographs, monkeypatch, given):
