@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import zipfile
 
 import keras
@@ -17,9 +18,18 @@ from repq_tf.train.tasks.base import Task
 from tests.train.tiny import TinyTask
 
 
-@pytest.fixture(autouse=True)
-def _process_wide_state(monkeypatch):
-    monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: None)
+@pytest.fixture(autouse=True, scope="module")
+def _process_wide_state():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tf.config.experimental, "enable_op_determinism", lambda: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def default(tmp_path_factory):
+    """The folder and the report of a run with the default settings, to be left as it is."""
+    folder = tmp_path_factory.mktemp("default")
+    return folder, _run(folder)
 
 
 def _run(folder, make_task=TinyTask, **given):
@@ -48,7 +58,6 @@ def _file_is_the_model(report):
 @pytest.mark.parametrize(
     "given",
     [
-        {},
         {"bn_statistics": "batch", "bits": 4},
         {"bn_statistics": "estimate", "activation_bits": 16},
         {"bn_statistics": "running", "qat_learning_rate": 1e-4},
@@ -58,46 +67,54 @@ def _file_is_the_model(report):
     ],
     ids=lambda given: "-".join(str(value) for value in given.values()) or "default",
 )
-def test_every_method_ends_in_an_exact_file(tmp_path, given):
+def test_every_method_ends_in_an_exact_file(tmp_path, default, given):
+    method = given.get("method", "repq")
+    if method == "repq":  # the float stage is the same
+        given = {**given, "init_from": str(default[0])}
     assert _file_is_the_model(_run(tmp_path, **given))
-    model = checkpoint.load_model(str(tmp_path / run_folder.QUANTIZED))
-    blocks = [layer for layer in model.layers if isinstance(layer, ReparamConv)]
-    branches = {"ACBlock"} & {type(block).__name__ for block in blocks}
-    assert bool(branches) == (given.get("method", "repq") == "repq")
+    blocks = _blocks(tmp_path)
+    assert ("ACBlock" in {type(block).__name__ for block in blocks}) == (method == "repq")
     restored = [block for block in blocks if block.root is not None]
-    wanted = given.get("method") == "plain" or given in (
-        {},
-        {"method": "merged", "weight_bits": 4, "container": "int4"},
-    )
-    assert bool(restored) == wanted
+    assert bool(restored) == (method == "plain" or given.get("container") == "int4")
+
+
+def test_the_default_method_restores_batch_norms(default):
+    folder, report = default
+    assert _file_is_the_model(report)
+    blocks = _blocks(folder)
+    assert {type(block).__name__ for block in blocks} >= {"ACBlock"}
+    assert any(block.root is not None for block in blocks)
+
+
+def _blocks(folder):
+    model = checkpoint.load_model(str(folder / run_folder.QUANTIZED))
+    return [layer for layer in model.layers if isinstance(layer, ReparamConv)]
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_half_precision_is_of_training_alone(tmp_path, precision):
+def test_half_precision_is_of_training_alone(tmp_path, default, precision):
     assert _file_is_the_model(_run(tmp_path, mixed_precision=precision))
     assert keras.config.dtype_policy().name == "float32"
     for name in (run_folder.FLOAT, run_folder.QUANTIZED, run_folder.MERGED):
         model = checkpoint.load_model(str(tmp_path / name))
         assert {layer.compute_dtype for layer in model.layers} == {"float32"}
-    plain = _run(tmp_path / "single")
+    folder, plain = default
     rows = [
         np.loadtxt(RunFolder(f).history("float"), delimiter=",", skiprows=1)
-        for f in (tmp_path, tmp_path / "single")
+        for f in (tmp_path, folder)
     ]
     assert plain["settings"]["mixed_precision"] == "none"
     assert np.allclose(*rows, atol=0.1) and not np.array_equal(*rows)
 
 
-def test_several_devices(tmp_path, two_replicas, monkeypatch):
-    engines = {"mirrored": distribution.Mirrored(two_replicas), "none": distribution.Engine()}
-    monkeypatch.setattr(distribution, "make_engine", engines.get)
+def test_several_devices(tmp_path, default, two_replicas, monkeypatch):
+    engine = distribution.Mirrored(two_replicas)
+    monkeypatch.setattr(distribution, "make_engine", {"mirrored": engine}.get)
     report = _run(tmp_path, strategy="mirrored")
     assert _file_is_the_model(report)
-    model = checkpoint.load_model(str(tmp_path / run_folder.QUANTIZED))
-    blocks = [layer for layer in model.layers if isinstance(layer, ReparamConv)]
+    blocks = _blocks(tmp_path)
     assert blocks and all(block.synchronized for block in blocks)
-    alone = _run(tmp_path / "alone", strategy="none")
-    assert abs(_accuracy(report)["float"] - _accuracy(alone)["float"]) <= 2 / 360
+    assert abs(_accuracy(report)["float"] - _accuracy(default[1])["float"]) <= 2 / 360
     with pytest.raises(UserError, match="--batch_size must be a multiple .*2.*Received: 63"):
         _run(tmp_path / "odd", strategy="mirrored", batch_size=63)
 
@@ -150,30 +167,30 @@ def test_what_lies_beside_the_file(tmp_path):
     assert found["sha256"] in header and "g_model[]" in header
 
 
-def test_products_hold_weights_only(tmp_path):
-    _run(tmp_path)
+def test_products_hold_weights_only(default):
+    folder, _ = default
     for name in (run_folder.FLOAT, run_folder.QUANTIZED, run_folder.MERGED):
-        with zipfile.ZipFile(tmp_path / name) as file:
+        with zipfile.ZipFile(folder / name) as file:
             assert not json.loads(file.read("config.json")).get("compile_config")
-    assert not os.path.exists(RunFolder(tmp_path).state("float"))
+    assert not os.path.exists(RunFolder(folder).state("float"))
 
 
-def test_float_weights_of_an_earlier_run(tmp_path):
-    first = _run(tmp_path / "first", qat_epochs=0)
-    for source in (tmp_path / "first", tmp_path / "first" / run_folder.FLOAT):
+def test_float_weights_of_an_earlier_run(tmp_path, default):
+    folder, first = default
+    for source in (folder, folder / run_folder.FLOAT):
         target = tmp_path / f"from_{source.name}"
         again = _run(target, init_from=str(source), bits=4, qat_epochs=0)
         assert _accuracy(again)["float"] == _accuracy(first)["float"]
         assert not os.path.exists(RunFolder(target).history("float"))
     with pytest.raises(UserError, match="are not those of this model"):
-        _run(tmp_path / "other", init_from=str(tmp_path / "first"), method="plain")
+        _run(tmp_path / "other", init_from=str(folder), method="plain")
     with pytest.raises(UserError, match="without float.keras"):
         _run(tmp_path / "other", init_from="/")
     assert not os.path.exists(tmp_path / "other")
 
 
-def test_no_quantized_training_is_quantization_alone(tmp_path):
-    _run(tmp_path, qat_epochs=0)
+def test_no_quantized_training_is_quantization_alone(tmp_path, default):
+    _run(tmp_path, init_from=str(default[0]), qat_epochs=0)
     start, end = (
         checkpoint.load_model(str(tmp_path / name)).get_weights()
         for name in (run_folder.QUANTIZED_START, run_folder.QUANTIZED)
@@ -182,8 +199,8 @@ def test_no_quantized_training_is_quantization_alone(tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_damaged_product_is_named(tmp_path):
-    _run(tmp_path)
+def test_a_damaged_product_is_named(tmp_path, default):
+    shutil.copytree(default[0], tmp_path, dirs_exist_ok=True)
     whole = (tmp_path / run_folder.QUANTIZED).read_bytes()
     (tmp_path / run_folder.QUANTIZED).write_bytes(whole[: len(whole) // 2])
     for name in (run_folder.MERGED, "evaluation.json"):
@@ -201,7 +218,7 @@ def test_quantized_training_that_diverges_names_its_stage(tmp_path):
     assert not os.path.exists(tmp_path / run_folder.QUANTIZED)
 
 
-def test_another_task_runs_through_the_same_pipeline(tmp_path):
+def test_another_task_runs_through_the_same_pipeline(tmp_path, default):
     class Loss(TinyTask):
         """Judged by something else than accuracy."""
 
@@ -212,6 +229,6 @@ def test_another_task_runs_through_the_same_pipeline(tmp_path):
             assert network(self.test_inputs(3)[0]).shape == (3, 10)
             return {"loss": 0.5}
 
-    _run(tmp_path, make_task=Loss, qat_epochs=0)
+    _run(tmp_path, make_task=Loss, init_from=str(default[0]), qat_epochs=0)
     with open(tmp_path / "report.md") as file:
         assert "| quantized, .tflite | 0.5000 " in file.read()
