@@ -80,8 +80,8 @@ flags.DEFINE_string(
     "Classification: digits (scikit-learn's handwritten digits, no download; default), the name"
     " of an image classification data set of TFDS, or folder:PATH, a folder with one folder of"
     " images per class, optionally below train/ and test/. Super resolution: photographs"
-    " (scikit-learn's two, no download; default), folder:PATH, a folder of photographs, or"
-    " div2k of TFDS.",
+    " (scikit-learn's two, no download; default), folder:PATH, a folder of photographs (its"
+    " sub-folders of small images, LR* and *_LR*, are left out), or div2k of TFDS.",
 )
 flags.DEFINE_integer("scale", None, "Super resolution: 2, 3, 4, ... times larger. Default: 2.")
 flags.DEFINE_string(
@@ -161,7 +161,10 @@ flags.DEFINE_bool(
     "Repeat a run bit for bit, on GPUs too, where it is slower. Default: on CPUs, without XLA.",
 )
 flags.DEFINE_string(
-    "workdir", None, "Run folder. Default: runs/<model>-<method>-<bits>bit-<dataset>."
+    "workdir",
+    None,
+    "Run folder. Default: runs/<model>-<method>-<bits>bit-<dataset>; for super resolution"
+    " runs/<model>-x<scale>-<method>-<bits>bit-<dataset>.",
 )
 flags.DEFINE_string(
     "init_from",

@@ -58,23 +58,45 @@ def test_a_folder_of_photographs_at_any_depth(tmp_path):
     assert len(whole.train) == 11 and len(whole.tests["held_out"]) == 1
     names = {p.name for p in whole.train} | {p.name for p in whole.tests["held_out"]}
     assert len(names) == 12
-    split = load_pairs(f"folder:{tmp_path}", 2, {"own": str(tmp_path / "set1")})
-    assert len(split.train) == 12 and len(split.tests["own"]) == 6
+    split = load_pairs(f"folder:{tmp_path / 'set0'}", 2, {"own": str(tmp_path / "set1")})
+    assert len(split.train) == len(split.tests["own"]) == 6
+
+
+def test_what_is_tested_is_not_trained(tmp_path):
+    _write(str(tmp_path / "all" / "a.png"), _picture(0))
+    _write(str(tmp_path / "all" / "set5" / "b.png"), _picture(1))
+    with pytest.raises(UserError, match="set5/b.png of the test set five is a training image"):
+        load_pairs(f"folder:{tmp_path / 'all'}", 2, {"five": str(tmp_path / "all" / "set5")})
+    (tmp_path / "link").symlink_to(tmp_path / "all" / "set5")
+    with pytest.raises(UserError, match="link/b.png of the test set five"):
+        load_pairs(f"folder:{tmp_path / 'all'}", 2, {"five": str(tmp_path / "link")})
+
+
+def test_small_images_are_no_photographs(tmp_path):
+    for name in ("DIV2K_train_HR", "DIV2K_train_LR_bicubic/X2", "LR_x3", "LR"):
+        _write(str(tmp_path / name / "0001.png"), _picture(0))
+    (pair,) = read_pairs(str(tmp_path), 2)
+    assert pair.name == os.path.join("DIV2K_train_HR", "0001")
+    assert pair.file == str(tmp_path / "DIV2K_train_HR" / "0001.png")
 
 
 def test_given_small_images_are_used(tmp_path):
     small = np.full((10, 9, 3), 7, "uint8")
     _write(str(tmp_path / "LR_x2" / "one.png"), small)
     _write(str(tmp_path / "HR_x2" / "one.png"), _picture(1))
-    _write(str(tmp_path / "HR_x2" / "two.png"), _picture(2))
+    _write(str(tmp_path / "LR_x3" / "one.png"), small[:7, :6])
     _write(str(tmp_path / "LR_x3" / "two.png"), small[:7, :6])
     _write(str(tmp_path / "HR_x3" / "one.png"), _picture(3))
     (pair,) = read_pairs(str(tmp_path), 2)
     np.testing.assert_array_equal(pair.low, small)
     np.testing.assert_array_equal(pair.high, _picture(1)[:20])
-    (other,) = read_pairs(str(tmp_path), 3)
+    _write(str(tmp_path / "HR_x2" / "two.png"), _picture(2))
+    own, other = read_pairs(str(tmp_path), 3)
+    np.testing.assert_array_equal(own.high, _picture(3))
     np.testing.assert_array_equal(other.high, _picture(2))  # HR_x3 lacks it
     assert len(read_pairs(str(tmp_path), 4)) == 2  # of the photographs, smaller
+    with pytest.raises(UserError, match="HR_x2/two.png has no small image.*LR_x2"):
+        read_pairs(str(tmp_path), 2)
 
 
 def test_grey_pictures_become_grey_colours(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from repq_tf.train.errors import UserError
 # Of a folder without test sets, one image in so many is for testing.
 _HELD_OUT = 10
 
+# Names of folders of small images: LR, LR_x2, DIV2K_train_LR_bicubic.
+_SMALL = re.compile("(^|_)LR")
+
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
@@ -22,11 +26,13 @@ class Pair:
         name: Its name.
         low: uint8 array `(h, w, 3)`.
         high: uint8 array `(scale h, scale w, 3)`.
+        file: The file of the high-resolution image, where it has one.
     """
 
     name: str
     low: np.ndarray
     high: np.ndarray
+    file: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +82,8 @@ def load_pairs(dataset, scale, test_sets=None, data_dir=None):
         data_dir: Folder of prepared TFDS sets.
 
     Raises:
-        UserError: If there are no such images, or `data_dir` is given without a TFDS name.
+        UserError: If there are no such images, one is both trained on and tested on, or
+            `data_dir` is given without a TFDS name.
     """
     kind = dataset.split("/")[0].split(":")[0]
     if data_dir and kind != "div2k":
@@ -98,7 +105,21 @@ def load_pairs(dataset, scale, test_sets=None, data_dir=None):
         from repq_tf.train.data.tfds_pairs import load_div2k
 
         train, own = load_div2k(dataset, scale, data_dir, test=not tests)
-    return Pairs(train, tests or own)
+    tests = tests or own
+    _check_separate(train, tests)
+    return Pairs(train, tests)
+
+
+def _check_separate(train, tests):
+    """Refuses files, by whatever path, that are trained on and tested on."""
+    trained = {os.path.realpath(pair.file) for pair in train if pair.file}
+    for name, pairs in tests.items():
+        for pair in pairs:
+            if pair.file and os.path.realpath(pair.file) in trained:
+                raise UserError(
+                    f"{pair.file} of the test set {name} is a training image too; --dataset"
+                    " and --test_sets must have no file in common."
+                )
 
 
 def _photographs(scale):
@@ -129,16 +150,18 @@ def _folder(path, scale, hold_out):
 def read_pairs(path, scale):
     """Returns the pairs of a folder, sorted by name.
 
-    Either all pictures in the folder, at any depth, are photographs; or it holds `HR` or
-    `HR_x2`, `HR_x3`, ... and, if the small images are given, `LR_x2`, ...: pictures of one
-    name belong together. A photograph that `HR_x3` lacks may lie in the others.
+    Either all pictures in the folder, at any depth, are photographs, except those in folders of
+    small images, such as `LR` and `DIV2K_train_LR_bicubic`; or it holds `HR` or `HR_x2`,
+    `HR_x3`, ... and, if the small images are given, `LR_x2`, ...: pictures of one name belong
+    together. A photograph that `HR_x3` lacks may lie in the others.
 
     Args:
         path: The folder.
         scale: How many times smaller the low-resolution images are.
 
     Raises:
-        UserError: If there are no images, or one cannot be read.
+        UserError: If there are no images, one cannot be read, or small ones are given but not
+            for each photograph.
     """
     path = os.path.abspath(os.path.expanduser(path))
     if not os.path.isdir(path):
@@ -149,18 +172,27 @@ def read_pairs(path, scale):
         high = {**_pictures(os.path.join(path, name)), **high}
     high = high or _pictures(path)
     if not high:
-        raise UserError(f"{path} holds no images ({' '.join(SUFFIXES)}).")
+        raise UserError(
+            f"{path} holds no images ({' '.join(SUFFIXES)}) outside folders of small ones (LR)."
+        )
     lonely = sorted(set(low) - set(high))
     if lonely:
         raise UserError(
             f"{low[lonely[0]]} has no photograph of its name among the HR folders of {path}."
         )
-    return [_read_pair(name, scale, high[name], low.get(name)) for name in sorted(low or high)]
+    without = sorted(set(high) - set(low)) if low else ()
+    if without:
+        raise UserError(
+            f"{high[without[0]]} has no small image of its name in {path}/LR_x{scale}; they"
+            " must be given for all photographs or for none."
+        )
+    return [_read_pair(name, scale, high[name], low.get(name)) for name in sorted(high)]
 
 
 def _read_pair(name, scale, high, low):
     small = read_picture(low, 3) if low else None
-    return dataclasses.replace(make_pair(high, read_picture(high, 3), scale, small), name=name)
+    pair = make_pair(high, read_picture(high, 3), scale, small)
+    return dataclasses.replace(pair, name=name, file=high)
 
 
 def _high_folders(path):
@@ -172,8 +204,11 @@ def _high_folders(path):
 
 
 def _pictures(path):
-    """Returns name without suffix, relative to the folder -> file."""
-    files = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
+    """Returns name without suffix, relative to the folder -> file; not below `_SMALL`."""
+    files = []
+    for folder, below, names in os.walk(path):
+        below[:] = [name for name in below if not _SMALL.search(name)]
+        files += [os.path.join(folder, name) for name in names]
     return {
         os.path.splitext(os.path.relpath(file, path))[0]: file
         for file in sorted(files)
