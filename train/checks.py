@@ -105,6 +105,13 @@ def check_conflicts(given):
                     " --weight_bits and --activation_bits."
                     f" Received: --bits={given['bits']} --{name}={given[name]}"
                 )
+    if given["c_array"] and given["task"] == "super_resolution":
+        raise UserError(
+            "--c_array is for files that take inputs of one size, and those of"
+            " --task=super_resolution take images of any size; export the run's model with"
+            " repq_tf.export_tflite(..., input_shape=(h, w, c)) and then use"
+            f" repq_tf.export_c_array. Received: --c_array --model={given['model']}"
+        )
     if given["quantizer"] == "tfmot":
         _check_tfmot(given["task"], given["mixed_precision"], given["activation_bits"])
     if given["strategy"] == "data_parallel" and given["sync_bn"] is False:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import tempfile
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -10,6 +11,15 @@ from repq_tf.files import replacing
 from repq_tf.train.errors import UserError
 
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+_OPACITY = {  # whether what a name ends in means a format that keeps it
+    ".png": True,
+    ".webp": True,
+    ".tif": True,
+    ".tiff": True,
+    ".jpg": False,
+    ".jpeg": False,
+    ".bmp": False,
+}
 _QUALITY = 95  # of formats that lose something
 
 
@@ -19,7 +29,7 @@ class Photograph:
 
     Attributes:
         pixels: uint8 array `(h, w, c)`: grey, grey and opacity, RGB, or RGB and opacity.
-        profile: Its ICC colour profile as bytes, or None.
+        profile: The ICC colour profile of the pixels as bytes, or None.
     """
 
     pixels: np.ndarray
@@ -27,7 +37,7 @@ class Photograph:
 
 
 def read_photograph(path):
-    """Reads a picture, turned upright.
+    """Reads a picture, turned upright; CMYK becomes RGB, and its profile is left out.
 
     Raises:
         UserError: If the file is no picture of 8 bits a channel, naming it.
@@ -38,7 +48,7 @@ def read_photograph(path):
                 raise UserError(
                     f"{path} must have 8 bits a channel. Received: mode {picture.mode}"
                 )
-            profile = picture.info.get("icc_profile")
+            profile = None if picture.mode == "CMYK" else picture.info.get("icc_profile")
             picture = ImageOps.exif_transpose(picture)
             transparent = "transparency" in picture.info or picture.mode[-1] == "A"
             grey = picture.mode in ("1", "L", "LA")
@@ -49,18 +59,34 @@ def read_photograph(path):
     return Photograph(pixels.reshape(*pixels.shape[:2], -1), profile)
 
 
-def check_writable(path):
-    """Makes sure that `write_photograph` knows the format of a name and has a folder for it.
+def check_writable(path, photograph):
+    """Makes sure that a name's format can hold a picture, and that its folder takes files.
+
+    Args:
+        path: The name.
+        photograph: A `Photograph` of the same channels, of any size.
 
     Raises:
         UserError: If not.
     """
-    known = sorted(s for s, kind in Image.registered_extensions().items() if kind in Image.SAVE)
-    if os.path.splitext(path)[1].lower() not in known:
-        raise UserError(f"The result must end in one of {' '.join(known)}. Received: {path}")
+    end = os.path.splitext(path)[1].lower()
+    if end not in _OPACITY:
+        raise UserError(f"The result must end in one of {' '.join(_OPACITY)}. Received: {path}")
+    if photograph.pixels.shape[2] % 2 == 0 and not _OPACITY[end]:
+        able = " ".join(end for end in _OPACITY if _OPACITY[end])
+        raise UserError(
+            f"The photograph has opacity, so the result must end in one of {able}."
+            f" Received: {path}"
+        )
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
         raise UserError(f"The result must lie in a folder that exists. Received: {path}")
+    if os.path.isdir(path):
+        raise UserError(f"The result must be a file. Received: {path}, which is a folder")
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def write_photograph(path, photograph):

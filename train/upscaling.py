@@ -124,8 +124,8 @@ def upscale_file(source, target, model, tile=None, threads=1, verbose=True):
     Raises:
         UserError: If one of the files is not what it must be, before anything is computed.
     """
-    check_writable(target)
     photograph = read_photograph(source)
+    check_writable(target, photograph)
     upscaler = Upscaler(_find_file(model), tile, threads)
     bar = keras.utils.Progbar(None, unit_name="tile", verbose=int(verbose))
 

@@ -42,8 +42,8 @@ def export_c_array(tflite_path, header_path, name="g_model"):
         The operators of the file with their counts.
 
     Raises:
-        ValueError: `name` is no identifier, the file is not a TFLite file, or TensorFlow Lite
-            Micro lacks an operator of it (it is named).
+        ValueError: `name` is no identifier, the file is not a TFLite file, TensorFlow Lite
+            Micro lacks an operator of it (it is named), or it takes images of any size.
 
     Example:
         >>> repq_tf.export_c_array("model.tflite", "model.h")
@@ -86,6 +86,12 @@ def _check(path, model, operators):
             f"{path} takes pixels, by a CAST of uint8 that TensorFlow Lite Micro does not "
             "have; export it with input_type='int8' and normalise on the device"
         )
+    for end in ends.describe(model)["inputs"]:
+        if None in end["shape"][1:]:
+            raise ValueError(
+                f"{path} takes inputs of any size, {end['shape']}, and TensorFlow Lite Micro "
+                "fixes the memory for one; export it with input_shape=(h, w, c)"
+            )
 
 
 def _end(end):

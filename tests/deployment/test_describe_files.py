@@ -71,6 +71,19 @@ def test_operators_that_the_micro_runtime_lacks_are_named(file, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["odd.tflite"]
 
 
+def test_inputs_of_any_size_are_refused_and_batches_are_not(file, tmp_path):
+    model = read(file)
+    (image,) = model.subgraphs[0].inputs
+    assert list(model.subgraphs[0].tensors[image].shapeSignature) == [-1, 10, 10, 3]
+    model.subgraphs[0].tensors[image].shapeSignature = [-1, 10, -1, 3]
+    write(model, tmp_path / "any.tflite")
+    with pytest.raises(
+        ValueError, match=r"any\.tflite takes inputs of any size, .*input_shape="
+    ):
+        repq_tf.export_c_array(tmp_path / "any.tflite", tmp_path / "model.h")
+    assert [p.name for p in tmp_path.iterdir()] == ["any.tflite"]
+
+
 @pytest.mark.parametrize("name", ["", "2x", "a-b", "a b", None])
 def test_bad_names(file, tmp_path, name):
     with pytest.raises(ValueError, match="name must be a C identifier. Received"):

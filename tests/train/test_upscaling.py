@@ -15,7 +15,12 @@ from repq_tf.train.data.color import luma, to_network, to_pixels, to_rgb, to_ycb
 from repq_tf.train.data.imresize import imresize
 from repq_tf.train.errors import UserError
 from repq_tf.train.interpreter import Network
-from repq_tf.train.photographs import Photograph, read_photograph, write_photograph
+from repq_tf.train.photographs import (
+    Photograph,
+    check_writable,
+    read_photograph,
+    write_photograph,
+)
 from repq_tf.train.upscaling import Upscaler, upscale_file
 from tests.train.commands import ROOT
 
@@ -154,16 +159,53 @@ def test_progress(files):
 
 
 @pytest.mark.parametrize(
-    ("name", "channels"), [("a.png", 1), ("a.png", 2), ("a.png", 3), ("a.png", 4), ("a.bmp", 3)]
+    ("name", "channels"),
+    [*((f"a.{end}", n) for end in ("png", "tif", "tiff") for n in (1, 2, 3, 4)), ("a.bmp", 3)],
 )
 def test_photographs_are_read_as_written(name, channels, tmp_path):
     pixels = photograph(6, 9, channels)
     write_photograph(tmp_path / name, Photograph(pixels, b"profile"))
     found = read_photograph(tmp_path / name)
     np.testing.assert_array_equal(found.pixels, pixels)
-    if name.endswith("png"):
+    if not name.endswith("bmp"):
         assert found.profile == b"profile"
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("end", ["png", "webp", "tif", "tiff", "jpg", "jpeg", "bmp"])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_what_is_checked_can_be_written(end, channels, tmp_path):
+    """Every format takes what it does not refuse; opacity stays, or is refused."""
+    path, image = tmp_path / f"a.{end}", Photograph(photograph(16, 16, channels))
+    if channels % 2 == 0 and end in ("jpg", "jpeg", "bmp"):
+        with pytest.raises(
+            UserError, match=f"has opacity, .* of .png .webp .tif .tiff. .*{end}"
+        ):
+            check_writable(path, image)
+        assert not list(tmp_path.iterdir())
+        return
+    check_writable(path, image)
+    assert not list(tmp_path.iterdir())
+    write_photograph(path, image)
+    found = read_photograph(path).pixels
+    assert found.shape[2] % 2 == channels % 2
+    if channels % 2 == 0:
+        np.testing.assert_array_equal(found[..., -1], image.pixels[..., -1])
+
+
+def test_what_was_there_stays_when_writing_fails(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"before")
+    with pytest.raises(UserError, match="a.jpg cannot be written: .* before is unchanged"):
+        write_photograph(tmp_path / "a.jpg", Photograph(photograph(6, 9, 4)))
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"before"]
+
+
+def test_the_profile_of_inks_is_left_out(tmp_path):
+    picture = Image.fromarray(photograph(6, 9, 4), "CMYK")
+    picture.save(tmp_path / "a.tif", icc_profile=b"profile of inks")
+    found = read_photograph(tmp_path / "a.tif")
+    np.testing.assert_array_equal(found.pixels, np.asarray(picture.convert("RGB")))
+    assert found.profile is None
 
 
 def test_photographs_are_turned_upright(tmp_path):
@@ -231,17 +273,26 @@ ERRORS = {
     "no.tflite cannot be read as an image": ("no.tflite", "out.png", "good"),
     "must take images of 1 or 3 channels. Received: 2": ("in.png", "out.png", "two"),
     "run/model.tflite is damaged": ("in.png", "out.png", "run"),
-    "out.jpg cannot be written": ("in.png", "out.jpg", "good"),
+    r"has opacity, .* must end in one of \.png .* Received: out.jpg": (
+        "in.png",
+        "out.jpg",
+        "good",
+    ),
+    "must end in one of .* Received: out.ico": ("in.png", "out.ico", "good"),
+    "must be a file. Received: folder.png, which": ("in.png", "folder.png", "good"),
+    "/proc/out.png cannot be written: ": ("in.png", "/proc/out.png", "good"),
 }
 
 
 @pytest.mark.parametrize(("message", "names"), ERRORS.items(), ids=ERRORS.keys())
 def test_errors(message, names, files, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Upscaler, "__call__", None)  # nothing is computed
     write_photograph("in.png", Photograph(photograph(4, 4, 4)))  # JPEG has no opacity
     Path("no.tflite").write_bytes(b"nothing of the sort")
     Path("good").write_bytes(files["float", 1].read_bytes())
     write_float(Path("two"), 2)
+    Path("folder.png").mkdir()
     Path("run").mkdir()
     Path("run/model.tflite").write_bytes(files["float", 1].read_bytes())
     Path("run/SHA256SUMS").write_text(f"{'0' * 64}  model.tflite\n")
