@@ -9,7 +9,7 @@ from PIL import Image
 from repq_tf.train.data.color import luma, to_network
 from repq_tf.train.data.imresize import imresize
 from repq_tf.train.data.pairs import Pair, load_pairs, make_pair, read_pairs
-from repq_tf.train.data.patches import CentreDataset, PatchDataset, pairs_as_color
+from repq_tf.train.data.patches import CentreDataset, PatchDataset
 from repq_tf.train.errors import UserError
 
 
@@ -31,7 +31,7 @@ def _ramp(offset=0):
 
 def _epoch(**options):
     options = {"batch_size": 4, "patch_size": 6, "crops_per_image": 5, **options}
-    data = PatchDataset(pairs_as_color([_ramp(), _ramp(100)], "rgb"), 2, **options)
+    data = PatchDataset([_ramp(), _ramp(100)], "rgb", 2, **options)
     return [data[k] for k in range(len(data))]
 
 
@@ -212,7 +212,7 @@ def test_workers_share_a_batch():
 
 
 def test_centres_are_in_order_and_luma_is_trained():
-    data = CentreDataset(pairs_as_color([_ramp(), _ramp(100), _ramp(50)], "y"), 2, (7, 9), 2)
+    data = CentreDataset([_ramp(), _ramp(100), _ramp(50)], "y", 2, (7, 9), 2)
     batches = [data[k] for k in range(len(data))]
     assert [len(low) for low, _ in batches] == [2, 1]
     low, high = batches[1]

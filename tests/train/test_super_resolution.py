@@ -78,6 +78,15 @@ def test_judged_as_scikit_image_judges(rng):
             assert found[f"ssim{end}"] == pytest.approx(ssim, abs=1e-9)
 
 
+def test_grey_pictures_are_judged_by_luma_too(rng):
+    grey = rng.integers(0, 256, (20, 20, 1))
+    noisy = np.clip(grey + rng.normal(0, 7, grey.shape), 0, 255)
+    photograph = grey.repeat(3, axis=2).astype("uint8")
+    found = image_quality.judge(noisy.repeat(3, axis=2), photograph, 2)["psnr"]
+    levels = peak_signal_noise_ratio(grey[2:-2, 2:-2], noisy[2:-2, 2:-2], data_range=255)
+    assert found - levels == pytest.approx(1.3219, abs=1e-3)
+
+
 def test_metrics_are_means_over_the_images_of_each_set(photographs):
     task = _task(**_given(photographs))
     assert task.headline == "a_psnr"
@@ -116,6 +125,7 @@ def test_psnr_while_training_is_that_of_the_crops(photographs):
     model = task.build("ecbsr_m4c8_plain", kernel_initializer="zeros")
     task.compile(model)
     batches = task.validation_batches()
+    assert task.validation_batches() is batches  # made once, not in each epoch
     found = model.evaluate(batches, verbose=0, return_dict=True)
     values, losses = [], []
     for low, high in (batches[k] for k in range(len(batches))):
@@ -176,6 +186,14 @@ def test_what_cannot_be_is_refused(photographs, given, words):
         _task(**{**_given(photographs), **given})
     for word in words:
         assert word in str(error.value)
+
+
+def test_images_too_small_to_judge_are_refused(photographs):
+    given = {**_given(photographs), "test_sets": f"c:{photographs / 'c'}"}
+    _write(photographs / "c" / "least.png", np.zeros((18, 40, 3), "uint8"))
+    assert _task(**given, scale=3).references()["bicubic"]["c_ssim"] == pytest.approx(1)
+    with pytest.raises(UserError, match="--test_sets.* least 19x19 at.*least.png, 16x40"):
+        _task(**given, scale=4)
 
 
 def test_small_images_are_left_out_and_counted(photographs):

@@ -19,42 +19,47 @@ def as_color(pixels, color):
     return luma(pixels).astype("float32") if color == "y" else pixels
 
 
-def pairs_as_color(pairs, color):
-    """Returns pairs as a list of `(low, high)` of the channels that are trained."""
-    return [(as_color(pair.low, color), as_color(pair.high, color)) for pair in pairs]
+def _as_batch(crops, color):
+    """Makes of uint8 crops `(low, high)` what a network gets and what it should return."""
+    return tuple(
+        to_network(as_color(np.stack(images), color)) for images in zip(*crops, strict=True)
+    )
 
 
 class PatchDataset(EpochDataset):
     """One epoch of random crops, mirrored and transposed at random; see `EpochDataset`.
 
     Args:
-        images: List of `(low, high)`, pixels in 0 to 255, none smaller than a crop.
-        scale: Their scale.
+        pairs: List of `pairs.Pair`, none smaller than a crop.
+        color: `"y"` or `"rgb"`.
+        scale: The scale of the pairs.
         patch_size: Height and width of the low-resolution crops.
         crops_per_image: Crops of each image in an epoch.
         batch_size: Crops per batch, over all workers.
         **options: Those of `EpochDataset`.
     """
 
-    def __init__(self, images, scale, patch_size, crops_per_image, batch_size, **options):
-        super().__init__(len(images) * crops_per_image, batch_size, **options)
-        self.images = images
+    def __init__(self, pairs, color, scale, patch_size, crops_per_image, batch_size, **options):
+        super().__init__(len(pairs) * crops_per_image, batch_size, **options)
+        self.pairs = pairs
+        self.color = color
         self.scale = scale
         self.patch_size = patch_size
 
     def make_batch(self, chosen, rng):  # noqa: D102
-        crops = [self._crop(*self.images[k % len(self.images)], rng) for k in chosen]
-        return tuple(to_network(np.stack(images)) for images in zip(*crops, strict=True))
+        return _as_batch(
+            [self._crop(self.pairs[k % len(self.pairs)], rng) for k in chosen], self.color
+        )
 
-    def _crop(self, low, high, rng):
+    def _crop(self, pair, rng):
         size, scale = self.patch_size, self.scale
-        top, left = (int(rng.integers(n - size + 1)) for n in low.shape[:2])
-        low = low[top : top + size, left : left + size]
+        top, left = (int(rng.integers(n - size + 1)) for n in pair.low.shape[:2])
+        small = (slice(top, top + size), slice(left, left + size))
         large = (
             slice(top * scale, (top + size) * scale),
             slice(left * scale, (left + size) * scale),
         )
-        crops = low, high[large]
+        crops = pair.low[small], pair.high[large]
         mirror_rows, mirror_columns, transpose = rng.random(3) < 0.5
         if mirror_rows:
             crops = [image[::-1] for image in crops]
@@ -69,25 +74,25 @@ class CentreDataset(keras.utils.PyDataset):
     """The middle of each test image, once and in order.
 
     Args:
-        images: List of `(low, high)`, pixels in 0 to 255, none smaller than a crop.
-        scale: Their scale.
+        pairs: List of `pairs.Pair`, none smaller than a crop.
+        color: `"y"` or `"rgb"`.
+        scale: The scale of the pairs.
         size: `(height, width)` of the low-resolution crops.
         batch_size: Crops per batch; the last one has what is left.
     """
 
-    def __init__(self, images, scale, size, batch_size):
+    def __init__(self, pairs, color, scale, size, batch_size):
         super().__init__()
         self.batch_size = batch_size
-        self.images = [
-            (_middle(low, size, 1), _middle(high, size, scale)) for low, high in images
-        ]
+        crops = [(_middle(p.low, size, 1), _middle(p.high, size, scale)) for p in pairs]
+        self.low, self.high = _as_batch(crops, color)
 
     def __len__(self):
-        return -(-len(self.images) // self.batch_size)
+        return -(-len(self.low) // self.batch_size)
 
     def __getitem__(self, index):
-        part = self.images[index * self.batch_size : (index + 1) * self.batch_size]
-        return tuple(to_network(np.stack(images)) for images in zip(*part, strict=True))
+        part = slice(index * self.batch_size, (index + 1) * self.batch_size)
+        return self.low[part], self.high[part]
 
 
 def _middle(image, size, scale):

@@ -14,7 +14,6 @@ from repq_tf.train.data.patches import (
     PatchDataset,
     as_color,
     channels_of,
-    pairs_as_color,
 )
 from repq_tf.train.errors import UserError
 from repq_tf.train.picture_plots import draw_comparison
@@ -39,7 +38,7 @@ class SuperResolution(Task):
         settings: `settings.Settings` of the run.
 
     Raises:
-        UserError: If there are no such images, or they are smaller than a crop.
+        UserError: If there are no such images, or they are too small to be cropped or judged.
     """
 
     pixels = (128.0, 128.0)
@@ -49,15 +48,16 @@ class SuperResolution(Task):
         tests = split_test_sets(settings.test_sets)
         pairs = load_pairs(settings.dataset, settings.scale, tests, settings.data_dir)
         size = settings.patch_size
-        large = [p for p in pairs.train if min(p.low.shape[:2]) >= size]
-        self._train = pairs_as_color(large, settings.color)
+        self._train = [p for p in pairs.train if min(p.low.shape[:2]) >= size]
         self._tests = pairs.tests
-        self._small = len(pairs.train) - len(large)
+        self._small = len(pairs.train) - len(self._train)
         if not self._train:
             raise UserError(
                 "--patch_size must be at most the size of the small training images."
                 f" Received: {size}, and none of {len(pairs.train)} images is that large"
             )
+        for pair in self._test_pairs:
+            _check_judged(pair, settings.scale)
         count = len(self._train) * settings.crops_per_image
         if settings.batch_size > count:
             raise UserError(
@@ -70,6 +70,7 @@ class SuperResolution(Task):
             (f"{name} PSNR", f"{name}_psnr", "{:.2f} dB".format) for name in self._tests
         ]
         self._settings = settings
+        self._middles = {}
 
     @property
     def _test_pairs(self):
@@ -106,6 +107,7 @@ class SuperResolution(Task):
         s = self._settings
         return PatchDataset(
             self._train,
+            s.color,
             s.scale,
             s.patch_size,
             s.crops_per_image,
@@ -121,12 +123,15 @@ class SuperResolution(Task):
         s, tests = self._settings, self._test_pairs
         size = np.min([pair.low.shape[:2] for pair in tests], axis=0)
         batch = distribution.even_batch(len(tests), s.batch_size, devices)
-        return CentreDataset(pairs_as_color(tests, s.color), s.scale, size, batch)
+        if batch not in self._middles:  # the same in each epoch
+            self._middles[batch] = CentreDataset(tests, s.color, s.scale, size, batch)
+        return self._middles[batch]
 
     def calibration_data(self, count):  # noqa: D102
         s = self._settings
         crops = PatchDataset(
             self._train,
+            s.color,
             s.scale,
             s.patch_size,
             -(-count // len(self._train)),
@@ -191,14 +196,15 @@ class SuperResolution(Task):
             "training images smaller than a crop": self._small,
             "test images": ", ".join(f"{k}: {len(v)}" for k, v in self._tests.items()),
             "crops": f"{size}x{size} of the small images, mirrored and transposed",
-            "judged": f"luma, {s.scale} pixels at the border left out",
+            "judged": "luma of BT.601, 16 to 235 (of grey pictures too, as of RGB),"
+            f" {s.scale} pixels at the border left out",
         }
 
     def pictures(self, model):
         """Returns the middle of the first test image: bicubic, network, and the truth."""
         s, pair = self._settings, self._test_pairs[0]
         size = np.minimum(pair.low.shape[:2], _SHOWN)
-        low, high = CentreDataset(pairs_as_color([pair], s.color), s.scale, size, 1)[0]
+        low, high = CentreDataset([pair], s.color, s.scale, size, 1)[0]
         shown = to_numpy(model(low, training=False))[0]
         bicubic = np.clip(imresize(to_pixels(low[0]), s.scale), 0, 255)
         row = np.concatenate([bicubic, to_pixels(shown), to_pixels(high[0])], axis=1)
@@ -213,6 +219,18 @@ class SuperResolution(Task):
                     outputs[label] = to_pixels(network(self._input(pair))[0])
                 files.append(draw_comparison(pair, outputs, self._settings.scale, name, folder))
         return files
+
+
+def _check_judged(pair, border):
+    """Refuses a test image of which too little is left to judge."""
+    height, width = (n - 2 * border for n in pair.high.shape[:2])
+    if min(height, width) < image_quality.WINDOW:
+        least = image_quality.WINDOW + 2 * border
+        raise UserError(
+            f"Test images (--test_sets) must be at least {least}x{least} at scale {border}:"
+            f" without {border} pixels at each border, 11x11 must be left for SSIM. Received:"
+            f" {pair.file or pair.name}, {pair.high.shape[0]}x{pair.high.shape[1]}"
+        )
 
 
 def _psnr(high, output, border):
