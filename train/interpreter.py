@@ -101,7 +101,8 @@ def _to_stored(values, details):
     if not scale:
         return values.astype(dtype)
     info = np.iinfo(dtype)
-    levels = np.round(values / np.float32(scale)) + zero_point
+    # As the runtime's own QUANTIZE and the model's first quantizer do.
+    levels = np.round(values * (np.float32(1) / np.float32(scale))) + zero_point
     return np.clip(levels, info.min, info.max).astype(dtype)
 
 

@@ -62,11 +62,16 @@ def in_container(graph, container):
             continue
         given = input_quantizer(graph, source)
         if given is not None and given.bits <= 8:  # with 16, both containers round alike
-            own = source.name in packed and not isinstance(source.layer, DenseBlock)
+            own = source.name in packed and not _runs_on_xnnpack(source.layer)
             kwargs = {k: v for k, v in node.kwargs.items() if k not in options}
-            kwargs |= options if own else {}  # INT4 dense layers are XNNPACK's
+            kwargs |= options if own else {}
             nodes[node.name] = dataclasses.replace(node, kwargs=kwargs)
     return dataclasses.replace(graph, nodes=nodes)
+
+
+def _runs_on_xnnpack(layer):
+    """Whether XNNPACK takes a layer's INT4 kernel: dense, with an even number of inputs."""
+    return isinstance(layer, DenseBlock) and layer.inner.kernel.shape[-2] % 2 == 0
 
 
 def four_bit_layers(graph):

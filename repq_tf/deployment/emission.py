@@ -80,18 +80,18 @@ def scale_channels(x, integers, scale):
     """A 1x1 depthwise convolution, and its weights as a `Grid` takes them.
 
     Args:
-        x: features `(batch, height, width, channels)` or `(batch, channels)`.
+        x: features `(batch, ..., channels)`.
         integers: the weights, `(channels,)`.
         scale: their scale, `(channels,)`.
     """
     import tensorflow as tf
 
-    channels, flat = x.shape[-1], x.shape.rank == 2
+    channels, inner, flat = x.shape[-1], x.shape[1:], x.shape.rank != 4
     if flat:
         x = tf.reshape(x, (-1, 1, 1, channels))
     kernel = skeleton((integers * scale).reshape(1, 1, -1, 1))
     y = tf.nn.depthwise_conv2d(x, kernel, (1, 1, 1, 1), "VALID")
-    y = tf.reshape(y, (-1, channels)) if flat else y
+    y = tf.reshape(y, (-1, *inner)) if flat else y
     return y, (integers.reshape(1, 1, 1, -1), scale, np.zeros_like(scale))
 
 

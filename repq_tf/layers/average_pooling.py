@@ -1,5 +1,6 @@
 """Average pooling of a stored tensor, in the integer runtime's arithmetic."""
 
+from repq_tf.branches import WideReading
 from repq_tf.convolution import convolve, same_window
 from repq_tf.keras_api import Layer, ops, register
 from repq_tf.layers.arguments import pair
@@ -41,6 +42,7 @@ class QuantizedAveragePooling2D(Layer):
         if training:
             return self.values(x)
         stored = ops.round(ops.cast(x, step.dtype) / step) + self.input_zero_point
+        stored = ops.cast(stored, WideReading.dtype)  # 513 levels of 16 bits pass 2^24
         total = ops.cast(self._window_sum(stored), "int32")
         count = ops.cast(self._window_sum(ops.ones_like(stored)), "int32")
         size = ops.floor_divide(ops.abs(total) + ops.floor_divide(count, 2), count)

@@ -71,12 +71,7 @@ class Quantize(Layer):
         """The levels of the output, as the integer runtime computes them."""
         quantizer = self.activation_quantizer
         if scale is None:
-            x = ops.cast(x, quantizer.step.dtype)
-            if self.bits <= 8:
-                return quantizer.integers(x)
-            # As the runtime, since the many levels make even the last bit of a float count.
-            levels = ops.clip(x * (1.0 / quantizer.step), quantizer.low, quantizer.high)
-            return ops.round(levels)
+            return quantizer.integers(ops.cast(x, quantizer.step.dtype))
         sums = ops.round(x / scale)
         levels = rescale(sums, scale, quantizer.step, rounding)
         # The 6 of a ReLU6 is off the sums' grid, since the runtime clamps what it has rescaled.

@@ -267,8 +267,12 @@ class LSQ(Layer):
         self.set_step(methods[method](values, self.low, self.high, per_channel))
 
     def integers(self, x):
-        """The levels of `x`, whole numbers as floats: inference's arithmetic."""
-        return quantize_levels(x, self.step, self.low, self.high)
+        """The levels of `x`, whole numbers as floats, in inference.
+
+        `round(clip(x * (1 / step), low, high))`: the runtime multiplies by the reciprocal,
+        which moves values half way between two levels.
+        """
+        return ops.round(ops.clip(x * (1.0 / self.step), self.low, self.high))
 
     def call(self, x):
         """Fake-quantizes `x`; computed in float32 at least, returned in x's dtype."""

@@ -92,6 +92,18 @@ def test_one_layer_differs_by_ties_alone(tmp_path):
     assert 0 < np.mean(steps > 0.5) < 0.06 and steps.max() < 1.01
 
 
+@pytest.mark.parametrize("inputs", [3, 8, 13])
+def test_dense_layers_of_odd_inputs_round_as_their_kernels_do(inputs, tmp_path):
+    def function(x):
+        x = layers.GlobalAveragePooling2D(name="mean")(x)
+        x = layers.Dense(inputs, activation="relu", name="narrow")(x)
+        return layers.Dense(32, name="wide")(x)
+
+    qat = quantize(positive(network(function)), rules=BITS)
+    _, report = parity(qat, tmp_path / "x.tflite", images(512), container="int4")
+    assert_exact(report)
+
+
 def test_the_same_integers_in_half_the_bytes(qat, tmp_path):
     for kind in ("int8", "int4"):
         repq_tf.export_tflite(qat, tmp_path / f"{kind}.tflite", container=kind)

@@ -51,6 +51,12 @@ def prelu_of_features(x):
     return layers.Dense(4, name="g")(prelu("p")(layers.Dense(7, name="f")(x)))
 
 
+def prelu_of_rows(x):
+    """Rank 3, as in the heads of detectors."""
+    x = layers.Reshape((-1, 6), name="rows")(conv("conv")(x))
+    return prelu("prelu", shared_axes=[1])(x)
+
+
 def one_alpha(x):
     return conv("b", 4)(prelu("p", shared_axes=[1, 2, 3])(conv("a")(x)))
 
@@ -69,7 +75,8 @@ def steep_leaky_relu(x):
 
 NETWORKS = [
     *(prelu_of_a_convolution, prelu_of_the_image, prelu_of_a_sum, prelu_of_a_pool),
-    *(prelu_read_twice, prelu_of_features, one_alpha, leaky_relus, steep_leaky_relu),
+    *(prelu_read_twice, prelu_of_features, prelu_of_rows, one_alpha),
+    *(leaky_relus, steep_leaky_relu),
 ]
 
 

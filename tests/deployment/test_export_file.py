@@ -44,6 +44,19 @@ def good(qat, tmp_path_factory):
 # The ends.
 
 
+@pytest.mark.parametrize("step", [1 / 127.5, 2 / 255])
+def test_a_float_file_rounds_ties_as_the_model_does(step, tmp_path):
+    """Pixels half way between two levels: the runtime multiplies by the reciprocal."""
+    qat = quantize(
+        network(lambda x: layers.Conv2D(4, 1, name="a")(x), (16, 16, 1)), input_step=step
+    )
+    repq_tf.export_tflite(qat, tmp_path / "x.tflite", "float32", "float32")
+    pixels = np.arange(256, dtype="float32").reshape(1, 16, 16, 1)
+    for x in ((pixels - 127.5) / 127.5, pixels / 255):
+        (y,), *_ = run(tmp_path / "x.tflite", x)
+        np.testing.assert_array_equal(y, array(qat(x)))
+
+
 @pytest.mark.parametrize("output", ["int8", "uint8", "float32"])
 @pytest.mark.parametrize("entry", ["int8", "uint8", "float32"])
 def test_all_ends_agree(qat, entry, output, tmp_path):

@@ -77,6 +77,17 @@ def test_every_operator_is_exact(function, tmp_path):
     assert not any(tensor.quantization.zeroPoint.any() for tensor in outputs)
 
 
+def test_averages_of_wide_windows(tmp_path):
+    """Sums of 1024 levels of 16 bits pass 2^24."""
+
+    def function(x):
+        return layers.AveragePooling2D(32, name="pool")(conv("a", activation="relu")(x))
+
+    qat = quantize(network(function, (34, 34, 3)), activation_bits=16)
+    _, report = parity(qat, tmp_path / "x.tflite", images(64, (34, 34, 3)))
+    assert_exact(report)
+
+
 def test_the_6_of_a_relu6_inside_the_grid(tmp_path):
     qat = wide(clamped)
     for k, name in enumerate("abcd"):
