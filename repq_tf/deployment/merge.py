@@ -6,6 +6,7 @@ from repq_tf.branches import NumpyReading
 from repq_tf.keras_api import LEGACY, keras, ops
 from repq_tf.layers import DenseBlock, Quantize, ReparamConv
 from repq_tf.quantization.graph import copy_call, read_graph, rebuild
+from repq_tf.quantization.nodes import free_name
 
 
 def merge(model):
@@ -36,7 +37,7 @@ def merge(model):
         layer = node.layer
         if isinstance(layer, ReparamConv):
             kernel, bias, groups = deployed_kernel(graph, node)
-            pad = _free_name(f"{node.name}_pad", graph.nodes)
+            pad = free_name(f"{node.name}_pad", graph.nodes)
             y = _convolution(node, args[0], kernel, bias, groups, weights, pad)
             return y, None
         if type(layer) is Quantize:
@@ -100,10 +101,6 @@ def deployed_kernel(graph, node):
         for value in (integers, scale, bias, source.step)
     )
     return integers * scale, bias * scale * step, groups
-
-
-def _free_name(name, taken):
-    return name if name not in taken else _free_name(f"{name}_explicit", taken)
 
 
 def grid_layer(graph, tensor):

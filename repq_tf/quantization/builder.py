@@ -3,6 +3,7 @@
 from repq_tf.keras_api import keras
 from repq_tf.layers import DenseBlock, Quantize, ReparamConv
 from repq_tf.quantization.graph import copy_layer
+from repq_tf.quantization.nodes import free_name
 from repq_tf.quantization.stock_blocks import assign, copy_stock, stock_block
 from repq_tf.quantizers import zero_point
 
@@ -116,7 +117,7 @@ class Builder:
         if site.bits.activation_bits is None or self._on_grid(site):
             return y
         if site.group not in self.quantizers:
-            name = f"{site.name}_quantize"
+            name = free_name(f"{site.name}_quantize", self.placement.alias)
             layer = Quantize(site.bits.activation_bits, site.signed, site.step, name=name)
             self.quantizers[site.group] = layer
         quantizer = self.quantizers[site.group]

@@ -7,7 +7,7 @@ import numpy as np
 from repq_tf.keras_api import keras, ops
 from repq_tf.layers import ReparamConv, SqueezeExcite
 from repq_tf.quantization.graph import copy_layer
-from repq_tf.quantization.nodes import Node, Tensor, replace_tensors
+from repq_tf.quantization.nodes import Node, Tensor, free_name, replace_tensors
 from repq_tf.quantization.operators import APART, activation_name, is_one_pixel
 
 _layers = keras.layers
@@ -35,26 +35,32 @@ def expand(graph):
                 f"layer {node.name!r} ({type(node.layer).__name__}): it is called more than "
                 "once; give each call a layer of its own"
             )
-        parts = _parts(replace_tensors(node, ends))
+        parts = _parts(replace_tensors(node, ends), graph.nodes)
         nodes.update({part.name: part for part in parts})
         ends[Tensor(node.name)] = Tensor(parts[-1].name)
     return dataclasses.replace(graph, nodes=nodes, outputs=replace_tensors(graph.outputs, ends))
 
 
-def _parts(node):
-    """The nodes that a node becomes; the last one makes its tensor."""
+def _parts(node, taken):
+    """The nodes that a node becomes; the last one makes its tensor.
+
+    Args:
+        node: the `Node`.
+        taken: names that new nodes cannot have.
+    """
     layer = node.layer
     if type(layer) is SqueezeExcite:
-        return _squeeze_excite(node)
+        return _squeeze_excite(node, taken)
     if type(layer) is _layers.Activation and activation_name(layer) in _GATES:
         function = _GATES[activation_name(layer)]
-        gate = _activation(f"{node.name}_gate", function, node)
+        gate = _activation(free_name(f"{node.name}_gate", taken), function, node)
         return [gate, _product(node, gate)]
     if isinstance(layer, _WEIGHTED) and activation_name(layer) in APART:
         activation = activation_name(layer)
         linear = dataclasses.replace(node, layer=_linear(layer))
         source = dataclasses.replace(node, args=(Tensor(node.name),), kwargs={})
-        return [linear, *_parts(_activation(f"{node.name}_{activation}", activation, source))]
+        name = free_name(f"{node.name}_{activation}", taken)
+        return [linear, *_parts(_activation(name, activation, source), taken)]
     return [node]
 
 
@@ -81,15 +87,16 @@ def _linear(layer):
     return copy
 
 
-def _squeeze_excite(node):
+def _squeeze_excite(node, taken):
     """On features `(batch, 1, 1, channels)`, which the product broadcasts without a reshape."""
     layer = node.layer
     options = {"dtype": layer.dtype_policy, "trainable": layer.trainable}
-    mean = _layers.GlobalAveragePooling2D(keepdims=True, name=f"{node.name}_mean", **options)
-    parts = [] if is_one_pixel(layer) else [Node(mean.name, mean, tuple(node.inputs))]
+    name = free_name(f"{node.name}_mean", taken)
+    mean = _layers.GlobalAveragePooling2D(keepdims=True, name=name, **options)
+    parts = [] if is_one_pixel(layer) else [Node(name, mean, tuple(node.inputs))]
     for dense in (layer.reduce, layer.expand):
         kernel, bias = map(ops.convert_to_numpy, (dense.kernel, dense.bias))
-        name = f"{node.name}_{dense.name}"
+        name = free_name(f"{node.name}_{dense.name}", taken)
         activation = "relu" if dense is layer.reduce else "linear"
         pixel = _layers.Conv2D(dense.units, 1, activation=activation, name=name, **options)
         pixel.build((None, 1, 1, kernel.shape[0]))
@@ -97,5 +104,5 @@ def _squeeze_excite(node):
         source = (Tensor(parts[-1].name),) if parts else tuple(node.inputs)
         parts.append(Node(name, pixel, source))
     before = dataclasses.replace(node, args=(Tensor(parts[-1].name),), kwargs={})
-    gate = _activation(f"{node.name}_gate", "sigmoid", before)
+    gate = _activation(free_name(f"{node.name}_gate", taken), "sigmoid", before)
     return [*parts, gate, _product(node, gate)]

@@ -80,6 +80,11 @@ class Graph:
         return any(tensor.node == name for tensor in tensors_of(self.outputs))
 
 
+def free_name(name, taken):
+    """The name, or a longer one if it is taken."""
+    return name if name not in taken else free_name(f"{name}_explicit", taken)
+
+
 def leaves(structure):
     """The items of nested lists, tuples and dicts, in order."""
     if isinstance(structure, dict):

@@ -98,7 +98,7 @@ def quantize(
         batches,
         builder.fresh_roots,
         builder.true_moments,
-        _shared_values(graph, builder.placement, batches),
+        _shared_values(graph, builder, batches),
     )
     if verbose:
         print(quantization_table(quantized))
@@ -147,15 +147,14 @@ def _one_input(graph):
     return inputs[0]
 
 
-def _shared_values(graph, placement, batches):
+def _shared_values(graph, builder, batches):
     """Values, in the float model, of the tensors that share one quantizer."""
     sources, values = {}, {}
-    for group in {site.group for site in placement.sites.values()}:
-        origins = placement.origins(group)
-        if len(origins) > 1:
-            for site in origins:
-                name = f"{origins[0].name}_quantize"
-                sources[site.fused[-1] if site.fused else site.name] = name
+    for group, quantizer in builder.quantizers.items():
+        sites = builder.placement.origins(group)
+        if len(sites) > 1:
+            for site in sites:
+                sources[site.fused[-1] if site.fused else site.name] = quantizer.name
 
     def observe(node, results):
         if node.name in sources:
