@@ -92,6 +92,11 @@ def check_conflicts(given):
                 f" --model={given['model']} has none."
                 f" Received: --bn_statistics={given['bn_statistics']}"
             )
+    if given["task"] == "super_resolution" and given["sync_bn"] is not None:
+        raise UserError(
+            "--sync_bn says how devices train batch norms, and"
+            f" --model={given['model']} has none. Received: --sync_bn={given['sync_bn']}"
+        )
     if given["merged_bn"] is not None and method != "merged":
         raise UserError(
             "--merged_bn goes with --method=merged only."

@@ -130,6 +130,7 @@ def measure(run, task):
     task.draw({**networks, "file": network}, run.plots)
     record = {
         "metrics": {"file": task.evaluate_file(network)},
+        "latency_shape": inputs[0].shape[1:],
         "latency_ms": dict(zip((FLOAT_FILE, FILE), latency, strict=True)),
         "parity": {**parity.as_dict(), "text": str(parity)},
     }

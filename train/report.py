@@ -26,8 +26,8 @@ def make_report(settings, task, run, results):
         task: The `tasks.base.Task`.
         run: The `run_folder.RunFolder`.
         results: What the stages found: `metrics`, and where the file was measured
-            `latency_ms` and `parity`; `references`, the metrics of what the network has to
-            beat; `notes` lists what was skipped and why.
+            `latency_ms`, `latency_shape` and `parity`; `references`, the metrics of what the
+            network has to beat; `notes` lists what was skipped and why.
 
     Returns:
         The table, as text.
@@ -128,9 +128,10 @@ def _remarks(record):
 def _markdown(settings, record, table, run):
     sections = [f"# {_title(settings)}", table, *_remarks(record)]
     if "latency_ms" in record:
+        height, width, _ = record["latency_shape"]
         sections.append(
-            "Latency: LiteRT interpreter, one thread, batch 1, median of interleaved runs on"
-            f" {record['versions']['cpu']}."
+            f"Latency: LiteRT interpreter, one thread, an image of {height}x{width} (height x"
+            f" width), median of interleaved runs on {record['versions']['cpu']}."
         )
     sections.append(f"## Metrics\n\n{_all_metrics(record)}")
     if "summary" in record:

@@ -58,9 +58,10 @@ class _Field:
 def receptive_field(content):
     """Reads the receptive field of a fully convolutional network from its operators.
 
-    A convolution widens the field by its kernel, depth to space refines it, and operators
-    on single pixels keep it; nothing else is allowed, so that the network computes the same at
-    every place of an image and only the zeros at the borders tell where it is.
+    A convolution widens the field by its kernel, depth to space refines it (int16 files join
+    channels as a batch, and have batch to space), and operators on single pixels keep it;
+    nothing else is allowed, so that the network computes the same at every place of an image
+    and only the zeros at the borders tell where it is.
 
     Args:
         content: the bytes of a `.tflite` file with one input and one output
@@ -99,6 +100,13 @@ def receptive_field(content):
         elif name == "PAD":
             before = tensor_data(model, constants[0])[1:3, 0].tolist()
             field = sources[0].widened(before, [-n for n in before])
+        elif name == "SPLIT" and tensor_data(model, constants[0]).item() in (3, -1):
+            field = sources[0]
+        elif name == "BATCH_TO_SPACE_ND":
+            size, crops = (tensor_data(model, constant) for constant in constants)
+            if size[0] != size[1] or crops.any():
+                raise ValueError(f"operator {name} crops, or its blocks are no squares")
+            field = sources[0].enlarged(int(size[0]))
         else:
             field = _apply(name, operator.builtinOptions, sources, constants)
         fields.update({int(i): field for i in operator.outputs})
@@ -113,7 +121,7 @@ def _apply(name, options, sources, constants):
         if any(max(constant.shape[-3:-1], default=1) > 1 for constant in constants):
             raise ValueError(f"operator {name} has a constant for each place of an image")
         return _union(name, sources)
-    if name == "CONCATENATION" and options.axis in (3, -1):
+    if name == "CONCATENATION" and options.axis in (0, 3, -1):
         return _union(name, sources)
     if name in ("CONV_2D", "DEPTHWISE_CONV_2D"):
         dilation = options.dilationHFactor, options.dilationWFactor

@@ -6,7 +6,7 @@ from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from sklearn.datasets import load_sample_image
 
-from repq_tf.train.data.color import PIXEL_STEP, luma, to_network, to_pixels
+from repq_tf.train.data.color import FINE_STEP, PIXEL_STEP, luma, to_network, to_pixels
 from repq_tf.train.image_quality import psnr, shave, ssim
 
 
@@ -52,5 +52,6 @@ def test_all_levels_of_a_pixel_are_int8_numbers():
     numbers = to_network(levels)
     assert numbers.dtype == "float32"
     np.testing.assert_array_equal(numbers / np.float32(PIXEL_STEP), levels - 128)
+    np.testing.assert_array_equal(numbers / np.float32(FINE_STEP), 128 * (levels - 128))
     np.testing.assert_array_equal(to_pixels(numbers), levels)
     np.testing.assert_array_equal(to_pixels([-1.5, 1.0, 1.5]), [0, 255, 255])

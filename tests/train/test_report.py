@@ -20,6 +20,7 @@ RESULTS = {
     "quantization": "layer  class",
 }
 MEASURED = {
+    "latency_shape": (24, 32, 1),
     "latency_ms": {"model_float.tflite": 2.5, "model.tflite": 0.75},
     "parity": {"equal_outputs": 1.0, "text": "layer  outputs\nall equal"},
 }
@@ -66,6 +67,7 @@ def test_the_report_holds_what_was_found(run):
         page = file.read()
     for part in (
         "97.22 %",
+        "an image of 24x32 (height x width)",
         "layer  class",
         "layer  outputs\nall equal",
         "(plots/curves.png)",

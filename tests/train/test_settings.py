@@ -164,6 +164,7 @@ def test_test_sets_keep_their_order_and_get_whole_paths():
         ({"model": "ecbsr_m4c8", "test_sets": "a:/b,a:/c"}, ["different names", "'a:/c'"]),
         ({"model": "ecbsr_m4c8", "bn_statistics": "batch"}, ["--bn_statistics", "none"]),
         ({"model": "repvgg_sr_m4c16", "bn_statistics": "batch"}, ["--bn_statistics", "none"]),
+        ({"model": "ecbsr_m4c8", "sync_bn": True}, ["--sync_bn=True", "ecbsr_m4c8 has none"]),
         (
             {"model": "ecbsr_m4c8", "c_array": True},
             ["--c_array", "--task=super_resolution", "any size", "input_shape=(h, w, c)"],

@@ -4,6 +4,7 @@ import os
 import numpy as np
 import pytest
 import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
 from PIL import Image
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
@@ -12,7 +13,7 @@ from sklearn.datasets import load_sample_image
 from repq_tf import models
 from repq_tf.layers import ECB, ReparamConv
 from repq_tf.train import checkpoint, image_quality, pipeline, run_folder
-from repq_tf.train.data.color import to_network
+from repq_tf.train.data.color import FINE_STEP, to_network
 from repq_tf.train.data.pairs import load_pairs, read_pairs
 from repq_tf.train.errors import UserError
 from repq_tf.train.settings import resolve
@@ -242,6 +243,9 @@ def test_a_run_ends_in_an_exact_file(tmp_path, photographs, monkeypatch):
     for name, value in found["quantized"].items():
         assert found["file"][name] == pytest.approx(value, abs=1e-4), name
     assert found["float"] == pytest.approx(found["float_merged"], abs=1e-4)
+    interpreter = Interpreter(str(tmp_path / run_folder.FILE))
+    for details in (*interpreter.get_input_details(), *interpreter.get_output_details()):
+        assert details["dtype"] == np.int16 and details["quantization"] == (FINE_STEP, 0)
     model = checkpoint.load_model(str(tmp_path / run_folder.QUANTIZED))
     blocks = [layer for layer in model.layers if isinstance(layer, ReparamConv)]
     assert not any(isinstance(block, ECB) for block in blocks)

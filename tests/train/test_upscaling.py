@@ -11,7 +11,15 @@ from PIL import Image
 from skimage.color import rgb2ycbcr, ycbcr2rgb
 
 import repq_tf
-from repq_tf.train.data.color import luma, to_network, to_pixels, to_rgb, to_ycbcr
+from repq_tf.train.data.color import (
+    FINE_STEP,
+    PIXEL_STEP,
+    luma,
+    to_network,
+    to_pixels,
+    to_rgb,
+    to_ycbcr,
+)
 from repq_tf.train.data.imresize import imresize
 from repq_tf.train.errors import UserError
 from repq_tf.train.interpreter import Network
@@ -128,6 +136,23 @@ def test_color_through_the_network(files):
     pixels = photograph(30, 25)
     expected = np.rint(to_pixels(run_whole(files["integer", 3], to_network(pixels))))
     np.testing.assert_array_equal(Upscaler(files["integer", 3])(pixels), expected)
+
+
+def test_16_bits_are_finer_than_levels(tmp_path):
+    model = with_biases(repq_tf.models.repvgg_sr(4, 8, 2, 3, block="ConvBlock"))
+    images = to_network(photograph(3 * 12, 12)).reshape(3, 12, 12, 3)
+    steps = {"input_step": FINE_STEP, "output_step": FINE_STEP}
+    qat = repq_tf.quantize(
+        model, activation_bits=16, calibration_data=images, verbose=False, **steps
+    )
+    repq_tf.export_tflite(qat, tmp_path / "wide.tflite")
+    pixels = photograph(30, 25)
+    output = qat.predict(to_network(pixels)[None], verbose=0)[0]
+    upscaler = Upscaler(tmp_path / "wide.tflite", tile=2 * RADIUS + 7)
+    assert (upscaler.field.scale, upscaler.field.radius) == (2, RADIUS)
+    np.testing.assert_array_equal(upscaler.run(to_network(pixels)), output)
+    assert np.mean(output / PIXEL_STEP % 1 != 0) > 0.9
+    np.testing.assert_array_equal(upscaler(pixels), np.rint(to_pixels(output)))
 
 
 def test_a_file_that_takes_pixels(files):

@@ -5,6 +5,9 @@ import numpy as np
 # One grey level in the network's numbers: a power of two, so that all 256 levels are exact.
 PIXEL_STEP = 1 / 128
 
+# The same for numbers of 16 bits, finer than a level; 0 to 255 is half of their range.
+FINE_STEP = PIXEL_STEP / 128
+
 # ITU-R BT.601 with Y in 16 to 235, for R, G and B in 0 to 255 (MATLAB's rgb2ycbcr).
 _LUMA = np.array([65.481, 128.553, 24.966]) / 255
 _BLUE = np.array([-37.797, -74.203, 112.0]) / 255

@@ -5,8 +5,8 @@ import numpy as np
 from repq_tf import models
 from repq_tf.keras_api import LEGACY, keras, ops, to_numpy
 from repq_tf.train import distribution, image_quality
-from repq_tf.train.checks import split_test_sets
-from repq_tf.train.data.color import PIXEL_STEP, to_network, to_pixels
+from repq_tf.train.checks import WIDE_BITS, split_test_sets
+from repq_tf.train.data.color import FINE_STEP, PIXEL_STEP, to_network, to_pixels
 from repq_tf.train.data.imresize import imresize
 from repq_tf.train.data.pairs import load_pairs
 from repq_tf.train.data.patches import (
@@ -141,8 +141,9 @@ class SuperResolution(Task):
         return crops[0][0]
 
     def quantize_options(self):
-        """Pixels are the integers of the network's input and output."""
-        return {"input_step": PIXEL_STEP, "output_step": PIXEL_STEP}
+        """Pixels are integers of the network's input and output, or 128 times integers."""
+        step = FINE_STEP if self._settings.activation_bits == WIDE_BITS else PIXEL_STEP
+        return {"input_step": step, "output_step": step}
 
     def test_inputs(self, count):
         """Returns whole images, spread over all test sets."""
