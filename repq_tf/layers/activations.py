@@ -1,7 +1,7 @@
 """Activations that are operators of their own, in the integer runtime's arithmetic."""
 
 from repq_tf.branches import WideReading
-from repq_tf.keras_api import Layer, add_parameter, keras, ops, register
+from repq_tf.keras_api import Layer, keras, ops, register
 from repq_tf.layers import runtime
 from repq_tf.layers.quantize import Quantize
 from repq_tf.layers.rescale import rescale
@@ -26,24 +26,44 @@ class QuantizedPReLU(Quantize):
 
     Args:
         alpha_regularizer: of alpha.
+        alpha_constraint: of alpha.
+        trainable_alpha: whether alpha is trained; the step is, also where it is not.
         **options: those of `Quantize`.
 
     Input: features `(batch, ..., channels)` and their step. Output: `(y, step)`.
     """
 
-    def __init__(self, bits=8, signed=True, alpha_regularizer=None, **options):
+    def __init__(
+        self,
+        bits=8,
+        signed=True,
+        alpha_regularizer=None,
+        alpha_constraint=None,
+        trainable_alpha=True,
+        **options,
+    ):
         super().__init__(bits, signed, **options)
-        self.alpha_regularizer = keras.regularizers.get(alpha_regularizer)
+        self.prelu = keras.layers.PReLU(
+            alpha_regularizer=alpha_regularizer,
+            alpha_constraint=alpha_constraint,
+            trainable=trainable_alpha,
+            dtype=self.variable_dtype,
+            name="prelu",
+        )
 
     def build(self, input_shape):
         """Creates the step and alpha."""
         super().build(input_shape)
-        shape = (input_shape[-1],)
-        self.alpha = add_parameter(self, "alpha", shape, "zeros", self.alpha_regularizer)
+        self.prelu.build((None, *(1 for _ in input_shape[1:-1]), input_shape[-1]))
+
+    @property
+    def alpha(self):
+        """The slope for negative values, `(1, ..., channels)`."""
+        return self.prelu.alpha
 
     def copy_weights(self, source):
         """Takes alpha of a `keras.layers.PReLU`."""
-        alpha = ops.convert_to_numpy(source.alpha).reshape(-1)
+        alpha = ops.convert_to_tensor(source.alpha)
         self.alpha.assign(ops.broadcast_to(alpha, self.alpha.shape))
 
     def values(self, x, *steps):
@@ -53,7 +73,7 @@ class QuantizedPReLU(Quantize):
 
     def integer_slope(self):
         """The sign of alpha, -1, 0 or 1, and its positive scale; `(channels,)` each."""
-        alpha = ops.convert_to_tensor(self.alpha)
+        alpha = ops.reshape(self.alpha, (-1,))
         size = ops.abs(alpha)
         alive = size >= _SMALLEST_SLOPE
         sign = ops.where(alive, ops.sign(alpha), ops.zeros_like(alpha))
@@ -80,8 +100,13 @@ class QuantizedPReLU(Quantize):
 
     def get_config(self):
         """The arguments of the constructor."""
-        regularizer = keras.regularizers.serialize(self.alpha_regularizer)
-        return {**super().get_config(), "alpha_regularizer": regularizer}
+        prelu = self.prelu.get_config()
+        return {
+            **super().get_config(),
+            "alpha_regularizer": prelu["alpha_regularizer"],
+            "alpha_constraint": prelu["alpha_constraint"],
+            "trainable_alpha": prelu["trainable"],
+        }
 
 
 @register

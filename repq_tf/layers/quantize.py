@@ -47,14 +47,18 @@ class Quantize(Layer):
         self.signed = signed
         self.fixed_step = step
         self.activation_quantizer = LSQ(
-            bits=bits, signed=signed, narrow=False, per_image=True, name="activation_quantizer"
+            bits=bits,
+            signed=signed,
+            narrow=False,
+            per_image=True,
+            trainable_step=step is None,
+            name="activation_quantizer",
         )
 
     def build(self, input_shape):
         """Creates the step."""
         self.activation_quantizer.build(None)
         if self.fixed_step is not None:
-            self.activation_quantizer.trainable = False
             self.activation_quantizer.initial_step.assign(self.fixed_step)
         self.built = True
 

@@ -91,7 +91,6 @@ class Builder:
         y, step = layer(*tensors, *(self.steps[group] for group in groups))
         if site.layer.weights:
             layer.copy_weights(site.layer)
-            layer.trainable = site.layer.trainable
         if shared and layer.bits == 16:
             return self.quantize_output(site, y, step, rounding="reduced")
         if shared:

@@ -86,7 +86,12 @@ def _average_pooling(site, input_zero_point, **options):
 
 
 def _prelu(site, input_zero_point, **options):
-    return QuantizedPReLU(alpha_regularizer=site.layer.alpha_regularizer, **options)
+    return QuantizedPReLU(
+        alpha_regularizer=site.layer.alpha_regularizer,
+        alpha_constraint=site.layer.alpha_constraint,
+        trainable_alpha=site.layer.trainable,
+        **options,
+    )
 
 
 def _check_prelu(layer):

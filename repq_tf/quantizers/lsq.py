@@ -194,6 +194,8 @@ class LSQ(Layer):
         bounded: whether the gradient scale is limited so that the step changes about as
             fast as the values; see `lsq`.
             Default: for weights (not `per_image`) with the automatic scale.
+        trainable_step: whether the step is learned; fixed otherwise, also in a model whose
+            layers are frozen and thawed.
 
     Example:
         >>> quantizer = LSQ(bits=4, signed=False, per_image=True)
@@ -211,6 +213,7 @@ class LSQ(Layer):
         gradient_scale="auto",
         per_image=False,
         bounded=None,
+        trainable_step=True,
         name=None,
         dtype=None,
         **kwargs,
@@ -224,13 +227,17 @@ class LSQ(Layer):
         self.per_image = per_image
         auto = not per_image and gradient_scale == "auto"
         self.bounded = auto if bounded is None else bounded
+        self.trainable_step = trainable_step
         self.low, self.high = levels(self.bits, self.signed, self.narrow)
 
     def build(self, input_shape=None):
         """Creates the step, as a fixed initial value and a trained log ratio to it."""
         shape = () if self.channels is None else (self.channels,)
+        # The ratio first: files hold trainable variables before the others.
+        self.log_ratio = add_parameter(
+            self, "step_log_ratio", shape, "zeros", trainable=self.trainable_step
+        )
         self.initial_step = add_statistic(self, "initial_step", shape, "ones")
-        self.log_ratio = add_parameter(self, "step_log_ratio", shape, "zeros")
         self.built = True
 
     @property
@@ -304,4 +311,5 @@ class LSQ(Layer):
             "gradient_scale": self.gradient_scale,
             "per_image": self.per_image,
             "bounded": self.bounded,
+            "trainable_step": self.trainable_step,
         }

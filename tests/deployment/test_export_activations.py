@@ -96,7 +96,7 @@ def test_nothing_differs(function, bits, tmp_path):
 def test_mixed_bits_and_small_alphas(tmp_path):
     rules = {"a": {"activation_bits": 6}, "p": {"activation_bits": 3}}
     qat = quantize(network(prelu_of_a_convolution), rules=rules)
-    qat.get_layer("p").alpha.assign([0.0, 1e-30, -2e-6, -0.004, 1.0, 5.0])
+    qat.get_layer("p").alpha.assign([[[0.0, 1e-30, -2e-6, -0.004, 1.0, 5.0]]])
     operators, report = parity(qat, tmp_path / "x.tflite", X)
     assert_exact(report)
 

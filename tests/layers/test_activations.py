@@ -12,7 +12,7 @@ ALPHA = np.float32([0.25, -0.7, 1.3, 0.0, 1e-9, 1.0])
 def prelu(bits, signed=True, step=0.0413):
     layer = QuantizedPReLU(bits, signed)
     layer(np.zeros((1, 2, 2, len(ALPHA)), "float32"), np.float32(1))
-    layer.alpha.assign(ALPHA)
+    layer.alpha.assign(ALPHA[None, None])
     layer.activation_quantizer.set_step(np.float32(step))
     return layer
 
@@ -100,3 +100,27 @@ def test_saved_and_loaded(tmp_path):
     loaded = keras.models.load_model(tmp_path / "x.keras")
     np.testing.assert_array_equal(array(loaded(images)), array(model(images)))
     assert len(loaded.losses) == 1
+
+
+def test_constraints_and_frozen_alphas_stay(tmp_path):
+    inputs = keras.Input((8, 8, 3))
+    options = {"shared_axes": [1, 2], "alpha_constraint": keras.constraints.MaxNorm(0.2)}
+    x = keras.layers.Conv2D(4, 3)(inputs)
+    x = keras.layers.PReLU("zeros", name="p", **options)(x)
+    x = keras.layers.PReLU("ones", name="frozen", trainable=False, **options)(x)
+    images = np.random.default_rng(0).normal(size=(8, 8, 8, 3)).astype("float32")
+    float_model = keras.Model(inputs, x)
+    model = repq_tf.quantize(float_model, bits=4, calibration_data=images, verbose=False)
+    model.save(tmp_path / "x.keras")
+    model = keras.models.load_model(tmp_path / "x.keras")
+    model.compile(keras.optimizers.SGD(10.0), "mse")
+    layers = [model.get_layer(name) for name in ("p", "frozen")]
+    steps = [float(layer.step) for layer in layers]
+    model.fit(images, -np.ones((8, 6, 6, 4)), verbose=0)
+    # The norm is of each alpha, as in the float model.
+    np.testing.assert_allclose(np.abs(array(layers[0].alpha)), 0.2, rtol=1e-5)
+    np.testing.assert_array_equal(array(layers[1].alpha), 1)
+    assert all(float(layer.step) != s for layer, s in zip(layers, steps, strict=True))
+    model.trainable = False
+    model.trainable = True
+    assert len(layers[1].trainable_variables) == 2

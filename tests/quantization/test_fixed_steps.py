@@ -28,6 +28,8 @@ def _steps(model):
 def test_fixed_steps_stay_and_others_are_learned(pixels, tmp_path):
     model = _quantized(pixels, bits=2)
     before = _steps(model)
+    model.trainable = False
+    model.trainable = True
     model.compile(keras.optimizers.Adam(0.01), "mean_absolute_error")
     large = pixels.repeat(2, axis=1).repeat(2, axis=2)[:, ::-1]
     model.fit(pixels, large, epochs=2, batch_size=3, verbose=0)
@@ -38,6 +40,8 @@ def test_fixed_steps_stay_and_others_are_learned(pixels, tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert _steps(loaded) == after
+    loaded.trainable = False
+    loaded.trainable = True
     trained = {variable.path for variable in loaded.trainable_variables}
     assert not any("add/" in path or "image_quantize/" in path for path in trained)
 
