@@ -49,25 +49,34 @@ def check_rules(rules):
     return pairs
 
 
-def apply_rules(rules, names, defaults):
+def apply_rules(rules, wholes, defaults):
     """The settings of each layer; later rules win.
+
+    A rule for a layer that has become several is one for all their kernels and for the output
+    of the last, since the others' are intermediate; None, floating point, is for all of them.
 
     Args:
         rules: pairs from `check_rules`.
-        names: the layer names there are.
+        wholes: for the name of each layer there is, that of the layer it is a part of (its
+            own, if it is whole), in topological order.
         defaults: `{name: LayerBits}`.
 
     Raises:
         ValueError: a rule matches no layer.
     """
-    settings = dict(defaults)
+    settings, last = dict(defaults), {whole: name for name, whole in wholes.items()}
     for pattern, values in rules:
-        matched = fnmatch.filter(names, pattern)
-        if not matched:
+        layers = fnmatch.filter(last, pattern)
+        parts = [name for name in fnmatch.filter(wholes, pattern) if wholes[name] not in layers]
+        if not layers and not parts:
             raise ValueError(
                 f"rule {pattern!r} matches no layer that can be quantized; these are: "
-                f"{', '.join(names)}"
+                f"{', '.join(wholes)}"
             )
-        for name in matched:
-            settings[name] = dataclasses.replace(settings[name], **values)
+        for name, whole in wholes.items():
+            if name in parts or whole in layers:
+                given = dict(values)
+                if whole in layers and name != last[whole] and given.get("activation_bits"):
+                    del given["activation_bits"]
+                settings[name] = dataclasses.replace(settings[name], **given)
     return settings

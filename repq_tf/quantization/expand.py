@@ -36,7 +36,8 @@ def expand(graph):
                 "once; give each call a layer of its own"
             )
         parts = _parts(replace_tensors(node, ends), graph.nodes)
-        nodes.update({part.name: part for part in parts})
+        for part in parts:
+            nodes[part.name] = dataclasses.replace(part, part_of=node.name)
         ends[Tensor(node.name)] = Tensor(parts[-1].name)
     return dataclasses.replace(graph, nodes=nodes, outputs=replace_tensors(graph.outputs, ends))
 

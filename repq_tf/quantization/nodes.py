@@ -23,12 +23,14 @@ class Node:
         layer: the layer.
         args: positional arguments, a nested structure with `Tensor` leaves.
         kwargs: keyword arguments, likewise.
+        part_of: the name of the layer that it is a part of; None for a whole layer.
     """
 
     name: str
     layer: Any
     args: tuple = ()
     kwargs: dict = dataclasses.field(default_factory=dict)
+    part_of: str | None = None
 
     @property
     def inputs(self):

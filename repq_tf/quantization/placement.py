@@ -53,9 +53,15 @@ def place(graph, bits, rules, signed_inputs, steps=()):
             weight_bits=8 if site.name in edge_kernels else bits.weight_bits,
             activation_bits=wide if site.group in wide_groups else bits.activation_bits,
         )
-    names = [site.name for site in sites.values() if site.kind not in ("same_scale", "fixed")]
-    for name, value in apply_rules(rules, names, defaults).items():
+    wholes = {
+        name: graph.nodes[name].part_of or name
+        for name, site in sites.items()
+        if site.kind not in ("same_scale", "fixed")
+    }
+    for name, value in apply_rules(rules, wholes, defaults).items():
         sites[name].bits = value
+    outputs = {whole: sites[name].bits.activation_bits for name, whole in wholes.items()}
+    floats = [name for name in sites if outputs.get(graph.nodes[name].part_of, 8) is None]
     for group in {site.group for site in sites.values() if site.kind != "fixed"}:
         given = [site.bits.activation_bits for site in placement.origins(group)]
         shared = None if None in given else max(given, default=8)
@@ -64,7 +70,7 @@ def place(graph, bits, rules, signed_inputs, steps=()):
                 site.bits = dataclasses.replace(site.bits, activation_bits=shared)
     _fix_steps(placement, steps)
     _check_wide(sites.values())
-    _prescribe(sites)
+    _prescribe(sites, floats)
     return placement
 
 
@@ -101,13 +107,17 @@ def _check_wide(sites):
             )
 
 
-def _prescribe(sites):
-    """Gives what shares a scale that the runtime prescribes that scale and its 8 bits."""
+def _prescribe(sites, floats):
+    """Gives what shares a scale that the runtime prescribes that scale and its 8 bits.
+
+    Not where it is a part of a layer that stays in floating point, one of `floats`.
+    """
     for fixed in [site for site in sites.values() if site.kind == "fixed"]:
         for site in sites.values():
             if site.group == fixed.group:
                 site.step = SOFTMAX_STEP if fixed.operator is None else fixed.operator.step
-                site.bits = dataclasses.replace(site.bits, activation_bits=8)
+                bits = None if fixed.name in floats else 8
+                site.bits = dataclasses.replace(site.bits, activation_bits=bits)
 
 
 def _group(sites):

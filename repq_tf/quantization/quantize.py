@@ -46,7 +46,10 @@ def quantize(
             and a dict with some of `weight_bits`, `activation_bits` (of the layer's
             output) and `per_channel`; later ones win. First and last layers get 8 bits
             unless a rule names them. None instead of bits leaves a layer in floating
-            point (such a model cannot be exported to integers).
+            point (such a model cannot be exported to integers). Where the runtime needs
+            several operators for a layer x, a rule for x is one for all its weights and
+            for its output; `x_mean`, `x_reduce` and `x_expand` name the inner layers of
+            a `SqueezeExcite`.
         bn_statistics: where merged batch norms get their moments during training:
             "restored" (default), "batch" (RepQ-BN), "estimate" (RepQ-BNEst), "sample"
             or "running".
