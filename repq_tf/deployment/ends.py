@@ -13,6 +13,7 @@ from repq_tf.deployment.flatbuffer import (
     tensor_data,
     type_name,
 )
+from repq_tf.quantizers.lsq import container_top
 
 _PIXELS = 256
 _SHIFTED = np.arange(-128, 128)
@@ -105,6 +106,18 @@ def takes_pixels(model):
     return _lookup(model) is not None
 
 
+def pixel_levels(model):
+    """The table of a parsed file that takes pixels, without its zero point, and its grid.
+
+    Returns:
+        Integers `(channels or 1, 256)`, the scale, and the largest integer of the grid.
+    """
+    table = model.subgraphs[0].tensors[_lookup(model).inputs[0]]
+    scale, zero = table.quantization.scale[0], int(table.quantization.zeroPoint[0])
+    levels = tensor_data(model, table).reshape(-1, _PIXELS).astype(int) - zero
+    return levels, scale, container_top(8) - zero
+
+
 def pixels_of(model, values, exactly=False):
     """The pixels that a file makes some values of, or the nearest ones.
 
@@ -119,9 +132,7 @@ def pixels_of(model, values, exactly=False):
     Raises:
         ValueError: `exactly`, and a value is that of no pixel.
     """
-    table = model.subgraphs[0].tensors[_lookup(model).inputs[0]]
-    scale, zero = table.quantization.scale[0], int(table.quantization.zeroPoint[0])
-    rows = tensor_data(model, table).reshape(-1, _PIXELS).astype(int) - zero
+    rows, scale, _ = pixel_levels(model)
     rows = np.broadcast_to(rows, (values.shape[-1], _PIXELS))
     levels = np.asarray(values, np.float32) / scale
     found = np.empty(levels.shape, np.uint8)

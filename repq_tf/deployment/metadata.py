@@ -16,6 +16,7 @@ from repq_tf.deployment.pixels import check_pixels
 from repq_tf.files import write_atomically
 
 _FORMULA = "real = (pixel - mean) / std"
+_PIXELS = 256
 _ON_GRID = "integer = clip(round(real / scale) + zero_point)"
 
 
@@ -39,7 +40,8 @@ def export_metadata(tflite_path, path=None, labels=None, pixels=None, meaning=No
         The description, a dict.
 
     Raises:
-        ValueError: the file is not a TFLite file, or an argument does not fit it.
+        ValueError: the file is not a TFLite file, or an argument does not fit it: `pixels`
+            that are not what the file does itself, say.
 
     Example:
         >>> repq_tf.export_metadata("model.tflite", labels=names, pixels=(127.5, 127.5))
@@ -61,7 +63,7 @@ def export_metadata(tflite_path, path=None, labels=None, pixels=None, meaning=No
         **described,
         "meaning": meaning,
         "labels": None if labels is None else [str(label) for label in labels],
-        "normalization": pixels and _normalization(described["inputs"][0], pixels),
+        "normalization": None if pixels is None else _normalization(model, pixels),
         "operators": flatbuffer.count_operators(model),
         "repq_tf": importlib.metadata.version("repq_tf"),
     }
@@ -70,14 +72,31 @@ def export_metadata(tflite_path, path=None, labels=None, pixels=None, meaning=No
     return description
 
 
-def _normalization(end, pixels):
+def _normalization(model, pixels):
     """Who turns pixels into what the network computes with, and how."""
+    from repq_tf.deployment import ends
+
+    (end, *_) = ends.describe(model)["inputs"]
     mean, std = check_pixels(pixels, end["shape"][-1])
     record = {"mean": mean.tolist(), "std": std.tolist()}
-    if end["type"] == "uint8" and (end["scale"] is None or _is_grid(end, mean, std)):
+    looks_up = ends.takes_pixels(model)
+    if looks_up and not _is_table(*ends.pixel_levels(model), mean, std):
+        raise ValueError(
+            "pixels must be the normalization that the file was exported with, since it looks "
+            f"its results up. Received: {pixels!r}"
+        )
+    if looks_up or (end["type"] == "uint8" and _is_grid(end, mean, std)):
         return {"applied": "by the file", "formula": _FORMULA, **record}
     formula = _FORMULA if end["type"] == "float32" else f"{_FORMULA}; {_ON_GRID}"
     return {"applied": "by the caller", "formula": formula, **record}
+
+
+def _is_table(levels, scale, top, mean, std):
+    """Whether levels for each channel and pixel value are those of the normalisation."""
+    low = 0 if levels.min() >= 0 else -top - 1
+    values = (np.arange(_PIXELS, dtype=np.float32)[:, None] - mean) / std
+    expected = np.rint(values / np.float32(scale)).clip(low, top)
+    return bool((expected.T == levels).all())
 
 
 def _is_grid(end, mean, std):

@@ -160,3 +160,16 @@ def test_bad_pixels(qat, pixels, tmp_path):
 def test_pixels_are_uint8(qat, kind, tmp_path):
     with pytest.raises(ValueError, match=f"pixels goes with input_type='uint8'.*'{kind}'"):
         repq_tf.export_tflite(qat, tmp_path / "x", input_type=kind, pixels=(0, 255))
+
+
+@pytest.mark.parametrize(("bits", "signed"), [(8, True), (8, False), (4, True)])
+def test_metadata_refuses_another_normalization_than_the_files(bits, signed, tmp_path):
+    path, pixels = tmp_path / "x.tflite", np.array([[127.5], [60.0]])
+    repq_tf.export_tflite(
+        with_step(0.3, bits, signed), path, input_type="uint8", pixels=tuple(pixels)
+    )
+    found = repq_tf.export_metadata(path, pixels=pixels)["normalization"]  # an array is fine
+    assert (found["applied"], found["mean"], found["std"]) == ("by the file", [127.5], [60])
+    for other in ((127.5, 127.5), (100, 60), IMAGENET):
+        with pytest.raises(ValueError, match="pixels must be the normalization.*Received"):
+            repq_tf.export_metadata(path, pixels=other)
