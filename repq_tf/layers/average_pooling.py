@@ -33,6 +33,15 @@ class QuantizedAveragePooling2D(Layer):
         self.padding = padding
         self.input_zero_point = input_zero_point
 
+    def build(self, input_shape):
+        """Checks that the padding is known."""
+        if self.padding == "same":
+            try:
+                same_window(self.pool_size, self.strides, input_shape[1:3])
+            except ValueError as error:
+                raise ValueError(f"layer {self.name!r}: {error}") from None
+        super().build(input_shape)
+
     def values(self, x):
         """The average in floating point."""
         return ops.average_pool(x, self.pool_size, self.strides, self.padding)

@@ -462,6 +462,18 @@ REFUSED = {
 }
 
 
+def test_padded_pooling_of_images_of_any_size_is_refused_by_name():
+    def function(x):
+        return layers.AveragePooling2D(2, padding="same", name="bad")(conv("a")(x))
+
+    with pytest.raises(ValueError, match="^layer 'bad': padding=\"same\" with strides above 1"):
+        quantize(model_of(function, (None, None, 3)), calibration_data=images(4))
+    nested = model_of(
+        lambda x: model_of(function, (None, None, 3))(x)
+    )  # the size is known here
+    assert quantize(nested).output_shape == (None, 5, 5, 4)
+
+
 @pytest.mark.parametrize("function", REFUSED.values(), ids=REFUSED.keys())
 def test_what_cannot_be_quantized_is_refused_by_name(function):
     with pytest.raises(ValueError, match=r"bad"):
