@@ -21,10 +21,10 @@ from absl import app, flags, logging
 
 import repq_tf
 from repq_tf.files import write_atomically
+from repq_tf.train.checks import BN_STATISTICS
 from repq_tf.train.data.arrays import ArrayDataset
 from repq_tf.train.distribution import Engine, Mirrored
 from repq_tf.train.optimizer import make_optimizer
-from repq_tf.train.settings import BN_STATISTICS
 
 SIZE = (8, 8)
 CLASSES = 5
