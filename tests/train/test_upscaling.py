@@ -69,6 +69,7 @@ def write_integer(path, channels):
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
+    keras.utils.set_random_seed(0)
     found = {}
     for kind, write in (("float", write_float), ("integer", write_integer)):
         for channels in (1, 3):
@@ -89,7 +90,8 @@ def test_tiles_give_what_the_whole_image_gives(files, kind, shape):
     upscaler = Upscaler(files[kind, 3], tile=2 * RADIUS + 7)
     tiled = upscaler.run(image)
     whole = run_whole(files[kind, 3], image)
-    assert whole.shape == (2 * shape[0], 2 * shape[1], 3) and len(np.unique(whole)) > 10
+    assert whole.shape == (2 * shape[0], 2 * shape[1], 3)
+    assert len(np.unique(whole)) > min(10, whole.size // 2)  # a picture, not a constant
     if kind == "integer":
         np.testing.assert_array_equal(tiled, whole)
     else:
