@@ -92,7 +92,7 @@ def test_tiles_give_what_the_whole_image_gives(files, kind, shape):
     tiled = upscaler.run(image)
     whole = run_whole(files[kind, 3], image)
     assert whole.shape == (2 * shape[0], 2 * shape[1], 3)
-    assert len(np.unique(whole)) > min(10, whole.size // 2)  # a picture, not a constant
+    assert len(np.unique(whole)) > 10
     if kind == "integer":
         np.testing.assert_array_equal(tiled, whole)
     else:
