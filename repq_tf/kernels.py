@@ -38,7 +38,8 @@ class AffineKernel:
             backend tensor. Output channel `o` belongs to group
             `o // (out_channels / groups)`. A depthwise kernel has
             `groups == in_channels`.
-        bias: `(out_channels,)`.
+        bias: `(out_channels,)`. A NumPy array of zeros beside a tensor is known to be zero,
+            and costs nothing.
         groups: the number of groups.
 
     Example:
@@ -73,9 +74,14 @@ class AffineKernel:
         """The number of output channels."""
         return self.kernel.shape[3]
 
+    @property
+    def has_bias(self):
+        """Whether the bias is anything but known to be zero."""
+        return not isinstance(self.bias, np.ndarray) or bool(self.bias.any())
+
     def scale(self, gain, shift=None):
         """Per output channel: `gain * y + shift`, gain and shift `(out_channels,)`."""
-        bias = self.bias * gain
+        bias = self.bias * gain if self.has_bias else self.bias
         return AffineKernel(
             self.kernel * gain, bias if shift is None else bias + shift, self.groups
         )
@@ -160,7 +166,7 @@ class AffineKernel:
                 pads = ((h, taps[0] - 1 - h), (d, taps[1] - 1 - d), (0, 0), (0, 0))
                 term = xp.pad(term, pads)
             kernel = term if kernel is None else kernel + term
-        bias = other.response(self.bias) + other.bias
+        bias = other.response(self.bias) + other.bias if self.has_bias else other.bias
         return AffineKernel(kernel, bias, min(self.groups, other.groups))
 
     def response(self, constant):

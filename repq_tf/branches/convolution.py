@@ -1,5 +1,7 @@
 """The leaves that are plain: a convolution, and the identity."""
 
+import numpy as np
+
 from repq_tf.branches.base import Branch, Reading
 from repq_tf.convolution import VALID, apply_window, convolve, subsample
 from repq_tf.keras_api import add_parameter, dtype_name, keras, ops
@@ -86,7 +88,7 @@ class Convolution(Branch):
         reading = reading or Reading()
         kernel = reading.value(self.kernel)
         if self.bias is None:
-            bias = reading.xp.zeros((self.filters,), dtype_name(kernel))
+            bias = np.zeros((self.filters,), dtype_name(kernel))
         else:
             bias = reading.value(self.bias)
         return AffineKernel(kernel, bias, self.groups)
@@ -115,6 +117,5 @@ class Identity(Branch):
         """The depthwise kernel of ones."""
         reading = reading or Reading()
         affine = AffineKernel.identity(self.channels, self.variable_dtype)
-        return AffineKernel(
-            reading.constant(affine.kernel), reading.constant(affine.bias), affine.groups
-        )
+        kernel = reading.constant(affine.kernel)
+        return AffineKernel(kernel, affine.bias.astype(dtype_name(kernel)), affine.groups)

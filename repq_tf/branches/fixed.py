@@ -4,6 +4,7 @@ import numpy as np
 
 from repq_tf.branches.base import Branch, Reading
 from repq_tf.convolution import VALID, convolve
+from repq_tf.keras_api import dtype_name
 from repq_tf.kernels import AffineKernel
 
 SOBEL_X = np.array([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
@@ -74,5 +75,5 @@ class Fixed(Branch):
         """The filters themselves."""
         reading = reading or Reading()
         kernel = reading.constant(self.array.astype(self.variable_dtype))
-        bias = reading.constant(np.zeros(self.array.shape[3], self.variable_dtype))
+        bias = np.zeros(self.array.shape[3], dtype_name(kernel))
         return AffineKernel(kernel, bias, self.groups)

@@ -80,7 +80,7 @@ class Online(Wrapper):
         """Convolves with the merged kernel."""
         affine = self.merge()
         y = convolve(x, affine.kernel, affine.groups, strides, window)
-        return y + ops.cast(affine.bias, y.dtype)
+        return y + ops.cast(affine.bias, y.dtype) if affine.has_bias else y
 
     def merge(self, reading=None):
         """The child's kernel."""

@@ -130,6 +130,7 @@ def _ecb(block):
 
 
 _ROWS = ("origin", "average", "prior", "stacked", "pointwise", "separable")
+_FILTERED = ("average", "prior")
 
 
 def _generated(block, stem, module="", name="generated", size=None, mirrored=False, rows=_ROWS):
@@ -161,7 +162,8 @@ def _generated(block, stem, module="", name="generated", size=None, mirrored=Fal
         "separable/pointwise/kernel": kernel(f"{theirs}_gconv_pw"),
     }
     for index, branch in enumerate(rows):
-        terms[f"{branch}_scale/gain"] = row(f"{module}vector", index)
+        scale = f"{branch}/filters_scale" if branch in _FILTERED else f"{branch}_scale"
+        terms[f"{scale}/gain"] = row(f"{module}vector", index)
     names = {f"{name}/sum/{key}": source for key, source in terms.items()}
     return Table(names, {f"{theirs}_avg_avg": np.full(size, 1 / np.prod(size))})
 

@@ -88,16 +88,17 @@ class OREPABlock(ReparamConv):
         if size == (1, 1):
             return Online(Sum(self._pointwise_terms(in_channels, filters)), name)
 
-        def pointwise_then(last, name):
+        def pointwise_then(last, start, name):
+            # The vector scales the filters, which are k^2 C numbers, not the k^2 C^2 products.
             first = self.convolution((1, 1), "first", filters=filters)
-            return Chain([first, last], name=name)
+            return Chain([first, _term(last, start)], name=name)
 
-        average = Fixed.average(size, filters)
-        prior = Fixed.depthwise(frequency_prior(size, filters), filters, "cosine")
+        average = Fixed.average(size, filters, "filters")
+        prior = Fixed.depthwise(frequency_prior(size, filters), filters, "filters")
         terms = [
             _term(self.convolution(size, "origin", filters=filters), 0.25),
-            _term(pointwise_then(average, "average"), 0.25),
-            _term(pointwise_then(prior, "prior"), 0.0),
+            pointwise_then(average, 0.25, "average"),
+            pointwise_then(prior, 0.0, "prior"),
             _term(self._stacked(in_channels, filters, size), 0.5),
         ]
         if pointwise is not None:

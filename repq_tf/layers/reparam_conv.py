@@ -320,10 +320,11 @@ class ReparamConv(Layer):
         if quantizer is not None:
             kernel = quantizer(kernel)
         y = convolve(x, kernel, affine.groups, self.strides, window)
-        if self.root is None:
-            return y + ops.cast(affine.bias, y.dtype)
-        training = training and self.bn_statistics != "running"
-        return self.root.normalize(y, training, bias=affine.bias)
+        bias = affine.bias if affine.has_bias else None
+        if self.root is not None:
+            training = training and self.bn_statistics != "running"
+            return self.root.normalize(y, training, bias)
+        return y if bias is None else y + ops.cast(bias, y.dtype)
 
     def _integer_convolution(self, x, input_step, window, wide):
         integers, scale, bias, groups = self.integer_weights(input_step)

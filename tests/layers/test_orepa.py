@@ -25,10 +25,10 @@ class TestOREPABlock(BlockCase):
         bn/beta (6,)
         bn/generated/sum/origin_scale/gain (6,)
         bn/generated/sum/origin_scale/origin/kernel (3, 3, 4, 6)
-        bn/generated/sum/average_scale/gain (6,)
-        bn/generated/sum/average_scale/average/first/kernel (1, 1, 4, 6)
-        bn/generated/sum/prior_scale/gain (6,)
-        bn/generated/sum/prior_scale/prior/first/kernel (1, 1, 4, 6)
+        bn/generated/sum/average/first/kernel (1, 1, 4, 6)
+        bn/generated/sum/average/filters_scale/gain (6,)
+        bn/generated/sum/prior/first/kernel (1, 1, 4, 6)
+        bn/generated/sum/prior/filters_scale/gain (6,)
         bn/generated/sum/stacked_scale/gain (6,)
         bn/generated/sum/stacked_scale/stacked/first/residual/kernel (1, 1, 4, 4)
         bn/generated/sum/stacked_scale/stacked/square/kernel (3, 3, 4, 6)
@@ -48,8 +48,8 @@ class TestOREPABlock(BlockCase):
         origin = weights["origin_scale/origin/kernel"]
         expected = origin * weights["origin_scale/gain"]
         prior = frequency_prior((3, 3), 5)
-        average = weights["average_scale/average/first/kernel"][0, 0]
-        cosine = weights["prior_scale/prior/first/kernel"][0, 0]
+        average = weights["average/first/kernel"][0, 0]
+        cosine = weights["prior/first/kernel"][0, 0]
         pointwise = weights["pointwise_scale/pointwise/kernel"][0, 0]
         chain = "stacked_scale/stacked"
         first = np.eye(4) + weights[f"{chain}/first/residual/kernel"][0, 0]
@@ -57,10 +57,10 @@ class TestOREPABlock(BlockCase):
         depthwise = weights["separable_scale/separable/depthwise/kernel"]
         separable = weights["separable_scale/separable/pointwise/kernel"][0, 0]
         for o in range(5):
-            expected[:, :, :, o] += weights["average_scale/gain"][o] * average[:, o] / 9
+            expected[:, :, :, o] += weights["average/filters_scale/gain"][o] * average[:, o] / 9
             expected[1, 1, :, o] += weights["pointwise_scale/gain"][o] * pointwise[:, o]
             for i in range(4):
-                gain = weights["prior_scale/gain"][o] * cosine[i, o]
+                gain = weights["prior/filters_scale/gain"][o] * cosine[i, o]
                 expected[:, :, i, o] += gain * prior[:, :, o]
                 for m in range(4):
                     gain = weights["stacked_scale/gain"][o] * first[i, m]
@@ -75,13 +75,15 @@ class TestOREPABlock(BlockCase):
         block = OREPABlock(64, name="block")
         block.build((None, 8, 8, 32))
         weights = {
-            v.path.rsplit("/", 2)[1]: array(v) for v in block.weights if "gain" in v.path
+            v.path.split("/generated/sum/")[-1]: array(v)
+            for v in block.weights
+            if "gain" in v.path
         }
-        starts = {name.removesuffix("_scale"): set(v) for name, v in weights.items()}
+        starts = {name.removesuffix("_scale/gain"): set(v) for name, v in weights.items()}
         assert starts == {
             "origin": {0.25},
-            "average": {0.25},
-            "prior": {0.0},
+            "average/filters": {0.25},
+            "prior/filters": {0.0},
             "stacked": {0.5},
             "pointwise": {1.0},
             "separable": {0.5},
@@ -133,10 +135,10 @@ class TestOREPAStem(BlockCase):
         bn/beta (6,)
         bn/generated/chain/link0/sum/origin_scale/gain (6,)
         bn/generated/chain/link0/sum/origin_scale/origin/kernel (3, 3, 4, 6)
-        bn/generated/chain/link0/sum/average_scale/gain (6,)
-        bn/generated/chain/link0/sum/average_scale/average/first/kernel (1, 1, 4, 6)
-        bn/generated/chain/link0/sum/prior_scale/gain (6,)
-        bn/generated/chain/link0/sum/prior_scale/prior/first/kernel (1, 1, 4, 6)
+        bn/generated/chain/link0/sum/average/first/kernel (1, 1, 4, 6)
+        bn/generated/chain/link0/sum/average/filters_scale/gain (6,)
+        bn/generated/chain/link0/sum/prior/first/kernel (1, 1, 4, 6)
+        bn/generated/chain/link0/sum/prior/filters_scale/gain (6,)
         bn/generated/chain/link0/sum/stacked_scale/gain (6,)
         bn/generated/chain/link0/sum/stacked_scale/stacked/first/residual/kernel (1, 1, 4, 4)
         bn/generated/chain/link0/sum/stacked_scale/stacked/square/kernel (3, 3, 4, 6)
@@ -147,10 +149,10 @@ class TestOREPAStem(BlockCase):
         bn/generated/chain/link0/sum/separable_scale/separable/pointwise/kernel (1, 1, 32, 6)
         bn/generated/chain/link1/sum/origin_scale/gain (6,)
         bn/generated/chain/link1/sum/origin_scale/origin/kernel (3, 3, 6, 6)
-        bn/generated/chain/link1/sum/average_scale/gain (6,)
-        bn/generated/chain/link1/sum/average_scale/average/first/kernel (1, 1, 6, 6)
-        bn/generated/chain/link1/sum/prior_scale/gain (6,)
-        bn/generated/chain/link1/sum/prior_scale/prior/first/kernel (1, 1, 6, 6)
+        bn/generated/chain/link1/sum/average/first/kernel (1, 1, 6, 6)
+        bn/generated/chain/link1/sum/average/filters_scale/gain (6,)
+        bn/generated/chain/link1/sum/prior/first/kernel (1, 1, 6, 6)
+        bn/generated/chain/link1/sum/prior/filters_scale/gain (6,)
         bn/generated/chain/link1/sum/stacked_scale/gain (6,)
         bn/generated/chain/link1/sum/stacked_scale/stacked/first/residual/kernel (1, 1, 6, 6)
         bn/generated/chain/link1/sum/stacked_scale/stacked/square/kernel (3, 3, 6, 6)
@@ -182,10 +184,10 @@ class TestOREPARepVGGBlock(BlockCase):
         sum/generated_bn/beta (4,)
         sum/generated_bn/generated/sum/origin_scale/gain (4,)
         sum/generated_bn/generated/sum/origin_scale/origin/kernel (3, 3, 4, 4)
-        sum/generated_bn/generated/sum/average_scale/gain (4,)
-        sum/generated_bn/generated/sum/average_scale/average/first/kernel (1, 1, 4, 4)
-        sum/generated_bn/generated/sum/prior_scale/gain (4,)
-        sum/generated_bn/generated/sum/prior_scale/prior/first/kernel (1, 1, 4, 4)
+        sum/generated_bn/generated/sum/average/first/kernel (1, 1, 4, 4)
+        sum/generated_bn/generated/sum/average/filters_scale/gain (4,)
+        sum/generated_bn/generated/sum/prior/first/kernel (1, 1, 4, 4)
+        sum/generated_bn/generated/sum/prior/filters_scale/gain (4,)
         sum/generated_bn/generated/sum/stacked_scale/gain (4,)
         sum/generated_bn/generated/sum/stacked_scale/stacked/first/residual/kernel (1, 1, 4, 4)
         sum/generated_bn/generated/sum/stacked_scale/stacked/square/kernel (3, 3, 4, 4)
