@@ -3,6 +3,8 @@
 Layer by layer, on the features as the quantized layers before make them.
 """
 
+import math
+
 import numpy as np
 
 from repq_tf.branches import BatchNorm
@@ -82,6 +84,9 @@ def _sample(values, name):
     if not np.isfinite(flat).all():
         raise ValueError(f"layer {name!r}: its input holds NaN or infinity on calibration data")
     stride = -(-len(flat) // _SAMPLES)
+    # In step with an axis, it would see one channel, or one column, alone.
+    while math.gcd(stride, len(flat)) > 1:
+        stride += 1
     return np.append(flat[::stride], flat[np.abs(flat).argmax()])
 
 

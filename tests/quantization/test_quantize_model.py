@@ -467,6 +467,26 @@ def test_whole_numbers_are_read_as_they_are(tiny):
     assert not one.get_layer("image_quantize").signed
 
 
+@pytest.mark.parametrize("channels", [2, 3, 8])
+def test_steps_are_found_from_all_channels(channels):
+    """Of more values than are looked at, too: among them the loudest channel's."""
+    data = np.random.default_rng(0).normal(size=(1024, 16, 16, channels)).astype("float32")
+    data[..., :-1] *= 0.05  # all but the last are quiet
+    image = keras.Input(data.shape[1:], name="image")
+    model = keras.Model(image, ConvBNBlock(1, 1, name="conv")(image))
+    qat = repq_tf.quantize(
+        model,
+        calibration_data=data,
+        rules={"image*": {"activation_bits": 4}},
+        verbose=False,
+    )
+    steps = np.geomspace(0.05, 1, 100)
+    errors = [np.mean((np.clip(np.rint(data / s), -8, 7) * s - data) ** 2) for s in steps]
+    step = float(find(qat)["image_quantize/activation"].step)
+    found = np.mean((np.clip(np.rint(data / step), -8, 7) * step - data) ** 2)
+    assert found < 1.02 * min(errors)
+
+
 def test_a_diverged_model_is_named():
     model = network(residual)
     kernel = model.get_layer("ac").weights[2]
