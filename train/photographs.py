@@ -11,14 +11,15 @@ from repq_tf.files import replacing
 from repq_tf.train.errors import UserError
 
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
-_OPACITY = {  # whether what a name ends in means a format that keeps it
-    ".png": True,
-    ".webp": True,
-    ".tif": True,
-    ".tiff": True,
-    ".jpg": False,
-    ".jpeg": False,
-    ".bmp": False,
+_LARGEST = 1 << 30  # pixels in a row or a column, of formats that allow more than there are
+_FORMATS = {  # what a name ends in: whether that format keeps opacity, and its largest side
+    ".png": (True, _LARGEST),
+    ".webp": (True, 16383),
+    ".tif": (True, _LARGEST),
+    ".tiff": (True, _LARGEST),
+    ".jpg": (False, 65500),
+    ".jpeg": (False, 65500),
+    ".bmp": (False, _LARGEST),
 }
 _QUALITY = 95  # of formats that lose something
 
@@ -59,24 +60,33 @@ def read_photograph(path):
     return Photograph(pixels.reshape(*pixels.shape[:2], -1), profile)
 
 
-def check_writable(path, photograph):
-    """Makes sure that a name's format can hold a picture, and that its folder takes files.
+def check_writable(path, photograph, scale=1):
+    """Makes sure that a name's format can hold an enlarged picture, and its folder takes files.
 
     Args:
         path: The name.
-        photograph: A `Photograph` of the same channels, of any size.
+        photograph: The `Photograph` that is enlarged.
+        scale: How many times.
 
     Raises:
         UserError: If not.
     """
     end = os.path.splitext(path)[1].lower()
-    if end not in _OPACITY:
-        raise UserError(f"The result must end in one of {' '.join(_OPACITY)}. Received: {path}")
-    if photograph.pixels.shape[2] % 2 == 0 and not _OPACITY[end]:
-        able = " ".join(end for end in _OPACITY if _OPACITY[end])
+    if end not in _FORMATS:
+        raise UserError(f"The result must end in one of {' '.join(_FORMATS)}. Received: {path}")
+    height, width, channels = photograph.pixels.shape
+    opacity, largest = _FORMATS[end]
+    if channels % 2 == 0 and not opacity:
+        able = " ".join(end for end, (opacity, _) in _FORMATS.items() if opacity)
         raise UserError(
             f"The photograph has opacity, so the result must end in one of {able}."
             f" Received: {path}"
+        )
+    if scale * max(height, width) > largest:
+        able = " ".join(end for end, (_, side) in _FORMATS.items() if side == _LARGEST)
+        raise UserError(
+            f"The result has {scale * width}x{scale * height} pixels, and {end} holds at most"
+            f" {largest} in a row or a column; it may end in one of {able}. Received: {path}"
         )
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
@@ -100,8 +110,8 @@ def write_photograph(path, photograph):
     try:
         with replacing(path) as temporary:
             picture.save(temporary, quality=_QUALITY, icc_profile=photograph.profile)
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
             f"{path} cannot be written: {reason}. What was there before is unchanged."
         ) from error

@@ -125,8 +125,8 @@ def upscale_file(source, target, model, tile=None, threads=1, verbose=True):
         UserError: If one of the files is not what it must be, before anything is computed.
     """
     photograph = read_photograph(source)
-    check_writable(target, photograph)
     upscaler = Upscaler(_find_file(model), tile, threads)
+    check_writable(target, photograph, upscaler.field.scale)
     bar = keras.utils.Progbar(None, unit_name="tile", verbose=int(verbose))
 
     def show(done, count):

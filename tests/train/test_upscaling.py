@@ -221,6 +221,25 @@ def test_what_is_checked_can_be_written(end, channels, tmp_path):
         np.testing.assert_array_equal(found[..., -1], image.pixels[..., -1])
 
 
+@pytest.mark.parametrize(("end", "largest"), [("webp", 16383), ("jpg", 65500)])
+def test_a_result_that_is_too_large_is_refused_first(end, largest, tmp_path):
+    """At the very size at which writing fails."""
+    path = tmp_path / f"a.{end}"
+    small = Photograph(photograph(1, largest // 3 + 1, 1))
+    with pytest.raises(UserError, match=f"{largest} in a row or a column; .* .png .tif"):
+        check_writable(path, small, scale=3)
+    for size in (largest, largest + 1):
+        image = Photograph(np.zeros((1, size, 1), "uint8"))
+        if size > largest:
+            with pytest.raises(UserError, match="holds at most"):
+                check_writable(path, image)
+            with pytest.raises(UserError, match="cannot be written"):
+                write_photograph(path, image)
+        else:
+            check_writable(path, image)
+            write_photograph(path, image)
+
+
 def test_what_was_there_stays_when_writing_fails(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"before")
     with pytest.raises(UserError, match="a.jpg cannot be written: .* before is unchanged"):
