@@ -4,12 +4,12 @@ import dataclasses
 import math
 
 from repq_tf.keras_api import keras
-from repq_tf.layers import ReparamConv, SqueezeExcite
+from repq_tf.layers import QuantizedPReLU, ReparamConv, SqueezeExcite
 from repq_tf.quantizers import LSQ
 
 FLOAT_BITS = 32
 _BYTES_OF_BIAS = 4  # int32, or float32
-_ELEMENTWISE = (keras.layers.PReLU,)
+_ELEMENTWISE = (keras.layers.PReLU, QuantizedPReLU)
 
 
 @dataclasses.dataclass(frozen=True)

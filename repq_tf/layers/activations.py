@@ -1,5 +1,7 @@
 """Activations that are operators of their own, in the integer runtime's arithmetic."""
 
+import numpy as np
+
 from repq_tf.branches import WideReading
 from repq_tf.keras_api import Layer, keras, ops, register
 from repq_tf.layers import runtime
@@ -9,6 +11,11 @@ from repq_tf.quantizers import container_top
 
 # A slope below this is none: the runtime's multiplier must exist.
 _SMALLEST_SLOPE = 2.0**-20
+
+
+def _leaky(x, slope):
+    # At 0, where quantized features often are, the gradient is Keras's: the slope.
+    return ops.where(x > 0, x, slope * x)
 
 
 @register
@@ -63,13 +70,13 @@ class QuantizedPReLU(Quantize):
 
     def copy_weights(self, source):
         """Takes alpha of a `keras.layers.PReLU`."""
-        alpha = ops.convert_to_tensor(source.alpha)
-        self.alpha.assign(ops.broadcast_to(alpha, self.alpha.shape))
+        alpha = ops.convert_to_numpy(source.alpha)
+        # A copy: JAX would share the array, and training gives it away.
+        self.alpha.assign(np.array(np.broadcast_to(alpha, self.alpha.shape)))
 
     def values(self, x, *steps):
         """The activation in floating point."""
-        alpha = ops.cast(self.alpha, x.dtype)
-        return ops.maximum(x, 0) + alpha * ops.minimum(x, 0)
+        return _leaky(x, ops.cast(self.alpha, x.dtype))
 
     def integer_slope(self):
         """The sign of alpha, -1, 0 or 1, and its positive scale; `(channels,)` each."""
@@ -134,7 +141,7 @@ class QuantizedLeakyReLU(Layer):
 
     def values(self, x):
         """The activation in floating point, with the rounded slope."""
-        return ops.maximum(x, 0) + (self.numerator / 256) * ops.minimum(x, 0)
+        return _leaky(x, self.numerator / 256)
 
     def call(self, x, step, training=False):
         """The activation: the integer runtime's way, in training in floating point."""

@@ -379,6 +379,9 @@ class ReparamConv(Layer):
             "sample_fraction literal_estimate oabn_k"
         )
         config.update({name: getattr(self, name) for name in names.split()})
+        if self.built and (self.restored is not None) != self._restores():
+            # `bn_statistics` was set to another mode since.
+            config["restore_batch_norm"] = self.restored is not None
         config["activation"] = keras.activations.serialize(self.activation)
         config["kernel_initializer"] = keras.initializers.serialize(self.kernel_initializer)
         config["kernel_regularizer"] = keras.regularizers.serialize(self.kernel_regularizer)

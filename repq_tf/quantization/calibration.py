@@ -73,17 +73,29 @@ def calibrate(model, batches, fresh_roots, true_moments, shared_values):
                 return
             calibrated.add(layer.name)
             values = shared_values.get(layer.name) or [layer.values(*args) for args, _ in calls]
-            layer.activation_quantizer.initialize(_sample(values, layer.name))
+            layer.activation_quantizer.initialize(_samples(values, layer.name))
 
     run_batches(read_graph(model), batches, visit)
 
 
-def _sample(values, name):
-    """At most `_SAMPLES` of the values, evenly spread, and the largest one."""
+def _samples(values, name):
+    """Samples of all the tensors that share a scale, as many of each."""
+    shapes = sorted({tuple(value.shape[1:]) for value in values})
+    limit = _SAMPLES // len(shapes)
+    return np.concatenate(
+        [
+            _sample([value for value in values if tuple(value.shape[1:]) == shape], name, limit)
+            for shape in shapes
+        ]
+    )
+
+
+def _sample(values, name, limit):
+    """At most `limit` of the values of one shape, evenly spread, and the largest one."""
     flat = np.concatenate([ops.convert_to_numpy(v).astype(np.float32).ravel() for v in values])
     if not np.isfinite(flat).all():
         raise ValueError(f"layer {name!r}: its input holds NaN or infinity on calibration data")
-    stride = -(-len(flat) // _SAMPLES)
+    stride = -(-len(flat) // limit)
     # In step with an axis, it would see one channel, or one column, alone.
     while math.gcd(stride, len(flat)) > 1:
         stride += 1

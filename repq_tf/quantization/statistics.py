@@ -47,17 +47,25 @@ def reestimate_batch_norm(model, data, batch_size=128):
 
 
 def _axis_moments(layer, x):
+    x = ops.cast(x, "float32")
     axis = normalized_axis(layer) % x.ndim
     axes = tuple(k for k in range(x.ndim) if k != axis)
     return len(x), ops.mean(x, axis=axes), ops.var(x, axis=axes)
 
 
 def reestimate_block(block, calls):
-    """Re-estimates the moving statistics of one block on its inputs."""
+    """Re-estimates the moving statistics of one block on its inputs.
+
+    Those that a quantized kernel was trained with as constants stay: another kernel would not
+    suit the steps and weights that were learned for this one.
+    """
     readings = feature_readings(block, calls)
-    # A block that runs its branches normalizes them exactly, whatever its mode.
-    exact = not block.uses_merged_kernel
-    affine = block.inner.merge(CalibrationReading(readings, exact=exact))
+    if block.weight_quantizer is not None and block.bn_statistics in ("restored", "running"):
+        affine = block.inner.merge()
+    else:
+        # A block that runs its branches normalizes them exactly, whatever its mode.
+        exact = not block.uses_merged_kernel
+        affine = block.inner.merge(CalibrationReading(readings, exact=exact))
     if block.root is not None:
         reestimate_root(block, readings, affine)
 

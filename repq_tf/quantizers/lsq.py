@@ -60,28 +60,30 @@ def quantize_levels(x, step, low, high):
     return ops.round(ops.clip(x / step, low, high))
 
 
-def learned_step(initial_step, log_ratio):
-    """`initial_step * exp(log_ratio)`; the ratio is kept within `exp(-20) ... exp(20)`.
+def learned_step(initial_step, change):
+    """`initial_step * (exp(change) if change < 0 else 1 + change)`, positive and finite.
 
-    So the step is positive and finite whatever an optimizer makes of the logarithm.
+    The change is kept within -20 and 1e8, whatever an optimizer makes of it.
     """
-    return initial_step * ops.exp(ops.clip(log_ratio, -20.0, 20.0))
+    shrinks, grows = ops.clip(change, -20.0, 0.0), ops.clip(change, 0.0, 1e8)
+    return initial_step * (ops.exp(shrinks) + grows)
 
 
-def lsq(x, initial_step, log_ratio, low, high, gradient_scale, bounded=False):
+def lsq(x, initial_step, change, low, high, gradient_scale, bounded=False):
     """Fake-quantizes `x` with LSQ's gradients, keeping only `x` and the step for them.
 
-    With `s = initial_step * exp(log_ratio)` and `v = x / s`:
+    With `s = initial_step * (exp(change) if change < 0 else 1 + change)` and `v = x / s`:
 
     - forward: `round(clip(v, low, high)) * s`;
     - to x: 1 inside the range, 0 outside (straight through);
     - of s, as in the paper: `round(v) - v` inside, `low` below, `high` above, summed
       over what shares the step and multiplied by `gradient_scale`.
 
-    The trained variable is the logarithm, so that the step is positive under any
-    optimizer, and it receives the gradient of s divided by s. A gradient step on
-    it then moves s by as much as LSQ's own to first order,
-    `s * (learning_rate * ds / s)`; the natural chain rule would slow small steps by s^2.
+    The trained variable is the change, so that the step is positive under any optimizer,
+    and it receives the gradient of s divided by `ds / dchange = min(s, initial_step)`. A
+    gradient step on it then moves s by as much as LSQ's own: to first order where the step
+    shrinks, exactly where it grows. (An exponential there let single large gradients throw
+    steps out of all proportion; the natural chain rule would slow small steps by s^2.)
 
     LSQ chose its gradient scale so that a step changes, relative to itself, about as fast
     as the weights do (its section 2.2). That holds for its own large initial steps; with
@@ -95,7 +97,7 @@ def lsq(x, initial_step, log_ratio, low, high, gradient_scale, bounded=False):
     Args:
         x: a float32 or float64 tensor.
         initial_step: `()` or `(channels,)`, positive; receives no gradient.
-        log_ratio: of the same shape.
+        change: of the same shape.
         low: the lowest level.
         high: the highest level.
         gradient_scale: a number or scalar tensor.
@@ -106,8 +108,8 @@ def lsq(x, initial_step, log_ratio, low, high, gradient_scale, bounded=False):
     """
 
     @ops.custom_gradient
-    def fake_quantize(x, initial_step, log_ratio):
-        step = learned_step(initial_step, log_ratio)
+    def fake_quantize(x, initial_step, change):
+        step = learned_step(initial_step, change)
 
         def gradient(*args, upstream=None):
             upstream = args[0] if upstream is None else upstream
@@ -120,23 +122,24 @@ def lsq(x, initial_step, log_ratio, low, high, gradient_scale, bounded=False):
             error = ops.round(clipped) - ops.where(inside, v, ops.zeros_like(v))
             product = upstream * error
             axes = tuple(range(product.ndim - len(step.shape)))
-            scale = gradient_scale / step
+            scale = gradient_scale
             if bounded:
                 square = ops.mean(ops.square(error), axis=axes)
                 square = square * ops.sum(ops.square(x), axis=axes)
-                scale = ops.minimum(scale, ops.rsqrt(ops.maximum(square, 1e-30)))
-            to_ratio = ops.sum(product, axis=axes) * scale
-            return to_x, ops.zeros_like(initial_step), to_ratio
+                scale = ops.minimum(scale, step * ops.rsqrt(ops.maximum(square, 1e-30)))
+            scale = scale / ops.minimum(step, initial_step)
+            to_change = ops.sum(product, axis=axes) * scale
+            return to_x, ops.zeros_like(initial_step), to_change
 
         return quantize_levels(x, step, low, high) * step, gradient
 
-    return fake_quantize(x, initial_step, log_ratio)
+    return fake_quantize(x, initial_step, change)
 
 
 def fake_quantize(
     x,
     initial_step,
-    log_ratio,
+    change,
     low,
     high,
     gradient_scale="auto",
@@ -148,7 +151,7 @@ def fake_quantize(
     Args:
         x: a tensor; computed in the variables' dtype, returned in its own.
         initial_step: a variable `()` or `(channels,)`.
-        log_ratio: likewise.
+        change: likewise.
         low: the lowest level.
         high: the highest level.
         gradient_scale: a number, or "auto": `1 / sqrt(N * high)`, N the number of
@@ -156,13 +159,13 @@ def fake_quantize(
         per_image: whether the first axis is a batch, which N leaves out.
         bounded: see `lsq`.
     """
-    wide = ops.cast(x, log_ratio.dtype)
+    wide = ops.cast(x, change.dtype)
     # Copies, because TensorFlow's custom gradients refuse variables.
     initial = ops.copy(ops.convert_to_tensor(initial_step))
-    ratio = ops.copy(ops.convert_to_tensor(log_ratio))
+    moved = ops.copy(ops.convert_to_tensor(change))
     if gradient_scale == "auto":
-        gradient_scale = _gradient_scale(x, high, len(ratio.shape) > 0, per_image)
-    return ops.cast(lsq(wide, initial, ratio, low, high, gradient_scale, bounded), x.dtype)
+        gradient_scale = _gradient_scale(x, high, len(moved.shape) > 0, per_image)
+    return ops.cast(lsq(wide, initial, moved, low, high, gradient_scale, bounded), x.dtype)
 
 
 def _gradient_scale(x, high, per_channel, per_image):
@@ -231,11 +234,11 @@ class LSQ(Layer):
         self.low, self.high = levels(self.bits, self.signed, self.narrow)
 
     def build(self, input_shape=None):
-        """Creates the step, as a fixed initial value and a trained log ratio to it."""
+        """Creates the step, as a fixed initial value and a trained change of it."""
         shape = () if self.channels is None else (self.channels,)
-        # The ratio first: files hold trainable variables before the others.
-        self.log_ratio = add_parameter(
-            self, "step_log_ratio", shape, "zeros", trainable=self.trainable_step
+        # The change first: files hold trainable variables before the others.
+        self.change = add_parameter(
+            self, "step_change", shape, "zeros", trainable=self.trainable_step
         )
         self.initial_step = add_statistic(self, "initial_step", shape, "ones")
         self.built = True
@@ -244,7 +247,7 @@ class LSQ(Layer):
     def step(self):
         """The step, `()` or `(channels,)`, a positive tensor."""
         return learned_step(
-            ops.convert_to_tensor(self.initial_step), ops.convert_to_tensor(self.log_ratio)
+            ops.convert_to_tensor(self.initial_step), ops.convert_to_tensor(self.change)
         )
 
     def set_step(self, step):
@@ -257,7 +260,7 @@ class LSQ(Layer):
         if not (np.isfinite(values) & (values > 0)).all():
             raise ValueError(f"step must be positive and finite. Received: {values}")
         self.initial_step.assign(ops.broadcast_to(step, self.initial_step.shape))
-        self.log_ratio.assign(ops.zeros(self.log_ratio.shape, self.log_ratio.dtype))
+        self.change.assign(ops.zeros(self.change.shape, self.change.dtype))
 
     def initialize(self, values, method="min_error"):
         """Sets the step from data: `min_error` (default) or `lsq`.
@@ -286,7 +289,7 @@ class LSQ(Layer):
         return fake_quantize(
             x,
             self.initial_step,
-            self.log_ratio,
+            self.change,
             self.low,
             self.high,
             self.gradient_scale,
@@ -296,7 +299,7 @@ class LSQ(Layer):
 
     def clip_rate(self, x):
         """The share of values outside the grid's range by more than half a step."""
-        v = ops.cast(x, self.log_ratio.dtype) / self.step
+        v = ops.cast(x, self.change.dtype) / self.step
         outside = ops.logical_or(v < self.low - 0.5, v > self.high + 0.5)
         return ops.mean(ops.cast(outside, "float32"))
 

@@ -65,8 +65,8 @@ class LSQQuantizer(tfmot_keras.quantizers.Quantizer):
         start = "ones" if self.step is None else keras.initializers.Constant(self.step)
         weights = {
             "initial_step": add_statistic(layer, f"{name}_initial_step", shape, start),
-            "log_ratio": add_parameter(
-                layer, f"{name}_step_log_ratio", shape, "zeros", trainable=self.learned
+            "change": add_parameter(
+                layer, f"{name}_step_change", shape, "zeros", trainable=self.learned
             ),
         }
         if self.step is None:
@@ -86,7 +86,7 @@ class LSQQuantizer(tfmot_keras.quantizers.Quantizer):
         y = fake_quantize(
             values,
             start,
-            weights["log_ratio"],
+            weights["change"],
             self.low,
             self.high,
             per_image=self.per_image,

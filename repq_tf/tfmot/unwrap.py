@@ -210,7 +210,7 @@ def _copy_step(owner, prefix, quantizer):
             "calibration_data"
         )
     quantizer.initial_step.assign(weights[f"{prefix}_initial_step"])
-    quantizer.log_ratio.assign(weights[f"{prefix}_step_log_ratio"])
+    quantizer.change.assign(weights[f"{prefix}_step_change"])
 
 
 def _variable_name(variable):

@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import repq_tf
 from repq_tf.layers import QuantizedLeakyReLU, QuantizedPReLU
@@ -124,3 +125,20 @@ def test_constraints_and_frozen_alphas_stay(tmp_path):
     model.trainable = False
     model.trainable = True
     assert len(layers[1].trainable_variables) == 2
+
+
+@pytest.mark.parametrize("kind", ["prelu", "leaky"])
+def test_the_gradient_at_0_is_keras_s(kind):
+    """Quantized features are 0 often."""
+    layer = QuantizedLeakyReLU(0.25) if kind == "leaky" else QuantizedPReLU(8, True)
+    x = tf.Variable([[-1.0, 0.0, 1.0]])
+    if kind == "prelu":
+        layer.build(x.shape)
+        layer.alpha.assign(np.full(layer.alpha.shape, 0.25))
+    with tf.GradientTape() as tape:
+        y = layer.values(x)
+    expected = [[0.25, 0.25, 1.0]]
+    np.testing.assert_array_equal(tape.gradient(y, x), expected)
+    with tf.GradientTape() as tape:
+        y = keras.ops.leaky_relu(x, 0.25)
+    np.testing.assert_array_equal(tape.gradient(y, x), expected)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from repq_tf.branches import Chain, Identity, Sum
-from repq_tf.layers import ConvBlock, ReparamConv
+from repq_tf.layers import ConvBlock, ReparamConv, RepVGGBlock
 from tests.block_case import BlockCase, array
 
 
@@ -109,3 +109,18 @@ def test_an_unknown_image_size():
         ValueError, match='padding="same" with strides above 1.*known input size'
     ):
         ConvBlock(4, strides=2)(inputs)
+
+
+@pytest.mark.parametrize(("first", "then"), [("restored", "running"), ("batch", "restored")])
+def test_a_mode_that_was_changed_is_saved_with_the_restored_batch_norm(first, then, tmp_path):
+    image = keras.Input((6, 6, 2))
+    block = RepVGGBlock(3, weight_bits=8, bn_statistics=first, name="b")
+    model = keras.Model(image, block(image))
+    block.bn_statistics = then
+    model.save(tmp_path / "a.keras")
+    loaded = keras.models.load_model(tmp_path / "a.keras")
+    twin = loaded.get_layer("b")
+    assert twin.bn_statistics == then
+    assert (twin.restored is None) == (block.restored is None) == (first == "batch")
+    x = np.random.default_rng(0).normal(size=(2, 6, 6, 2)).astype("float32")
+    np.testing.assert_array_equal(array(loaded(x)), array(model(x)))

@@ -217,7 +217,7 @@ def test_a_softmax_has_the_runtimes_grid():
         model = quantize(model_of(function), bits=4)
         layer = model.get_layer("d_softmax_quantize")
         assert (layer.bits, layer.signed, float(layer.step)) == (8, False, 1 / 256)
-        assert "d_softmax_quantize/activation_quantizer/step_log_ratio" not in [
+        assert "d_softmax_quantize/activation_quantizer/step_change" not in [
             v.path for v in model.trainable_variables
         ]
 

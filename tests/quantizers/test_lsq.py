@@ -27,14 +27,14 @@ def paper(x, step, low, high, upstream, scale):
     return forward, upstream * inside, (upstream * to_step).sum(axes) * scale
 
 
-def library(x, initial, log_ratio, low, high, upstream, scale):
-    tensors = [tf.constant(v, "float64") for v in (x, initial, log_ratio)]
+def library(x, initial, change, low, high, upstream, scale):
+    tensors = [tf.constant(v, "float64") for v in (x, initial, change)]
     with tf.GradientTape() as tape:
         tape.watch(tensors)
         y = lsq(*tensors, low, high, scale)
-    to_x, to_initial, to_ratio = tape.gradient(y, tensors, tf.constant(upstream))
+    to_x, to_initial, to_change = tape.gradient(y, tensors, tf.constant(upstream))
     assert to_initial is None or not np.any(array(to_initial))
-    return array(y), array(to_x), array(to_ratio)
+    return array(y), array(to_x), array(to_change)
 
 
 @settings(max_examples=100)
@@ -50,21 +50,22 @@ def library(x, initial, log_ratio, low, high, upstream, scale):
 def test_forward_and_gradients_are_the_papers(
     bits, signed, narrow, channels, shape, scale, seed
 ):
-    """The trained log ratio receives `g dL/ds / s`: a step on it moves s as LSQ's would."""
+    """The trained change receives `g dL/ds / (ds / dchange)`: s moves as LSQ would."""
     rng = np.random.default_rng(seed)
     low, high = levels(bits, signed, narrow)
     shape = shape if channels is None else (*shape, channels)
     initial = rng.uniform(0.1, 1.0, () if channels is None else (channels,))
-    ratio = rng.normal(0, 0.5, initial.shape)
-    step = initial * np.exp(ratio)
+    change = rng.normal(0, 0.5, initial.shape)
+    step = initial * np.where(change < 0, np.exp(change), 1 + change)
     x = rng.uniform(1.4 * low - 1, 1.4 * high + 1, shape) * step
     upstream = rng.normal(size=shape)
-    y, to_x, to_ratio = library(x, initial, ratio, low, high, upstream, scale)
+    y, to_x, to_change = library(x, initial, change, low, high, upstream, scale)
     expected, expected_to_x, expected_to_step = paper(x, step, low, high, upstream, scale)
     np.testing.assert_allclose(y, expected, rtol=1e-14, atol=0)
     np.testing.assert_array_equal(to_x, expected_to_x)
-    assert to_ratio.shape == initial.shape
-    np.testing.assert_allclose(to_ratio, expected_to_step / step, rtol=1e-10, atol=1e-12)
+    assert to_change.shape == initial.shape
+    slope = initial * np.where(change < 0, np.exp(change), 1)
+    np.testing.assert_allclose(to_change, expected_to_step / slope, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
@@ -77,11 +78,11 @@ def test_values_on_the_bounds_and_between_levels(bits, signed, narrow):
     upstream = np.linspace(1, 2, len(v))
     for n in range(len(v)):  # one by one: sums would hide which value is wrong
         one, up = v[n : n + 1] * step, upstream[n : n + 1]
-        y, to_x, to_ratio = library(one, step, 0.0, low, high, up, 1.0)
+        y, to_x, to_change = library(one, step, 0.0, low, high, up, 1.0)
         expected, expected_to_x, expected_to_step = paper(one, step, low, high, up, 1.0)
         np.testing.assert_array_equal(y, expected)
         np.testing.assert_array_equal(to_x, expected_to_x)
-        np.testing.assert_array_equal(to_ratio, expected_to_step / step)
+        np.testing.assert_array_equal(to_change, expected_to_step / step)
     assert library(np.array([high * step]), step, 0.0, low, high, np.ones(1), 1.0)[1] == 0
 
 
@@ -116,8 +117,8 @@ def test_the_gradient_scale_is_that_of_what_shares_a_step(options, shape, count,
     x, upstream = rng.normal(size=(2, *shape)).astype("float32")
     with tf.GradientTape() as tape:
         y = layer(ops.convert_to_tensor(x))
-    actual = array(tape.gradient(y, layer.log_ratio.value, ops.convert_to_tensor(upstream)))
-    step = np.full(layer.log_ratio.shape, 0.1, "float32")
+    actual = array(tape.gradient(y, layer.change.value, ops.convert_to_tensor(upstream)))
+    step = np.full(layer.change.shape, 0.1, "float32")
     scale = 1 / np.sqrt(count * layer.high)
     _, _, expected = paper(x, step, layer.low, layer.high, upstream, scale)
     np.testing.assert_allclose(actual, expected / step, rtol=1e-3, atol=1e-4)
@@ -131,7 +132,7 @@ def test_weights_limit_the_gradient_scale(step, rng):
     x, upstream = rng.normal(size=(2, *shape)).astype("float32")
     with tf.GradientTape() as tape:
         y = layer(ops.convert_to_tensor(x))
-    actual = array(tape.gradient(y, layer.log_ratio.value, ops.convert_to_tensor(upstream)))
+    actual = array(tape.gradient(y, layer.change.value, ops.convert_to_tensor(upstream)))
     v = x.astype("float64") / step
     error = np.where(np.abs(v) < 127, np.rint(v) - v, np.sign(v) * 127)
     limit = step / (np.sqrt((error**2).mean((0, 1, 2))) * np.sqrt((x**2).sum((0, 1, 2))))
@@ -151,7 +152,7 @@ def test_an_unknown_batch_or_size_has_the_same_gradient_scale(rng):
         def run(x):
             with tf.GradientTape() as tape:
                 y = ops.sum(layer(x))
-            return tape.gradient(y, layer.log_ratio.value)
+            return tape.gradient(y, layer.change.value)
 
         return array(run(x))
 
@@ -169,7 +170,7 @@ def test_a_number_can_replace_the_gradient_scale(rng):
         layer = quantizer(0.1, bits=4, gradient_scale=scale)
         with tf.GradientTape() as tape:
             y = ops.sum(layer(ops.convert_to_tensor(x)))
-        values.append(array(tape.gradient(y, layer.log_ratio.value)))
+        values.append(array(tape.gradient(y, layer.change.value)))
     np.testing.assert_allclose(values[1], values[0] / 4, rtol=1e-6)
 
 
@@ -180,20 +181,20 @@ def test_half_precision_is_quantized_in_float32(dtype, rng):
         layer = quantizer(0.013, bits=8)
     finally:
         keras.config.set_dtype_policy("float32")
-    assert keras.backend.standardize_dtype(layer.log_ratio.dtype) == "float32"
+    assert keras.backend.standardize_dtype(layer.change.dtype) == "float32"
     assert keras.backend.standardize_dtype(layer.initial_step.dtype) == "float32"
     x = ops.cast(rng.normal(size=(4, 300)), dtype)
     with tf.GradientTape() as tape:
         tape.watch(x)
         y = layer(x)
         loss = ops.sum(ops.cast(y, "float32") ** 2)
-    to_x, to_ratio = tape.gradient(loss, [x, layer.log_ratio.value])
-    assert y.dtype == to_x.dtype == x.dtype and to_ratio.dtype == "float32"
+    to_x, to_change = tape.gradient(loss, [x, layer.change.value])
+    assert y.dtype == to_x.dtype == x.dtype and to_change.dtype == "float32"
     wide = array(ops.cast(x, "float32"))
     expected = np.rint(np.clip(wide / np.float32(0.013), -127, 127)) * np.float32(0.013)
     np.testing.assert_array_equal(array(y), array(ops.cast(expected, dtype)))
     np.testing.assert_array_equal(array(layer.integers(wide)) * np.float32(0.013), expected)
-    assert np.isfinite(array(to_ratio)).all() and np.any(array(to_ratio))
+    assert np.isfinite(array(to_change)).all() and np.any(array(to_change))
 
 
 def test_eager_and_compiled_agree(rng):
@@ -205,7 +206,7 @@ def test_eager_and_compiled_agree(rng):
         with tf.GradientTape() as tape:
             y = layer(x)
             loss = ops.sum(y * y)
-        return y, tape.gradient(loss, layer.log_ratio.value)
+        return y, tape.gradient(loss, layer.change.value)
 
     eager = run(x)
     for compiled in (tf.function(run), tf.function(run, jit_compile=True)):
@@ -223,8 +224,8 @@ def test_the_step_stays_positive_and_finite_after_any_update(optimizer, rate, si
     for _ in range(3):
         with tf.GradientTape() as tape:
             loss = sign * ops.sum(layer(x) ** 2)
-        gradient = tape.gradient(loss, layer.log_ratio.value)
-        optimizer.apply([gradient], [layer.log_ratio])
+        gradient = tape.gradient(loss, layer.change.value)
+        optimizer.apply([gradient], [layer.change])
         step = array(layer.step)
         assert np.isfinite(step).all() and (step > 0).all(), step
         assert np.isfinite(array(layer(x))).all()
@@ -232,8 +233,8 @@ def test_the_step_stays_positive_and_finite_after_any_update(optimizer, rate, si
 
 def test_weight_decay_pulls_to_the_initial_step_not_to_zero():
     layer = quantizer(0.02, bits=4)
-    layer.log_ratio.assign(0.5)
-    keras.optimizers.SGD(0.1, weight_decay=1.0).apply([0.0], [layer.log_ratio])
+    layer.change.assign(0.5)
+    keras.optimizers.SGD(0.1, weight_decay=1.0).apply([0.0], [layer.change])
     assert 0.02 < float(layer.step) < 0.02 * np.exp(0.5)
 
 

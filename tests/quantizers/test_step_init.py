@@ -120,9 +120,9 @@ def test_initialize_sets_the_step(method, channels, rng):
     values = rng.normal(size=(3, 3, 2, 4)).astype("float32")
     layer = LSQ(bits=4, channels=channels)
     layer.build(None)
-    layer.log_ratio.assign(layer.log_ratio + 3.0)
+    layer.change.assign(layer.change + 3.0)
     layer.initialize(values, method)
     rule = {"min_error": min_error_step, "lsq": lsq_step}[method]
     expected = array(rule(values, -8, 7, channels is not None))
     np.testing.assert_allclose(array(layer.step), expected, rtol=1e-6)
-    np.testing.assert_array_equal(array(layer.log_ratio), 0)
+    np.testing.assert_array_equal(array(layer.change), 0)

@@ -17,7 +17,7 @@ def build(quantizer):
 
 
 def reference(x, step, low, high, axes, bounded):
-    """LSQ (arXiv 1902.08153) in NumPy: values, gradient to x, gradient of the log ratio."""
+    """LSQ (arXiv 1902.08153) in NumPy: values, gradient to x, gradient of the step's change."""
     v = x / step
     y = np.rint(np.clip(v, low, high)) * step
     inside = (v > low) & (v < high)
@@ -41,12 +41,12 @@ def test_activation_values_and_gradients(bits):
         tensor = tf.constant(x)
         tape.watch(tensor)
         y = quantizer(tensor, training=True, weights=weights)
-    to_x, to_ratio = tape.gradient(y, [tensor, weights["log_ratio"]], upstream)
+    to_x, to_change = tape.gradient(y, [tensor, weights["change"]], upstream)
     expected, inside, error, _ = reference(x, 0.25, 0, 2**bits - 1, (0, 1, 2), False)
     scale = 1 / np.sqrt(30 * (2**bits - 1)) / 0.25  # of one image
     np.testing.assert_array_equal(y, expected)
     np.testing.assert_array_equal(to_x, upstream * inside)
-    np.testing.assert_allclose(to_ratio, np.sum(upstream * error) * scale, rtol=1e-4)
+    np.testing.assert_allclose(to_change, np.sum(upstream * error) * scale, rtol=1e-4)
     np.testing.assert_array_equal(quantizer(tensor, training=False, weights=weights), expected)
 
 
@@ -60,7 +60,7 @@ def test_weights_have_a_step_for_each_output_channel(shape):
     weights, _ = build(quantizer)
     with tf.GradientTape() as tape:
         y = quantizer(tf.constant(x), training=True, weights=weights)
-    gradient = tape.gradient(y, weights["log_ratio"], upstream)
+    gradient = tape.gradient(y, weights["change"], upstream)
     rows, flow = x.reshape(-1, 6), upstream.reshape(-1, 6)
     expected, _, error, scale = reference(rows, steps, -8, 7, (0,), True)
     np.testing.assert_allclose(y, expected.reshape(shape), rtol=1e-6)
@@ -90,7 +90,7 @@ def test_the_first_batch_in_training_sets_the_step_once():
     assert error(first, kept) <= 1.02 * best
     run(second, True, weights)
     assert float(weights["initial_step"]) == kept and float(weights["seen"]) == 1
-    assert [w.name for w in owner.trainable_weights] == ["output_step_log_ratio:0"]
+    assert [w.name for w in owner.trainable_weights] == ["output_step_change:0"]
 
 
 def test_depthwise_channels_of_any_size_survive():
