@@ -24,6 +24,8 @@ FLAGS = flags.FLAGS
 flags.DEFINE_list("models", ["ac_resnet18"], "Re-parameterized models.")
 flags.DEFINE_list("bits", ["8", "4"], "Bit widths.")
 flags.DEFINE_list("modes", list(MODES), "Values of --bn_statistics for RepQ.")
+flags.DEFINE_float("epochs", None, "Epochs of the float stages. Default: the recipe.")
+flags.DEFINE_float("learning_rate", None, "Their learning rate. Default: the recipe.")
 flags.DEFINE_string("workdir", "runs/accuracy", "Folder of the runs.")
 flags.DEFINE_string("json", None, "Write the table to this file.")
 
@@ -37,6 +39,9 @@ def run(name, options, source=None):
     command = [sys.executable, str(MAIN), f"--workdir={folder}", *options]
     if source is not None:
         command.append(f"--init_from={source}")
+    else:
+        given = {"epochs": FLAGS.epochs, "learning_rate": FLAGS.learning_rate}
+        command += [f"--{key}={value}" for key, value in given.items() if value is not None]
     print(" ".join(command[1:]), flush=True)
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

@@ -27,6 +27,8 @@ def read_picture(path, channels):
 
     try:
         with Image.open(path) as picture:
+            if picture.mode[0] in "IF":  # `convert` would cut its values off
+                raise ValueError(f"it must have 8 bits a channel, not mode {picture.mode}")
             return picture.convert("L" if channels == 1 else "RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as an image: {error}") from error

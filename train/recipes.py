@@ -86,13 +86,18 @@ _FINE_TUNE_SIZE = Recipe(
     batch_size=32,
 )
 _NO_FLIP = dataclasses.replace(_SMALL_IMAGES, augment="crop")
+_CHARACTERS = dataclasses.replace(_FINE_TUNE_SIZE, augment="crop")
 
 # Data set name -> recipe; every other data set gets the last one.
 _BY_DATASET = {
     "digits": _DIGITS,
     "cifar10": _SMALL_IMAGES,
     "cifar100": _SMALL_IMAGES,
+    "binary_alpha_digits": _CHARACTERS,
+    "cmaterdb": _CHARACTERS,
+    "omniglot": _CHARACTERS,
     "mnist": _NO_FLIP,
+    "mnist_corrupted": _NO_FLIP,
     "fashion_mnist": _SMALL_IMAGES,
     "kmnist": _NO_FLIP,
     "emnist": _NO_FLIP,

@@ -127,7 +127,7 @@ def _remarks(record):
 
 def _markdown(settings, record, table, run):
     sections = [f"# {_title(settings)}", table, *_remarks(record)]
-    if "latency_ms" in record:
+    if "latency_shape" in record:
         height, width, _ = record["latency_shape"]
         sections.append(
             f"Latency: LiteRT interpreter, one thread, an image of {height}x{width} (height x"

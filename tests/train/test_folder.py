@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from repq_tf.pictures import read_picture
 from repq_tf.train.data import folder
 from repq_tf.train.data.folder import load_folder
 from repq_tf.train.data.load import load_images
@@ -178,3 +179,12 @@ def test_a_picture_that_is_bad_in_the_midst_of_training_is_named(tmp_path, monke
     model.compile("sgd", "mse", run_eagerly=True)
     with pytest.raises(UserError, match="b/00..png cannot be read"), data.reading():
         model.fit(data.train_batches(0, 3, 0, "none", 3), verbose=0)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "F"])
+def test_pictures_of_more_than_8_bits_are_named(mode, tmp_path):
+    """Pillow would cut their values off."""
+    file = tmp_path / "deep.tif"
+    Image.fromarray(np.full((8, 8), 300, "uint16" if mode == "I;16" else "float32")).save(file)
+    with pytest.raises(ValueError, match=f"deep.tif cannot be read.* not mode {mode}"):
+        read_picture(file, 1)

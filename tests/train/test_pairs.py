@@ -72,6 +72,13 @@ def test_what_is_tested_is_not_trained(tmp_path):
         load_pairs(f"folder:{tmp_path / 'all'}", 2, {"five": str(tmp_path / "link")})
 
 
+def test_photographs_of_equal_names_are_named(tmp_path):
+    for end in ("png", "jpg"):
+        Image.fromarray(np.zeros((40, 40, 3), "uint8")).save(tmp_path / f"a.{end}")
+    with pytest.raises(UserError, match=r"without the suffix. Received: .*a.jpg and .*a.png"):
+        load_pairs(f"folder:{tmp_path}", 2, {})
+
+
 def test_small_images_are_no_photographs(tmp_path):
     for name in ("DIV2K_train_HR", "DIV2K_train_LR_bicubic/X2", "LR_x3", "LR"):
         _write(str(tmp_path / name / "0001.png"), _picture(0))

@@ -5,7 +5,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from repq_tf.train.data import tfds_images
+from repq_tf.train.data import tfds_images, tfds_reading
 from repq_tf.train.data.augment import resolve_kind
 from repq_tf.train.data.load import load_images
 from repq_tf.train.data.regularization import Regularization
@@ -210,6 +210,42 @@ def test_the_sets_of_the_recipes(tmp_path, name, monkeypatch):
         images, labels = next(iter(batches)) if name == "imagenet2012" else batches[0]
     assert images.shape == (8, size, size, 3) and labels.shape == (8,)
     assert -1 <= np.min(images) < np.max(images) <= 1 and 0 <= np.max(labels) < classes
+
+
+def test_a_test_split_without_labels_is_none(tmp_path, monkeypatch):
+    """ImageNet's, whose labels are all -1."""
+    data = load_images("repq_photos", str(tmp_path), image_size=66)
+    assert data.test_size == TEST
+    real = tfds_reading.Examples.dataset
+
+    def unlabelled(self, *args):
+        data = real(self, *args)
+        if self.split.startswith("test"):
+            data = data.map(lambda example: {**example, "label": example["label"] * 0 - 1})
+        return data
+
+    monkeypatch.setattr(tfds_reading.Examples, "dataset", unlabelled)
+    data = load_images("repq_photos", str(tmp_path), image_size=66)
+    assert (data.train_size, data.test_size) == (round(0.8 * TRAIN), TRAIN - round(0.8 * TRAIN))
+
+
+def test_a_batch_of_tests_is_shared_evenly(tmp_path, two_replicas):
+    """Also the last one, which is smaller: no replica may be without an image."""
+    data = load_images("repq_photos", str(tmp_path), image_size=66)
+    size = 2 * TEST // 3
+    batches = two_replicas.experimental_distribute_dataset(data.test_batches(size))
+    for batch in batches:
+        parts = two_replicas.experimental_local_results(batch[1])
+        assert abs(len(parts[0]) - len(parts[1])) <= 1
+
+
+def test_an_epoch_has_one_order(tmp_path):
+    """Under JAX, `fit` looks at its first batch before it begins to read."""
+    data = load_images("repq_photos", str(tmp_path), image_size=66)
+    batches = data.train_batches(1, 8, 5, kind="crop_flip", steps=3)
+    first, again = (list(batches.as_numpy_iterator()) for _ in range(2))
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a[0], b[0])
 
 
 def test_sets_too_large_for_memory_are_streamed(tmp_path, monkeypatch):

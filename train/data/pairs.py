@@ -209,8 +209,15 @@ def _pictures(path):
     for folder, below, names in os.walk(path):
         below[:] = [name for name in below if not _SMALL.search(name)]
         files += [os.path.join(folder, name) for name in names]
-    return {
-        os.path.splitext(os.path.relpath(file, path))[0]: file
-        for file in sorted(files)
-        if file.lower().endswith(SUFFIXES)
-    }
+    found = {}
+    for file in sorted(files):
+        if not file.lower().endswith(SUFFIXES):
+            continue
+        name = os.path.splitext(os.path.relpath(file, path))[0]
+        if name in found:
+            raise UserError(
+                "Photographs are told apart by their names without the suffix. Received:"
+                f" {found[name]} and {file}"
+            )
+        found[name] = file
+    return found

@@ -39,7 +39,7 @@ def load_tfds(name, data_dir=None, image_size=None, cache=False, skip_bad_images
     builder = find_builder(name, data_dir)
     image, label = _features(builder.info)
     prepare(builder, name)
-    splits = _splits(builder.info)
+    splits = _splits(builder)
     in_memory = _fit_in_memory(image.shape, builder.info, splits, image_size)
     parts = [Examples(builder, split, cache and not in_memory) for split in splits]
     if skip_bad_images:
@@ -125,8 +125,9 @@ def _features(info):
     )
 
 
-def _splits(info):
+def _splits(builder):
     """Returns the names of the training and the test split."""
+    info = builder.info
     filled = [name for name, split in info.splits.items() if split.num_examples]
     if "train" not in filled:
         raise UserError(
@@ -134,9 +135,16 @@ def _splits(info):
             f" Its splits: {', '.join(info.splits) or 'none'}"
         )
     for name in TEST_SPLITS:
-        if name in filled:
+        if name in filled and _is_labelled(builder, name):
             return "train", name
     return "train[:80%]", "train[80%:]"
+
+
+def _is_labelled(builder, split):
+    """Whether a split says its labels: those of contests (ImageNet's "test") are all -1."""
+    first = Examples(builder, f"{split}[:1]")
+    with first.reading():
+        return all(example["label"] >= 0 for example in first.dataset().as_numpy_iterator())
 
 
 def _read(examples, image_size):

@@ -55,7 +55,8 @@ class Examples:
             data = data.filter(lambda example: tf.reduce_all(example["tfds_id"] != skipped))
         if shuffle_seed is None:
             return data
-        return data.shuffle(buffer, seed=shuffle_seed)
+        # One order, however often it is read: JAX's `fit` looks at a batch before it begins.
+        return data.shuffle(buffer, seed=shuffle_seed, reshuffle_each_iteration=False)
 
     def decode(self, data):
         """Returns the picture of compressed bytes."""
@@ -90,7 +91,10 @@ class Examples:
         import tensorflow_datasets as tfds
 
         config = tfds.ReadConfig(
-            shuffle_seed=shuffle_seed, try_autocache=False, add_tfds_id=True
+            shuffle_seed=shuffle_seed,
+            shuffle_reshuffle_each_iteration=False,
+            try_autocache=False,
+            add_tfds_id=True,
         )
         data = self._builder.as_dataset(
             split=self.split,

@@ -68,7 +68,9 @@ class StreamedImages(Images):
         if one_hot:
             classes = len(self.class_names)
             data = data.map(lambda image, label: (image, tf.one_hot(label, classes)))
-        return data.batch(batch_size).prefetch(2)
+        # A map hides the batch size from tf.distribute, which then shares each batch evenly; it
+        # would fill the first replicas with the last batch and leave others empty.
+        return data.batch(batch_size).map(lambda *batch: batch).prefetch(2)
 
     def train_sample(self, count, seed):  # noqa: D102
         data = self._central(self._train, seed).take(count)
