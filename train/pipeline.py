@@ -186,6 +186,12 @@ class _Pipeline:
         if settings.init_from:
             path = _find_float_model(settings.init_from)
             checkpoint.copy_weights(checkpoint.load_model(path), model, path)
+        with _named(f"--model={settings.model} cannot be quantized"):
+            quantization.check_quantizable(
+                model,
+                weight_bits=settings.weight_bits,
+                activation_bits=settings.activation_bits,
+            )
         return model
 
     def _train_float(self):
@@ -206,7 +212,7 @@ class _Pipeline:
             model = repq_tf.merge(model)
             options["restore_batch_norm"] = settings.merged_bn
         quantize = _QUANTIZE[settings.quantizer]
-        try:
+        with _named("The float network cannot be quantized"):
             model = quantize(
                 model,
                 weight_bits=settings.weight_bits,
@@ -215,8 +221,6 @@ class _Pipeline:
                 verbose=bool(settings.verbose),
                 **options,
             )
-        except ValueError as error:
-            raise UserError(f"The float network cannot be quantized: {error}") from error
         self.folder.save_model(model, QUANTIZED_START)
 
     def _train_quantized(self):
@@ -269,6 +273,15 @@ class _Pipeline:
 
 
 _QUANTIZE = {"keras": repq_tf.quantize, "tfmot": tfmot.quantize}
+
+
+@contextlib.contextmanager
+def _named(what):
+    """Makes a user's error of a network's ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{what}: {error}") from error
 
 
 def _find_float_model(path):

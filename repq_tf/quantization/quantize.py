@@ -108,6 +108,25 @@ def quantize(
     return quantized
 
 
+def check_quantizable(model, bits=8, weight_bits=None, activation_bits=None):
+    """Raises the error with which `quantize` refuses a network, without images.
+
+    It can be asked of an untrained network, before time is spent on it.
+
+    Args:
+        model: a Functional or Sequential Keras model.
+        bits: as in `quantize`.
+        weight_bits: likewise.
+        activation_bits: likewise.
+
+    Raises:
+        ValueError: A layer cannot be quantized; it is named.
+    """
+    graph = expand(read_graph(model))
+    default = default_bits(bits, weight_bits, activation_bits)
+    place(graph, default, (), {_one_input(graph): True})
+
+
 def default_bits(bits, weight_bits=None, activation_bits=None, per_channel=True):
     """The `LayerBits` of layers that no rule names, from the arguments of `quantize`."""
     return LayerBits(

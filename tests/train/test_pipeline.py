@@ -232,3 +232,14 @@ def test_another_task_runs_through_the_same_pipeline(tmp_path, default):
     _run(tmp_path, make_task=Loss, init_from=str(default[0]), qat_epochs=0)
     with open(tmp_path / "report.md") as file:
         assert "| quantized, .tflite | 0.5000 " in file.read()
+
+
+def test_a_network_that_cannot_be_quantized_is_refused_before_it_is_trained(tmp_path):
+    class Tanh(TinyTask):
+        def build(self, name, **options):
+            model = super().build(name, **options)
+            return keras.Model(model.input, keras.layers.Activation("tanh")(model.output))
+
+    with pytest.raises(UserError, match="cannot be quantized: .*tanh"):
+        _run(tmp_path / "run", Tanh)
+    assert not (tmp_path / "run").exists()
