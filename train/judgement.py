@@ -13,19 +13,19 @@ from repq_tf.train.products import check_product, product, writing
 from repq_tf.train.records import read_history
 from repq_tf.train.run_folder import (
     C_ARRAY,
+    EVALUATION,
     FILE,
     FLOAT,
     FLOAT_FILE,
+    MEASUREMENT,
     MERGED,
     METADATA,
     QUANTIZED,
     QUANTIZED_START,
+    SUMMARY,
+    WEIGHTS_PLOT,
 )
 
-EVALUATION = "evaluation.json"
-MEASUREMENT = "measurement.json"
-SUMMARY = "summary.html"
-WEIGHTS_PLOT = os.path.join("plots", "weights.png")
 _IMAGES = 500
 
 

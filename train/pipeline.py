@@ -18,13 +18,17 @@ from repq_tf.train import checkpoint, distribution, judgement, precision, report
 from repq_tf.train.errors import UserError
 from repq_tf.train.run_folder import (
     C_ARRAY,
+    EVALUATION,
     FILE,
     FLOAT,
     FLOAT_FILE,
+    MEASUREMENT,
     MERGED,
     METADATA,
     QUANTIZED,
     QUANTIZED_START,
+    REPORT,
+    WEIGHTS_PLOT,
     RunFolder,
 )
 from repq_tf.train.tasks.classification import Classification
@@ -63,8 +67,8 @@ def _make_engine(settings, folder):
 
     What JAX has trained, on whatever devices, TensorFlow exports on one.
     """
-    trained = folder.has(QUANTIZED) and settings.strategy == "data_parallel"
-    if trained and backend() == "tensorflow":
+    trained = all(map(folder.has, (FLOAT, QUANTIZED_START, QUANTIZED)))
+    if trained and settings.strategy == "data_parallel" and backend() == "tensorflow":
         return distribution.Engine()
     return distribution.make_engine(settings.strategy)
 
@@ -105,7 +109,7 @@ class _Pipeline:
         self._stage(
             "evaluate",
             lambda: judgement.evaluate(folder, task, container),
-            judgement.EVALUATION,
+            EVALUATION,
         )
         if backend() == "tensorflow":
             self._stage(
@@ -118,21 +122,20 @@ class _Pipeline:
             self._stage("describe", lambda: judgement.describe(folder, task), METADATA)
             if self.settings.c_array:
                 self._stage("c_array", lambda: judgement.write_c_array(folder), C_ARRAY)
-            product = judgement.MEASUREMENT
-            self._stage("measure", lambda: judgement.measure(folder, task), product)
+            self._stage("measure", lambda: judgement.measure(folder, task), MEASUREMENT)
         else:
             notes.append(
                 "No .tflite file: the converter needs the TensorFlow backend. The same command"
                 " with KERAS_BACKEND=tensorflow goes on from here."
             )
-        self._stage("draw", lambda: judgement.draw(folder), judgement.WEIGHTS_PLOT)
+        self._stage("draw", lambda: judgement.draw(folder), WEIGHTS_PLOT)
         if not self.engine.is_chief:
             return
         results = judgement.read_results(folder)
         if notes:
             results["notes"] = notes
         print(report.make_report(self.settings, task, folder, results))
-        print(f"Report: {folder.file('report.md')}")
+        print(f"Report: {folder.file(REPORT)}")
 
     def _open_folder(self):
         """The chief makes the folder its own, and the other workers find it."""
@@ -144,6 +147,8 @@ class _Pipeline:
     def _stage(self, name, work, *products, together=False):
         """Does a stage's work, which may return its seconds, unless its products are there.
 
+        What had been made of its products goes first: it is not of the new ones.
+
         All workers train together; the chief does everything else while they wait.
         """
         chief, done = self.engine.is_chief, all(map(self.folder.has, products))
@@ -152,6 +157,8 @@ class _Pipeline:
             self._say(f"{name}: done before")
             return
         self._say(name)
+        if chief:
+            self.folder.remove_made_of(products)
         begin = time.monotonic()
         seconds = work() if chief or together else None
         if chief:
@@ -187,7 +194,7 @@ class _Pipeline:
             path = _find_float_model(settings.init_from)
             checkpoint.copy_weights(checkpoint.load_model(path), model, path)
         with _named(f"--model={settings.model} cannot be quantized"):
-            quantization.check_quantizable(
+            _CHECK[settings.quantizer](
                 model,
                 weight_bits=settings.weight_bits,
                 activation_bits=settings.activation_bits,
@@ -273,6 +280,7 @@ class _Pipeline:
 
 
 _QUANTIZE = {"keras": repq_tf.quantize, "tfmot": tfmot.quantize}
+_CHECK = {"keras": quantization.check_quantizable, "tfmot": tfmot.check_quantizable}
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import numpy as np
 from repq_tf.keras_api import backend, keras
 from repq_tf.text import quantity
 from repq_tf.train import checkpoint
+from repq_tf.train.run_folder import REPORT, REPORT_DATA
 
 _ROWS = (
     ("float", "float, as trained", None),
@@ -47,9 +48,9 @@ def make_report(settings, task, run, results):
         "versions": versions(),
         "seconds": {**seconds, "total": round(sum(seconds.values()), 3)},
     }
-    checkpoint.write_json(run.file("report.json"), record)
+    checkpoint.write_json(run.file(REPORT_DATA), record)
     table = _table(record, task.columns)
-    checkpoint.write_text(run.file("report.md"), _markdown(settings, record, table, run))
+    checkpoint.write_text(run.file(REPORT), _markdown(settings, record, table, run))
     return "\n".join([_title(settings), "", table, *_remarks(record)])
 
 

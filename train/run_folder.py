@@ -1,5 +1,6 @@
 """The folder of a run: where its products lie, and whose run it is."""
 
+import contextlib
 import os
 import tempfile
 
@@ -15,8 +16,35 @@ FILE = "model.tflite"
 FLOAT_FILE = "model_float.tflite"
 METADATA = "model.json"
 C_ARRAY = "model.h"
+EVALUATION = "evaluation.json"
+SUMMARY = "summary.html"
+MEASUREMENT = "measurement.json"
+WEIGHTS_PLOT = os.path.join("plots", "weights.png")
+REPORT = "report.md"
+REPORT_DATA = "report.json"
 _SETTINGS = "settings.json"
 _SECONDS = "seconds.json"
+_STATE = "state_{}.npz"
+_HISTORY = "history_{}.csv"
+
+# What a file is made of; sources stand above what is made of them.
+_MADE_OF = {
+    QUANTIZED_START: {FLOAT},
+    _STATE.format("qat"): {QUANTIZED_START},
+    _HISTORY.format("qat"): {QUANTIZED_START},
+    QUANTIZED: {QUANTIZED_START},
+    MERGED: {QUANTIZED},
+    EVALUATION: {FLOAT, QUANTIZED},
+    SUMMARY: {QUANTIZED},
+    FLOAT_FILE: {FLOAT},
+    FILE: {QUANTIZED},
+    METADATA: {FILE},
+    C_ARRAY: {FILE},
+    MEASUREMENT: {FLOAT_FILE, FILE},
+    WEIGHTS_PLOT: {QUANTIZED_START, MERGED},
+    REPORT: {EVALUATION, MEASUREMENT},
+    REPORT_DATA: {EVALUATION, MEASUREMENT},
+}
 
 
 class RunFolder:
@@ -39,6 +67,19 @@ class RunFolder:
         """Says whether a product is there; products are written whole or not at all."""
         return os.path.exists(self.file(name))
 
+    def remove_made_of(self, products):
+        """Removes what was made of products, directly or not, before they are made anew.
+
+        Args:
+            products: Names of the products, which may be absent.
+        """
+        old = set(products)
+        for name, sources in _MADE_OF.items():
+            if sources & old:
+                old.add(name)
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(self.file(name))
+
     def load_model(self, name):
         """Loads a product that is a model."""
         try:
@@ -52,11 +93,11 @@ class RunFolder:
 
     def state(self, stage):
         """Returns the path of a training stage's checkpoint."""
-        return self.file(f"state_{stage}.npz")
+        return self.file(_STATE.format(stage))
 
     def history(self, stage):
         """Returns the path of a training stage's CSV file."""
-        return self.file(f"history_{stage}.csv")
+        return self.file(_HISTORY.format(stage))
 
     def check(self, settings):
         """Makes sure that a run with these settings may use the folder; changes nothing.

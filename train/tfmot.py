@@ -22,6 +22,19 @@ def quantize(model, verbose, **options):
     return quantized
 
 
+def check_quantizable(model, **bits):
+    """Raises the error with which `quantize` refuses a network, without images.
+
+    Args:
+        model: The float model, which may be untrained.
+        **bits: `weight_bits` and `activation_bits`.
+
+    Raises:
+        ValueError: A layer cannot be quantized; it is named.
+    """
+    quantize(model, verbose=False, **bits)
+
+
 def unwrap(model):
     """Returns the equal model of our own layers."""
     from repq_tf.tfmot import from_tfmot

@@ -1,4 +1,7 @@
+import json
 import os
+import subprocess
+import sys
 
 import pytest
 import tensorflow as tf
@@ -6,7 +9,7 @@ from absl import flags
 
 from repq_tf.train import checks, main, settings
 from repq_tf.train.data import augment
-from tests.train.commands import run
+from tests.train.commands import ROOT, run
 
 
 @pytest.fixture
@@ -84,3 +87,33 @@ def test_help_and_unknown_flags():
     assert "python train/main.py --model=ac_resnet18 --bits=8" in output
     _, errors = run("--colour=red", code=1)
     assert "Unknown command line flag 'colour'" in errors
+
+
+def test_the_accuracy_benchmark_gives_float_flags_to_float_stages_alone(tmp_path):
+    """`main` refuses them beside --init_from."""
+    program = tmp_path / "main.py"
+    program.write_text(
+        "import json, pathlib, sys\n"
+        "folder = pathlib.Path(sys.argv[1].removeprefix('--workdir='))\n"
+        "folder.mkdir(parents=True)\n"
+        "report = {'metrics': {}, 'arguments': sys.argv[2:]}\n"
+        "(folder / 'report.json').write_text(json.dumps(report))\n"
+    )
+    start = (
+        f"import accuracy; accuracy.MAIN = {str(program)!r}; accuracy.app.run(accuracy.main)"
+    )
+    given = ["--modes=batch", "--epochs=3", "--learning_rate=0.5", f"--workdir={tmp_path}"]
+    subprocess.run(
+        [sys.executable, "-c", start, *given, "--", "--qat_epochs=1"],
+        cwd=ROOT / "benchmarks",
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    rows = [
+        json.loads(file.read_text())["arguments"] for file in tmp_path.glob("*/report.json")
+    ]
+    assert len(rows) == 6 and all("--qat_epochs=1" in row for row in rows)
+    budgets = [{"--epochs=3.0", "--learning_rate=0.5"} & set(row) for row in rows]
+    sources = [any(flag.startswith("--init_from=") for flag in row) for row in rows]
+    assert sources.count(False) == 2  # the plain network and that of branches
+    assert [len(budget) for budget in budgets] == [0 if source else 2 for source in sources]

@@ -211,6 +211,26 @@ def test_a_damaged_product_is_named(tmp_path, default):
     assert _file_is_the_model(_run(tmp_path))
 
 
+def test_a_stage_removes_what_was_made_of_its_product(tmp_path, default, monkeypatch):
+    """Killed in it, nothing stale lies beside a new model."""
+
+    def stop(*args, **options):
+        raise UserError("killed")
+
+    shutil.copytree(default[0], tmp_path, dirs_exist_ok=True)
+    os.remove(tmp_path / run_folder.QUANTIZED)
+    monkeypatch.setattr(pipeline, "train", stop)
+    with pytest.raises(UserError, match="killed"):
+        _run(tmp_path)
+    kept = (run_folder.FLOAT, run_folder.FLOAT_FILE, run_folder.QUANTIZED_START)
+    models = {name for name in os.listdir(tmp_path) if name.endswith((".keras", ".tflite"))}
+    assert models == set(kept)
+    for name in ("evaluation.json", "measurement.json", "model.json", "report.md"):
+        assert os.path.exists(default[0] / name) and not os.path.exists(tmp_path / name)
+    for name in kept:
+        assert (tmp_path / name).read_bytes() == (default[0] / name).read_bytes()
+
+
 def test_quantized_training_that_diverges_names_its_stage(tmp_path):
     with pytest.raises(DivergedError, match="of stage qat"):
         _run(tmp_path, method="merged", merged_bn=False, bits=4, qat_learning_rate=1e20)

@@ -60,3 +60,31 @@ def test_damaged_settings_are_named(tmp_path):
     (tmp_path / "settings.json").write_text("{")
     with pytest.raises(UserError, match="settings.json is damaged"):
         RunFolder(tmp_path).check(resolve())
+
+
+_FLOAT = {"settings.json", "seconds.json", "history_float.csv", "float.keras"}
+_START = _FLOAT | {"model_float.tflite", "quantized_start.keras"}
+_TRAINED = _START | {"state_qat.npz", "history_qat.csv", "quantized.keras"}
+_JUDGED = _TRAINED | {"merged.keras", "evaluation.json", "summary.html", "plots/weights.png"}
+_FILE = _JUDGED | {"model.tflite"}
+_ALL = _FILE | {"model.json", "model.h", "measurement.json", "report.md", "report.json"}
+
+
+@pytest.mark.parametrize(
+    ("product", "left"),
+    [
+        ("float.keras", _FLOAT),
+        ("quantized_start.keras", _START),
+        ("quantized.keras", _TRAINED),
+        ("model.tflite", _FILE),
+    ],
+)
+def test_what_was_made_of_a_product_is_removed(tmp_path, product, left):
+    (tmp_path / "plots").mkdir()
+    for name in _ALL:
+        (tmp_path / name).write_text("")
+    run = RunFolder(tmp_path)
+    for _ in range(2):  # again, after a kill
+        run.remove_made_of([product])
+        files = [file for file in tmp_path.rglob("*") if file.is_file()]
+        assert {str(file.relative_to(tmp_path)) for file in files} == left

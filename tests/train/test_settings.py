@@ -43,6 +43,13 @@ def test_imagenet_recipes_are_the_papers():
     assert (repopt.weight_decay, repopt.warmup_epochs) == (4e-5, 5)
 
 
+@pytest.mark.parametrize(
+    "name", ["mnist", "mnist_corrupted/shear", "omniglot", "cmaterdb", "binary_alpha_digits"]
+)
+def test_characters_are_not_mirrored(name):
+    assert resolve(dataset=name).augment == "crop"
+
+
 def test_run_folder_names_tell_the_runs_apart():
     names = {
         resolve(**given).workdir

@@ -31,6 +31,15 @@ def test_a_run_and_a_killed_one_end_equal(tmp_path):
     assert (whole / "model.tflite").read_bytes() == (killed / "model.tflite").read_bytes()
 
 
+def test_a_network_that_tfmot_cannot_quantize_is_refused_before_it_is_trained(tmp_path):
+    flags = ["--model=tiny_sigmoid", "--quantizer=tfmot"]
+    _, error = run(*flags, f"--workdir={tmp_path / 'run'}", before=BEFORE, code=1)
+    assert (
+        "'probabilities' (Sigmoid): TFMOT has no wrapper" in error and "Traceback" not in error
+    )
+    assert not (tmp_path / "run").exists()
+
+
 def test_keras_3_chosen_before_says_what_to_set(tmp_path):
     _, error = run("--quantizer=tfmot", f"--workdir={tmp_path}", before=(TINY_MODELS,), code=1)
     assert "TF_USE_LEGACY_KERAS=1" in error and "before the first import" in error

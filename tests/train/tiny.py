@@ -24,6 +24,13 @@ def tiny_ac(**options):
     return network(ACBlock, "tiny_ac", **options)
 
 
+def tiny_sigmoid(**options):
+    """A network that TFMOT cannot quantize."""
+    model = tiny_ac(**options)
+    y = keras.layers.Activation("sigmoid", name="probabilities")(model.output)
+    return keras.Model(model.input, y)
+
+
 def tiny_plain(**options):
     """Its plain twin."""
     return network(ConvBNBlock, "tiny_plain", **options)
@@ -38,6 +45,7 @@ def register_models():
     """Makes the networks known to `--model`; for processes that run nothing else."""
     register(tiny_ecbsr, task="super_resolution")
     register(tiny_plain)
+    register(tiny_sigmoid, plain="tiny_plain")
     register(tiny_ac, plain="tiny_plain")
 
 
