@@ -12,6 +12,7 @@ import os
 import keras
 
 from repq_tf.keras_api import LEGACY, backend
+from repq_tf.train.batches import as_fit_wants, as_tf_data
 from repq_tf.train.errors import UserError
 
 _TF_CONFIG = (
@@ -93,6 +94,33 @@ class Mirrored(Engine):
     def scope(self):  # noqa: D102
         return self.strategy.scope()
 
+    def fit_data(self, train, test):  # noqa: D102
+        return {
+            "x": as_fit_wants(train),
+            "validation_data": self._share(test),
+            "validation_steps": len(test),
+        }
+
+    def _share(self, batches):
+        """Hands every device its piece of each batch; their sizes differ by one at most.
+
+        TensorFlow would fill the first devices with the last batch and leave others empty,
+        which batch norms do not bear.
+        """
+        import tensorflow as tf
+
+        def split(*batch):
+            count = tf.shape(batch[0], tf.int64)[0]
+
+            def piece(device):
+                begin, end = (count * k // self.devices for k in (device, device + 1))
+                return tuple(array[begin:end] for array in batch)
+
+            return tf.data.Dataset.range(self.devices).map(piece)
+
+        data = as_tf_data(batches).flat_map(split)
+        return self.strategy.distribute_datasets_from_function(lambda context: data)
+
 
 class MultiWorker(Mirrored):
     """`tf.distribute.MultiWorkerMirroredStrategy` of the machines in `TF_CONFIG`, on tf_keras.
@@ -136,7 +164,7 @@ class MultiWorker(Mirrored):
             pieces = [tf.reshape(a, shape) for a, shape in zip(part, shapes, strict=True)]
             return tf.data.Dataset.from_tensor_slices(tuple(pieces))
 
-        data = _as_tf_data(batches).flat_map(split)
+        data = as_tf_data(batches).flat_map(split)
         return self.strategy.distribute_datasets_from_function(lambda context: data)
 
     def wait(self, border):  # noqa: D102
@@ -293,53 +321,8 @@ def _read_tf_config():
         ) from error
 
 
-def as_fit_wants(batches):
-    """Returns batches of a `PyDataset`, which tf_keras does not know, as `tf.data` there."""
-    return _as_tf_data(batches) if LEGACY else batches
-
-
-def _as_tf_data(batches):
-    import tensorflow as tf
-
-    if isinstance(batches, tf.data.Dataset):
-        return batches
-    signature = tuple(
-        tf.TensorSpec((None, *array.shape[1:]), array.dtype) for array in batches[0]
-    )
-
-    def generate():
-        return (batches[k] for k in range(len(batches)))
-
-    data = tf.data.Dataset.from_generator(generate, output_signature=signature)
-    return data.apply(tf.data.experimental.assert_cardinality(len(batches))).prefetch(2)
-
-
 def _lost_worker(border):
     return UserError(
         f"Another worker stopped while this one waited for it ({border}); see its messages."
         " Started again, all workers go on from the last checkpoint."
-    )
-
-
-def even_batch(count, batch_size, devices):
-    """Returns the batch size with which devices can evaluate a number of inputs together.
-
-    Keras needs the first batch to be the same for all devices, and no device may be
-    without an input in the last one, which has what is left.
-
-    Args:
-        count: Number of inputs.
-        batch_size: Largest batch size.
-        devices: Number of devices.
-
-    Raises:
-        UserError: If there is no such size.
-    """
-    largest = min(batch_size, count)
-    for size in range(largest - largest % devices, 0, -devices):
-        if count % size == 0 or count % size >= devices:
-            return size
-    raise UserError(
-        f"{count} test images cannot be shared by {devices} devices in batches of at most"
-        f" {batch_size}: change --batch_size, or use --strategy=none."
     )

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from repq_tf import models
 from repq_tf.train import checkpoint, distribution
+from repq_tf.train.batches import even_batch
 from repq_tf.train.data.arrays import ArrayDataset, EvaluationDataset
 from repq_tf.train.errors import UserError
 from repq_tf.train.records import read_history
@@ -48,7 +49,7 @@ class _Blocks(Task):
         return ArrayDataset(*self.data, 10, (8, 8), "crop", epoch=epoch, steps=steps)
 
     def validation_batches(self, devices=1):
-        return EvaluationDataset(*self.data, distribution.even_batch(45, 11, devices), (8, 8))
+        return EvaluationDataset(*self.data, even_batch(45, 11, devices), (8, 8))
 
     def calibration_data(self, count):
         raise NotImplementedError
@@ -138,14 +139,37 @@ def test_two_devices_continue_where_they_stopped(tmp_path, strategy):
 @pytest.mark.parametrize("devices", [1, 2, 3, 4, 8])
 def test_every_device_gets_its_share_of_every_evaluation_batch(devices):
     for count in range(6 * devices, 90):
-        size = distribution.even_batch(count, 16 * devices, devices)
+        size = even_batch(count, 16 * devices, devices)
         assert 0 < size <= 16 * devices and size % devices == 0 and size <= count
         assert count % size == 0 or count % size >= devices
 
 
+def test_no_device_is_without_an_input_in_the_last_batch():
+    """TensorFlow would share 10 inputs by 8 devices as 2, 2, 2, 2, 2, 0, 0, 0."""
+
+    class Eight:
+        """Eight devices, and the pieces in the order in which they get them."""
+
+        num_replicas_in_sync = 8
+
+        def distribute_datasets_from_function(self, function):
+            return function(None)
+
+    data = np.arange(74 * 4).reshape(74, 2, 2, 1).astype("uint8"), np.arange(74)
+    tests = EvaluationDataset(*data, 64, (2, 2))
+    found = distribution.Mirrored(Eight()).fit_data(tests, tests)
+    images, labels = zip(*found["validation_data"].as_numpy_iterator(), strict=True)
+    assert found["validation_steps"] == 2
+    assert [len(piece) for piece in labels] == 8 * [8] + [1, 1, 1, 2, 1, 1, 1, 2]
+    np.testing.assert_array_equal(np.concatenate(labels), data[1])
+    np.testing.assert_array_equal(
+        np.concatenate(images), np.concatenate([tests[0][0], tests[1][0]])
+    )
+
+
 def test_too_few_images_for_the_devices():
     with pytest.raises(UserError, match="3 test images cannot be shared by 2 devices"):
-        distribution.even_batch(3, 8, 2)
+        even_batch(3, 8, 2)
 
 
 def test_which_engine_is_made():

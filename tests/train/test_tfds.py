@@ -10,6 +10,7 @@ from repq_tf.train.data.augment import resolve_kind
 from repq_tf.train.data.load import load_images
 from repq_tf.train.data.regularization import Regularization
 from repq_tf.train.data.tfds_stream import StreamedImages
+from repq_tf.train.distribution import Mirrored
 from repq_tf.train.errors import UserError
 
 TRAIN, TEST = 30, 11
@@ -232,11 +233,13 @@ def test_a_test_split_without_labels_is_none(tmp_path, monkeypatch):
 def test_a_batch_of_tests_is_shared_evenly(tmp_path, two_replicas):
     """Also the last one, which is smaller: no replica may be without an image."""
     data = load_images("repq_photos", str(tmp_path), image_size=66)
-    size = 2 * TEST // 3
-    batches = two_replicas.experimental_distribute_dataset(data.test_batches(size))
-    for batch in batches:
-        parts = two_replicas.experimental_local_results(batch[1])
-        assert abs(len(parts[0]) - len(parts[1])) <= 1
+    tests = data.test_batches(2 * TEST // 3)
+    found = Mirrored(two_replicas).fit_data(data.train_batches(0, 8, 0, "crop", 1), tests)
+    parts = [
+        [len(part) for part in two_replicas.experimental_local_results(labels)]
+        for _, labels in found["validation_data"]
+    ]
+    assert parts == [[3, 4], [2, 2]] and found["validation_steps"] == 2
 
 
 def test_an_epoch_has_one_order(tmp_path):
@@ -246,6 +249,9 @@ def test_an_epoch_has_one_order(tmp_path):
     first, again = (list(batches.as_numpy_iterator()) for _ in range(2))
     for a, b in zip(first, again, strict=True):
         np.testing.assert_array_equal(a[0], b[0])
+    following = data.train_batches(2, 8, 5, kind="none", steps=3).as_numpy_iterator()
+    labels = [np.concatenate([batch[1] for batch in epoch]) for epoch in (first, following)]
+    assert not np.array_equal(*labels)
 
 
 def test_sets_too_large_for_memory_are_streamed(tmp_path, monkeypatch):
@@ -307,6 +313,7 @@ def test_images_that_cannot_be_decoded(tmp_path, monkeypatch, limit):
     images, labels = batches[0] if limit > 10 else next(iter(batches))
     assert len(images) == len(labels) == TRAIN - 2
     assert len(data.test_sample(TEST)[1]) == TEST - 1
+    assert len(data.test_batches(4)) == -(-(TEST - 1) // 4)
 
 
 @pytest.mark.parametrize("skip", [True, False])

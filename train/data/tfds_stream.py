@@ -4,6 +4,7 @@ TensorFlow is imported where it is used: training on another backend may be with
 """
 
 import contextlib
+import math
 
 import numpy as np
 
@@ -68,9 +69,9 @@ class StreamedImages(Images):
         if one_hot:
             classes = len(self.class_names)
             data = data.map(lambda image, label: (image, tf.one_hot(label, classes)))
-        # A map hides the batch size from tf.distribute, which then shares each batch evenly; it
-        # would fill the first replicas with the last batch and leave others empty.
-        return data.batch(batch_size).map(lambda *batch: batch).prefetch(2)
+        count = math.ceil(self.test_size / batch_size)  # unknown where images are skipped
+        data = data.batch(batch_size).apply(tf.data.experimental.assert_cardinality(count))
+        return data.prefetch(2)
 
     def train_sample(self, count, seed):  # noqa: D102
         data = self._central(self._train, seed).take(count)

@@ -8,7 +8,7 @@ from keras.utils import PyDataset
 from repq_tf import models
 from repq_tf.keras_api import LEGACY, keras
 from repq_tf.pictures import scale_pixels
-from repq_tf.train import distribution
+from repq_tf.train.batches import even_batch
 from repq_tf.train.data.augment import resolve_kind
 from repq_tf.train.data.load import load_images
 from repq_tf.train.data.regularization import Regularization
@@ -110,7 +110,7 @@ class Classification(Task):
         )
 
     def validation_batches(self, devices=1):  # noqa: D102
-        size = distribution.even_batch(self.images.test_size, self._batch_size, devices)
+        size = even_batch(self.images.test_size, self._batch_size, devices)
         return self.images.test_batches(size, self._regularization.soft_labels)
 
     def calibration_data(self, count):  # noqa: D102

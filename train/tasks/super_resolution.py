@@ -4,7 +4,8 @@ import numpy as np
 
 from repq_tf import models
 from repq_tf.keras_api import LEGACY, keras, ops, to_numpy
-from repq_tf.train import distribution, image_quality
+from repq_tf.train import image_quality
+from repq_tf.train.batches import even_batch
 from repq_tf.train.checks import WIDE_BITS, split_test_sets
 from repq_tf.train.data.color import FINE_STEP, PIXEL_STEP, to_network, to_pixels
 from repq_tf.train.data.imresize import imresize
@@ -122,7 +123,7 @@ class SuperResolution(Task):
         """Returns the middles of the test images, as large as all of them have one."""
         s, tests = self._settings, self._test_pairs
         size = np.min([pair.low.shape[:2] for pair in tests], axis=0)
-        batch = distribution.even_batch(len(tests), s.batch_size, devices)
+        batch = even_batch(len(tests), s.batch_size, devices)
         if batch not in self._middles:  # the same in each epoch
             self._middles[batch] = CentreDataset(tests, s.color, s.scale, size, batch)
         return self._middles[batch]

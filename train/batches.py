@@ -1,0 +1,54 @@
+"""Batches as `fit` takes them, and of a size that several devices can share.
+
+TensorFlow is imported where it is used: training on another backend may be without it.
+"""
+
+from repq_tf.keras_api import LEGACY
+from repq_tf.train.errors import UserError
+
+
+def as_fit_wants(batches):
+    """Returns batches of a `PyDataset`, which tf_keras does not know, as `tf.data` there."""
+    return as_tf_data(batches) if LEGACY else batches
+
+
+def as_tf_data(batches):
+    """Returns batches of a `PyDataset` as `tf.data`, made by as many threads as it asks for."""
+    import tensorflow as tf
+
+    if isinstance(batches, tf.data.Dataset):
+        return batches
+    first = batches[0]
+
+    def read(index):
+        types = [array.dtype for array in first]
+        batch = tf.numpy_function(lambda k: batches[k], [index], types, stateful=False)
+        shapes = [(None, *array.shape[1:]) for array in first]
+        return tuple(map(tf.ensure_shape, batch, shapes))
+
+    data = tf.data.Dataset.range(len(batches))
+    return data.map(read, max(1, batches.workers), deterministic=True).prefetch(2)
+
+
+def even_batch(count, batch_size, devices):
+    """Returns the batch size with which devices can evaluate a number of inputs together.
+
+    Keras needs the first batch to be the same for all devices, and no device may be
+    without an input in the last one, which has what is left.
+
+    Args:
+        count: Number of inputs.
+        batch_size: Largest batch size.
+        devices: Number of devices.
+
+    Raises:
+        UserError: If there is no such size.
+    """
+    largest = min(batch_size, count)
+    for size in range(largest - largest % devices, 0, -devices):
+        if count % size == 0 or count % size >= devices:
+            return size
+    raise UserError(
+        f"{count} test images cannot be shared by {devices} devices in batches of at most"
+        f" {batch_size}: change --batch_size, or use --strategy=none."
+    )
