@@ -10,10 +10,10 @@ file (where TensorFlow is installed).
 """
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
+import training_runs
 from absl import app, flags
 
 import repq_tf
@@ -24,29 +24,10 @@ FLAGS = flags.FLAGS
 flags.DEFINE_list("models", ["ac_resnet18"], "Re-parameterized models.")
 flags.DEFINE_list("bits", ["8", "4"], "Bit widths.")
 flags.DEFINE_list("modes", list(MODES), "Values of --bn_statistics for RepQ.")
-flags.DEFINE_float("epochs", None, "Epochs of the float stages. Default: the recipe.")
-flags.DEFINE_float("learning_rate", None, "Their learning rate. Default: the recipe.")
 flags.DEFINE_string("workdir", "runs/accuracy", "Folder of the runs.")
 flags.DEFINE_string("json", None, "Write the table to this file.")
 
 FIGURES = ("float", "quantized", "file")
-MAIN = Path(__file__).parent.parent / "train" / "main.py"
-
-
-def run(name, options, source=None):
-    """Runs one row (or finds it done) and returns its folder and its report."""
-    folder = Path(FLAGS.workdir) / name
-    command = [sys.executable, str(MAIN), f"--workdir={folder}", *options]
-    if source is not None:
-        command.append(f"--init_from={source}")
-    else:
-        given = {"epochs": FLAGS.epochs, "learning_rate": FLAGS.learning_rate}
-        command += [f"--{key}={value}" for key, value in given.items() if value is not None]
-    print(" ".join(command[1:]), flush=True)
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{name} failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
-    return folder, json.loads((folder / "report.json").read_text(encoding="utf-8"))
 
 
 def rows(model, extra):
@@ -60,8 +41,8 @@ def rows(model, extra):
             if mode is not None:
                 options.append(f"--bn_statistics={mode}")
             network = "plain" if method == "plain" else "branches"
-            name = f"{model}-{label.replace(' ', '-')}-{bits}"
-            folder, report = run(name, options, sources.get(network))
+            folder = Path(FLAGS.workdir) / f"{model}-{label.replace(' ', '-')}-{bits}"
+            report = training_runs.run(folder, options, sources.get(network))
             sources.setdefault(network, folder)
             yield label, bits, report
 

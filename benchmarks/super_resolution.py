@@ -11,12 +11,10 @@ which takes two thirds of the time here, and exported with TensorFlow.
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+import training_runs
 from absl import app, flags
 
 from repq_tf.files import write_atomically
@@ -31,29 +29,8 @@ flags.DEFINE_string("test_sets", None, "NAME:PATH,NAME:PATH,... to test on.", re
 flags.DEFINE_list("bits", ["8", "4", "2"], "Bit widths.")
 flags.DEFINE_list("seeds", ["0"], "Seeds; each is a whole table, and the mean is printed.")
 flags.DEFINE_list("methods", list(METHODS), "Rows.")
-flags.DEFINE_float("epochs", None, "Epochs of the float stages. Default: the recipe.")
-flags.DEFINE_float("learning_rate", None, "Their learning rate. Default: the recipe.")
 flags.DEFINE_string("workdir", "runs/super_resolution", "Folder of the runs.")
 flags.DEFINE_string("json", None, "Write the table to this file.")
-
-MAIN = Path(__file__).parent.parent / "train" / "main.py"
-
-
-def run(name, options):
-    """Runs one row, or finds it done, and returns its folder and its report."""
-    folder = Path(FLAGS.workdir) / name
-    command = [sys.executable, str(MAIN), f"--workdir={folder}", *options]
-    print(" ".join(command[1:]), flush=True)
-    for environment in ({}, {"KERAS_BACKEND": "tensorflow"}):
-        done = subprocess.run(
-            command, capture_output=True, text=True, env={**os.environ, **environment}
-        )
-        if done.returncode:
-            raise SystemExit(f"{name} failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        if "file" in report["metrics"]:
-            return folder, report
-    raise SystemExit(f"{name} has no .tflite file: {report['notes']}")
 
 
 def rows(extra):
@@ -70,19 +47,14 @@ def rows(extra):
         for bits in FLAGS.bits:
             for method in FLAGS.methods:
                 network = "plain" if method == "plain" else "branches"
-                source = sources.get(network)
-                first = [f"--init_from={source}"] if source else float_stage()
-                options = [f"--method={method}", f"--bits={bits}", f"--seed={seed}", *first]
+                options = [f"--method={method}", f"--bits={bits}", f"--seed={seed}"]
                 name = f"{FLAGS.model}-x{FLAGS.scale}-{method}-{bits}-seed{seed}"
-                folder, report = run(name, [*common, *options])
+                folder = Path(FLAGS.workdir) / name
+                report = training_runs.run(folder, common + options, sources.get(network))
+                if "file" not in report["metrics"]:
+                    raise SystemExit(f"{folder} has no .tflite file: {report['notes']}")
                 sources.setdefault(network, folder)
                 yield {"method": method, "bits": bits, "seed": seed, **figures(report)}
-
-
-def float_stage():
-    """The flags of the run that trains a network in floating point."""
-    given = {"epochs": FLAGS.epochs, "learning_rate": FLAGS.learning_rate}
-    return [f"--{name}={value}" for name, value in given.items() if value is not None]
 
 
 def figures(report):

@@ -36,7 +36,7 @@ y = rng.normal(size=(64, 5))
 inputs = keras.Input((6, 6, 3), name="image")
 z = ACBlock(4, activation="relu", name="ac")(inputs)
 z = keras.layers.Add(name="add")([z, RepVGGBlock(4, name="vgg")(z)])
-z = keras.layers.ReLU(name="relu")(z)
+z = keras.layers.PReLU(shared_axes=[1, 2], name="prelu")(z)
 z = keras.layers.GlobalAveragePooling2D(name="mean")(z)
 model = keras.Model(inputs, keras.layers.Dense(5, name="logits")(z))
 

@@ -626,6 +626,19 @@ def test_reestimated_stock_batch_norm_has_the_moments_of_its_input():
         np.testing.assert_array_equal(array(variable), kept[variable.path])
 
 
+def test_moments_of_half_precision_features_are_found_in_float32():
+    """A variance above 65504 is none that float16 holds."""
+    image = keras.Input((4, 4, 2), dtype="float16")
+    norm = keras.layers.BatchNormalization(dtype="mixed_float16")
+    model = keras.Model(image, norm(image))
+    data = np.random.default_rng(0).normal(0, 1000, (64, 4, 4, 2)).astype("float16")
+    repq_tf.reestimate_batch_norm(model, data)
+    mean, variance = numpy_moments(data.astype("float64"))
+    assert (variance > 65504).all()
+    np.testing.assert_allclose(array(norm.moving_mean), mean, rtol=1e-3)
+    np.testing.assert_allclose(array(norm.moving_variance), variance, rtol=1e-3)
+
+
 def assert_moments(norm, mean, variance):
     moving = norm.statistics
     np.testing.assert_allclose(array(moving.moving_mean), mean, rtol=1e-4, atol=1e-4)

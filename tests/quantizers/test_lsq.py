@@ -124,11 +124,15 @@ def test_the_gradient_scale_is_that_of_what_shares_a_step(options, shape, count,
     np.testing.assert_allclose(actual, expected / step, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("change", [0.0, 0.5, -0.5])
 @pytest.mark.parametrize("step", [0.004, 0.4])
-def test_weights_limit_the_gradient_scale(step, rng):
+def test_weights_limit_the_gradient_scale(step, change, rng):
     """g is at most `s / (rms(e) ||x||)`: small steps are limited, LSQ's own are not."""
     shape, channels = (3, 3, 8, 5), 5
     layer = quantizer(step, bits=8, channels=channels)
+    layer.change.assign(np.full(channels, change))
+    slope = step * min(np.exp(change), 1)
+    step = step * (np.exp(change) if change < 0 else 1 + change)
     x, upstream = rng.normal(size=(2, *shape)).astype("float32")
     with tf.GradientTape() as tape:
         y = layer(ops.convert_to_tensor(x))
@@ -138,7 +142,7 @@ def test_weights_limit_the_gradient_scale(step, rng):
     limit = step / (np.sqrt((error**2).mean((0, 1, 2))) * np.sqrt((x**2).sum((0, 1, 2))))
     literal = 1 / np.sqrt(72 * 127)
     assert np.all(limit < literal) if step < 0.01 else np.all(limit > literal)
-    expected = (upstream * error).sum((0, 1, 2)) * np.minimum(literal, limit) / step
+    expected = (upstream * error).sum((0, 1, 2)) * np.minimum(literal, limit) / slope
     np.testing.assert_allclose(actual, expected, rtol=1e-3)
 
 

@@ -96,11 +96,12 @@ def test_the_accuracy_benchmark_gives_float_flags_to_float_stages_alone(tmp_path
         "import json, pathlib, sys\n"
         "folder = pathlib.Path(sys.argv[1].removeprefix('--workdir='))\n"
         "folder.mkdir(parents=True)\n"
-        "report = {'metrics': {}, 'arguments': sys.argv[2:]}\n"
+        "report = {'metrics': {'file': {}}, 'arguments': sys.argv[2:]}\n"
         "(folder / 'report.json').write_text(json.dumps(report))\n"
     )
     start = (
-        f"import accuracy; accuracy.MAIN = {str(program)!r}; accuracy.app.run(accuracy.main)"
+        "import accuracy, training_runs; "
+        f"training_runs.MAIN = {str(program)!r}; accuracy.app.run(accuracy.main)"
     )
     given = ["--modes=batch", "--epochs=3", "--learning_rate=0.5", f"--workdir={tmp_path}"]
     subprocess.run(
