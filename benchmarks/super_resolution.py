@@ -1,11 +1,13 @@
 """PSNR of super-resolution files: Plain, Merged and RepQ, same budget for every row.
 
     python benchmarks/super_resolution.py --train=PATH --test_sets=set5:PATH,set14:PATH \
-        --epochs=100 --seeds=0,1,2 --json=super_resolution.json -- --qat_epochs=30
+        --epochs=100 --seeds=0,1,2 --float_rates=plain:0.01,branches:0.002 \
+        --qat_rates=plain:0.005,repq:0.002 --json=super_resolution.json -- --qat_epochs=30
 
 Runs `train/main.py` for each row in `--workdir`; flags behind `--` go to each. The float
-stage of a network is trained once for each seed and shared by its rows. Interrupted, the
-command goes on where it was. Figures are the PSNR of the luma, in dB, of the exported `.tflite`
+stage of a network is trained once for each seed and shared by its rows. Networks and methods
+want different learning rates; the recipe's is the default. Interrupted, the command goes on
+where it was. Figures are the PSNR of the luma, in dB, of the exported `.tflite`
 file, and of the float network beside it. Under KERAS_BACKEND=jax networks are trained with JAX,
 which takes two thirds of the time here, and exported with TensorFlow.
 """
@@ -21,6 +23,9 @@ from repq_tf.files import write_atomically
 from repq_tf.train.checks import METHODS, split_test_sets
 from repq_tf.train.report import versions
 
+# The float network that a method begins with.
+NETWORKS = {"plain": "plain", "merged": "branches", "repq": "branches"}
+
 FLAGS = flags.FLAGS
 flags.DEFINE_string("model", "ecbsr_m4c8", "A re-parameterized super-resolution network.")
 flags.DEFINE_integer("scale", 2, "How many times larger images become.")
@@ -29,6 +34,8 @@ flags.DEFINE_string("test_sets", None, "NAME:PATH,NAME:PATH,... to test on.", re
 flags.DEFINE_list("bits", ["8", "4", "2"], "Bit widths.")
 flags.DEFINE_list("seeds", ["0"], "Seeds; each is a whole table, and the mean is printed.")
 flags.DEFINE_list("methods", list(METHODS), "Rows.")
+flags.DEFINE_list("float_rates", [], "NETWORK:RATE of the float stage: plain, branches.")
+flags.DEFINE_list("qat_rates", [], "METHOD:RATE of quantized training.")
 flags.DEFINE_string("workdir", "runs/super_resolution", "Folder of the runs.")
 flags.DEFINE_string("json", None, "Write the table to this file.")
 
@@ -42,12 +49,18 @@ def rows(extra):
         f"--test_sets={FLAGS.test_sets}",
         *extra,
     ]
+    float_rates = rates("float_rates", NETWORKS.values())
+    qat_rates = rates("qat_rates", METHODS)
     for seed in FLAGS.seeds:
         sources = {}
         for bits in FLAGS.bits:
             for method in FLAGS.methods:
-                network = "plain" if method == "plain" else "branches"
+                network = NETWORKS[method]
                 options = [f"--method={method}", f"--bits={bits}", f"--seed={seed}"]
+                if method in qat_rates:
+                    options.append(f"--qat_learning_rate={qat_rates[method]}")
+                if network in float_rates and network not in sources:
+                    options.append(f"--learning_rate={float_rates[network]}")
                 name = f"{FLAGS.model}-x{FLAGS.scale}-{method}-{bits}-seed{seed}"
                 folder = Path(FLAGS.workdir) / name
                 report = training_runs.run(folder, common + options, sources.get(network))
@@ -55,6 +68,18 @@ def rows(extra):
                     raise SystemExit(f"{folder} has no .tflite file: {report['notes']}")
                 sources.setdefault(network, folder)
                 yield {"method": method, "bits": bits, "seed": seed, **figures(report)}
+
+
+def rates(flag, names):
+    """The learning rates that a flag gives, by name."""
+    found = {}
+    for item in FLAGS[flag].value:
+        name, _, rate = item.partition(":")
+        if name not in names or not rate:
+            allowed = ", ".join(f"{name}:RATE" for name in dict.fromkeys(names))
+            raise app.UsageError(f"--{flag} has {item!r}; allowed: {allowed}")
+        found[name] = float(rate)
+    return found
 
 
 def figures(report):
@@ -65,7 +90,7 @@ def figures(report):
 
 def budget(extra):
     """What was trained for how long; where the images lie is nobody else's business."""
-    names = ("model", "scale", "epochs", "learning_rate")
+    names = ("model", "scale", "epochs", "learning_rate", "float_rates", "qat_rates")
     return {**{name: FLAGS[name].value for name in names}, "flags": extra}
 
 

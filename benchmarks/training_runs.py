@@ -24,7 +24,7 @@ def run(folder, options, source=None):
 
     Args:
         folder: The row's run folder.
-        options: The row's flags.
+        options: The row's flags; they come after `--epochs` and `--learning_rate`, and win.
         source: The folder of the run that its float network is taken from; otherwise that is
             trained, for as long as the flags say.
     """
@@ -32,7 +32,7 @@ def run(folder, options, source=None):
     if source is not None:
         given = {"init_from": source}
     first = [f"--{name}={value}" for name, value in given.items() if value is not None]
-    command = [sys.executable, str(MAIN), f"--workdir={folder}", *options, *first]
+    command = [sys.executable, str(MAIN), f"--workdir={folder}", *first, *options]
     print(" ".join(command[1:]), flush=True)
     report = _run(command, folder, {})
     if "file" in report["metrics"] or importlib.util.find_spec("tensorflow") is None:

@@ -89,32 +89,63 @@ def test_help_and_unknown_flags():
     assert "Unknown command line flag 'colour'" in errors
 
 
-def test_the_accuracy_benchmark_gives_float_flags_to_float_stages_alone(tmp_path):
-    """`main` refuses them beside --init_from."""
-    program = tmp_path / "main.py"
+def benchmark_rows(name, folder, *given):
+    """The flags that a benchmark gives to `main` for each of its rows."""
+    program = folder / "main.py"
+    figures = {"set5_psnr": 30.0}
+    report = {
+        "metrics": {"file": figures},
+        "references": {"bicubic": figures, "float": figures},
+    }
     program.write_text(
         "import json, pathlib, sys\n"
         "folder = pathlib.Path(sys.argv[1].removeprefix('--workdir='))\n"
         "folder.mkdir(parents=True)\n"
-        "report = {'metrics': {'file': {}}, 'arguments': sys.argv[2:]}\n"
+        f"report = {{**{report!r}, 'arguments': sys.argv[2:]}}\n"
         "(folder / 'report.json').write_text(json.dumps(report))\n"
     )
     start = (
-        "import accuracy, training_runs; "
-        f"training_runs.MAIN = {str(program)!r}; accuracy.app.run(accuracy.main)"
+        f"import {name} as benchmark, training_runs; "
+        f"training_runs.MAIN = {str(program)!r}; benchmark.app.run(benchmark.main)"
     )
-    given = ["--modes=batch", "--epochs=3", "--learning_rate=0.5", f"--workdir={tmp_path}"]
     subprocess.run(
-        [sys.executable, "-c", start, *given, "--", "--qat_epochs=1"],
+        [sys.executable, "-c", start, f"--workdir={folder}", *given, "--", "--qat_epochs=1"],
         cwd=ROOT / "benchmarks",
         check=True,
         stdout=subprocess.DEVNULL,
     )
     rows = [
-        json.loads(file.read_text())["arguments"] for file in tmp_path.glob("*/report.json")
+        set(json.loads(file.read_text())["arguments"]) for file in folder.glob("*/report.json")
     ]
-    assert len(rows) == 6 and all("--qat_epochs=1" in row for row in rows)
-    budgets = [{"--epochs=3.0", "--learning_rate=0.5"} & set(row) for row in rows]
-    sources = [any(flag.startswith("--init_from=") for flag in row) for row in rows]
-    assert sources.count(False) == 2  # the plain network and that of branches
-    assert [len(budget) for budget in budgets] == [0 if source else 2 for source in sources]
+    assert all("--qat_epochs=1" in row for row in rows)
+    return rows
+
+
+def has_source(row):
+    return any(flag.startswith("--init_from=") for flag in row)
+
+
+def test_the_accuracy_benchmark_gives_float_flags_to_float_stages_alone(tmp_path):
+    """`main` refuses them beside --init_from."""
+    flags = ("--modes=batch", "--epochs=3", "--learning_rate=0.5")
+    rows = benchmark_rows("accuracy", tmp_path, *flags)
+    assert len(rows) == 6
+    assert sum(not has_source(row) for row in rows) == 2  # the plain network and the branches
+    for row in rows:
+        assert len({"--epochs=3.0", "--learning_rate=0.5"} & row) == (not has_source(row)) * 2
+
+
+def test_the_super_resolution_benchmark_gives_each_row_its_rates(tmp_path):
+    flags = ("--train=a", "--test_sets=set5:b", "--bits=8,4", "--qat_rates=plain:0.5,repq:0.25")
+    rates = "--float_rates=plain:2,branches:3"
+    rows = benchmark_rows("super_resolution", tmp_path, *flags, rates)
+    assert len(rows) == 6
+    trained = [row for row in rows if not has_source(row)]
+    assert len(trained) == 2
+    assert all("--learning_rate=2.0" in row for row in trained if "--method=plain" in row)
+    assert all("--learning_rate=3.0" in row for row in trained if "--method=plain" not in row)
+    quantized = {"plain": {"0.5"}, "merged": set(), "repq": {"0.25"}}
+    for row in rows:
+        given = dict(flag.removeprefix("--").split("=", 1) for flag in row)
+        assert {given.get("qat_learning_rate")} - {None} == quantized[given["method"]]
+        assert ("learning_rate" in given) == (not has_source(row))
