@@ -20,21 +20,63 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 MAIN = Path(__file__).parent.parent.parent / "train" / "main.py"
 
-CHOICES = {
-    "model": ["ac_resnet18", "repvgg_a0", "qarepvgg_a0", "orepa_resnet18", "resnet19"],
-    "method": ["repq", "repq", "merged", "plain", "best"],
-    "bits": ["8", "4", "2", "1", "9", "eight"],
-    "bn_statistics": ["restored", "batch", "estimate", "sample", "running", "exact"],
-    "image_size": ["8", "16", "0", "-3"],
-    "batch_size": ["64", "97", "0", "99999"],
-    "epochs": ["0.1", "0.05", "0", "-1", "nan"],
-    "qat_epochs": ["0.1", "0"],
-    "learning_rate": ["0.01", "0", "-0.1", "1e9"],
-    "mixed_precision": ["none", "bfloat16", "float64"],
-    "calibration_images": ["16", "0", "100000"],
+# Values that a run takes, each with every other of its task but for a few named refusals.
+COMMON = {
+    "method": ["repq", "repq", "merged", "plain"],
+    "bits": ["8", "6", "4", "2"],
+    "weight_bits": ["8", "3"],
+    "activation_bits": ["8", "5", "16"],
+    "container": ["int8", "int4"],
+    "input_type": ["int8", "uint8", "float32"],
+    "batch_size": ["16", "97"],
+    "calibration_images": ["16", "100000"],
+    "learning_rate": ["0.01", "0.0001"],
+    "qat_learning_rate": ["0.001"],
+    "weight_decay": ["0", "0.001"],
+    "mixed_precision": ["none", "bfloat16"],
+    "deterministic": ["true", "false"],
+    "verbose": ["1", "2"],
+    "seed": ["7"],
+}
+TASKS = {
+    "classification": {
+        **COMMON,
+        "model": ["ac_resnet18", "repvgg_a0", "qarepvgg_a0", "orepa_resnet18", "mobileone_s1"],
+        "bn_statistics": ["restored", "batch", "estimate", "sample", "running"],
+        "image_size": ["8", "16", "32"],
+        "augment": ["none", "crop", "crop_flip", "resized_crop"],
+        "randaugment": ["2"],
+        "mixup": ["0.2"],
+        "label_smoothing": ["0.1"],
+    },
+    "super_resolution": {
+        **COMMON,
+        "model": ["ecbsr_m4c8", "repvgg_sr_m4c16"],
+        "scale": ["2", "3"],
+        "color": ["y", "rgb"],
+        "patch_size": ["8", "16"],
+        "crops_per_image": ["128"],
+    },
+}
+SHORT = {
+    "classification": {"width": "0.125", "epochs": "0.05", "qat_epochs": "0.05"},
+    "super_resolution": {"epochs": "0.05", "qat_epochs": "0.05", "crops_per_image": "128"},
+}
+# Values that no run takes.
+REFUSED = {
+    "model": ["resnet19"],
+    "method": ["best"],
+    "bits": ["1", "9", "eight"],
+    "activation_bits": ["12"],
+    "batch_size": ["0", "-1"],
+    "epochs": ["-1", "nan"],
+    "qat_epochs": ["-0.5", "inf"],
+    "learning_rate": ["-0.1", "nan"],
+    "mixed_precision": ["float64"],
+    "calibration_images": ["0"],
     "init_from": ["/no/such/file", "/etc/hostname"],
-    "dataset": ["digits", "digits", "folder:/no/such", "no_such_set"],
-    "strategy": ["none", "auto", "sharded"],
+    "dataset": ["folder:/no/such", "no_such_set"],
+    "strategy": ["sharded"],
 }
 
 
@@ -86,14 +128,25 @@ def networks(count):
     return status == 0
 
 
+def draw_command(rng):
+    """Returns the flags of a run, and whether one of them must be refused."""
+    task = rng.choice(sorted(TASKS))
+    choices = TASKS[task]
+    names = rng.sample(sorted(choices), rng.randint(1, 5))
+    flags = {name: rng.choice(choices[name]) for name in names}
+    bad = rng.random() < 0.25
+    if bad:
+        name = rng.choice(sorted(REFUSED))
+        flags[name] = rng.choice(REFUSED[name])
+    return {"task": task, "verbose": "0", **SHORT[task], **flags}, bad
+
+
 def commands(count, seed):
     """Runs random command lines; returns whether each did what it must."""
-    rng, good = random.Random(seed), True
+    rng, good, verdicts = random.Random(seed), True, collections.Counter()
     for _ in range(count):
-        names = rng.sample(sorted(CHOICES), rng.randint(1, 4))
-        drawn = {name: rng.choice(CHOICES[name]) for name in names}
-        defaults = {"width": "0.125", "epochs": "0.05", "qat_epochs": "0.05", "verbose": "0"}
-        arguments = [f"--{name}={value}" for name, value in {**defaults, **drawn}.items()]
+        flags, bad = draw_command(rng)
+        arguments = [f"--{name}={value}" for name, value in flags.items()]
         with tempfile.TemporaryDirectory() as folder:
             done = subprocess.run(
                 [sys.executable, str(MAIN), *arguments, f"--workdir={folder}/run"],
@@ -103,14 +156,20 @@ def commands(count, seed):
             report = Path(folder) / "run" / "report.json"
             if done.returncode == 0:
                 parity = json.loads(report.read_text(encoding="utf-8"))["parity"]
-                fine = parity["largest_difference"] == 0
-                verdict = "exact" if fine else f"NOT EXACT: {parity}"
+                fine = parity["largest_difference"] == 0 and not bad
+                verdict, more = ("exact", "") if fine else ("WRONG", str(parity))
             else:
-                fine = "Traceback" not in done.stderr and not report.exists()
-                fine = fine and ("error: " in done.stderr or "FATAL Flags" in done.stderr)
-                verdict = "refused" if fine else f"CRASHED: {done.stderr[-1500:]}"
+                messages = [
+                    line
+                    for line in done.stderr.splitlines()
+                    if line.startswith(("error: ", "FATAL Flags"))
+                ]
+                fine = messages and "Traceback" not in done.stderr and not report.exists()
+                verdict, more = ("refused", messages[-1]) if fine else ("CRASHED", done.stderr)
         good = good and fine
-        print(f"{verdict}: {' '.join(arguments)}", flush=True)
+        verdicts[verdict] += 1
+        print(f"{verdict}: {' '.join(arguments)} {more[-1500:]}", flush=True)
+    print(f"command lines: {dict(verdicts)}")
     return good
 
 
