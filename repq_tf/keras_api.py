@@ -24,6 +24,7 @@ register = keras.saving.register_keras_serializable(package="repq_tf")
 
 __all__ = [
     "LEGACY",
+    "UNCAST",
     "Layer",
     "add_parameter",
     "add_statistic",
@@ -76,6 +77,10 @@ def dtype_name(array):
     return _keras3.backend.standardize_dtype(array.dtype)
 
 
+# Of `add_weight`: mixed precision leaves the variable in its own dtype.
+UNCAST = {"experimental_autocast": False} if LEGACY else {"autocast": False}
+
+
 def add_statistic(layer, name, shape, initializer):
     """Adds a non-trainable float variable whose replicas are averaged on assignment.
 
@@ -91,17 +96,16 @@ def add_statistic(layer, name, shape, initializer):
     Returns:
         The variable.
     """
-    options = {"aggregation": "mean", "autocast": False}
+    options = {"aggregation": "mean"}
     if LEGACY:
         import tensorflow as tf
 
         options = {
             "aggregation": tf.VariableAggregation.MEAN,
             "synchronization": tf.VariableSynchronization.ON_READ,
-            "experimental_autocast": False,
         }
     return layer.add_weight(
-        name=name, shape=shape, initializer=initializer, trainable=False, **options
+        name=name, shape=shape, initializer=initializer, trainable=False, **options, **UNCAST
     )
 
 
@@ -111,14 +115,13 @@ def add_parameter(layer, name, shape, initializer, regularizer=None, trainable=T
     Kernels, batch-norm parameters and step sizes enter the algebra of merged
     kernels, which half precision would spoil; features alone are cast.
     """
-    options = {"experimental_autocast": False} if LEGACY else {"autocast": False}
     return layer.add_weight(
         name=name,
         shape=shape,
         initializer=initializer,
         regularizer=regularizer,
         trainable=trainable,
-        **options,
+        **UNCAST,
     )
 
 

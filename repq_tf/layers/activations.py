@@ -3,7 +3,7 @@
 import numpy as np
 
 from repq_tf.branches import WideReading
-from repq_tf.keras_api import Layer, keras, ops, register
+from repq_tf.keras_api import UNCAST, Layer, keras, ops, register
 from repq_tf.layers import runtime
 from repq_tf.layers.quantize import Quantize
 from repq_tf.layers.rescale import rescale
@@ -16,6 +16,13 @@ _SMALLEST_SLOPE = 2.0**-20
 def _leaky(x, slope):
     # At 0, where quantized features often are, the gradient is Keras's: the slope.
     return ops.where(x > 0, x, slope * x)
+
+
+class _PReLU(keras.layers.PReLU):
+    """One whose alpha stays in full precision, which inference computes in."""
+
+    def add_weight(self, **options):
+        return super().add_weight(**options, **UNCAST)
 
 
 @register
@@ -50,7 +57,7 @@ class QuantizedPReLU(Quantize):
         **options,
     ):
         super().__init__(bits, signed, **options)
-        self.prelu = keras.layers.PReLU(
+        self.prelu = _PReLU(
             alpha_regularizer=alpha_regularizer,
             alpha_constraint=alpha_constraint,
             trainable=trainable_alpha,

@@ -40,6 +40,23 @@ def test_prelu_rounds_once(bits, step_in):
     assert len(np.unique(np.rint(got))) > 2
 
 
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precision_leaves_inference_of_prelu_alone(policy, tmp_path):
+    levels, x = on_a_grid(0.05)
+    expected = array(prelu(8)(x, np.float32(0.05))[0])
+    keras.config.set_dtype_policy(policy)
+    try:
+        inputs = keras.Input(x.shape[1:], dtype="float32")
+        step = keras.ops.full((), 0.05)
+        model = keras.Model(inputs, prelu(8)(inputs, step)[0])
+        model.save(tmp_path / "m.keras")
+        for either in (model, keras.models.load_model(tmp_path / "m.keras")):
+            np.testing.assert_array_equal(array(either(x)), expected)
+            assert array(either(x, training=True)).dtype.name == policy.removeprefix("mixed_")
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
 def test_prelu_of_unsigned_features_is_a_rescaling():
     levels, x = on_a_grid(0.05, 0, 256)
     y, _ = prelu(8, signed=False, step=0.05)(x, np.float32(0.05))
