@@ -42,7 +42,9 @@ def merge(model):
             return y, None
         if type(layer) is Quantize:
             args = args[:1]  # without the scale, which plain convolutions do not know
-        return copy_call(node, args, kwargs, copies)
+        # What half precision has trained is deployed in float32.
+        float32 = {"dtype": "float32"} if "float" in layer.compute_dtype else {}
+        return copy_call(node, args, kwargs, copies, **float32)
 
     merged = rebuild(graph, apply, name=f"{model.name}_merged")
     for name, values in weights.items():
@@ -123,23 +125,20 @@ def grid_layer(graph, tensor):
 def _convolution(node, x, kernel, bias, groups, weights, pad):
     """Builds the plain layers of a block and notes their weights."""
     block = node.layer
+    options = dict(
+        activation=block.activation,
+        name=node.name,
+        trainable=block.trainable,
+        dtype="float32",
+    )
     if isinstance(block, DenseBlock):
         weights[node.name] = [kernel[0, 0], bias]
-        dense = keras.layers.Dense(
-            block.filters, activation=block.activation, name=node.name, dtype="float32"
-        )
-        return dense(x)
+        return keras.layers.Dense(block.filters, **options)(x)
     window = block.window(x.shape[1:3])
     padding = stock_padding(window, block, x.shape[1:3])
     if padding is None:
         x = keras.layers.ZeroPadding2D(window, name=pad, dtype="float32")(x)
-    options = dict(
-        strides=block.strides,
-        padding=padding or "valid",
-        activation=block.activation,
-        name=node.name,
-        dtype="float32",
-    )
+    options |= dict(strides=block.strides, padding=padding or "valid")
     channels = x.shape[-1]
     if 1 < groups == channels:
         multiplier = block.filters // channels

@@ -238,7 +238,7 @@ def copy_layer(layer, name=None, **changes):
     return type(layer).from_config({**config, "name": name or layer.name, **changes})
 
 
-def copy_call(node, args, kwargs, copies):
+def copy_call(node, args, kwargs, copies, **changes):
     """Calls the copy of a node's layer, which has its weights.
 
     Args:
@@ -246,11 +246,12 @@ def copy_call(node, args, kwargs, copies):
         args: what to call with, positional.
         kwargs: and by name.
         copies: a dict that holds the copies made so far, one for each layer.
+        **changes: to the configuration of the copy.
     """
     layer = node.layer
     if id(layer) in copies:
         return copies[id(layer)](*args, **kwargs)
-    copy = copies[id(layer)] = copy_layer(layer, node.name)
+    copy = copies[id(layer)] = copy_layer(layer, node.name, **changes)
     outputs = copy(*args, **kwargs)
     copy.set_weights(layer.get_weights())
     if isinstance(copy, keras.layers.Normalization):

@@ -175,20 +175,33 @@ def test_stock_layers_are_copied():
     assert relative(repq_tf.merge(model)(X), model(X)) < 2e-6
 
 
-def test_sequential_and_mixed_precision():
-    keras.config.set_dtype_policy("mixed_bfloat16")
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_what_half_precision_trained_is_merged_to_float32(precision, tmp_path):
+    keras.config.set_dtype_policy(f"mixed_{precision}")
     try:
         stages = [ACBlock(8, activation="relu", name="a"), ConvBNBlock(8, name="b")]
-        model = keras.Sequential([keras.Input(SHAPE), *stages, layers.Flatten()])
+        ends = [layers.ReLU(), layers.GlobalAveragePooling2D(), layers.Dense(3, name="head")]
+        model = keras.Sequential([keras.Input(SHAPE), *stages, *ends])
         settle(model)
         merged = repq_tf.merge(model)
-        assert {v.dtype for v in merged.weights} == {"float32"}
-        for name in ("a", "b"):
-            kernel, _ = float64_merge(model.get_layer(name))
-            deployed = array(merged.get_layer(name).kernel)
-            np.testing.assert_array_equal(deployed, kernel.astype("float32"))
     finally:
         keras.config.set_dtype_policy("float32")
+    assert {v.dtype for v in (*merged.weights, merged.output)} == {"float32"}
+    for name in ("a", "b"):
+        kernel, _ = float64_merge(model.get_layer(name))
+        deployed = array(merged.get_layer(name).kernel)
+        np.testing.assert_array_equal(deployed, kernel.astype("float32"))
+    repq_tf.export_tflite_float(model, tmp_path / "float.tflite")
+
+
+def test_frozen_blocks_stay_frozen():
+    stages = [ACBlock(4, name="a"), ConvBNBlock(4, name="b"), layers.Flatten()]
+    stages.append(DenseBlock(3, name="c"))
+    model = keras.Sequential([keras.Input(SHAPE), *stages])
+    for name in ("a", "c"):
+        model.get_layer(name).trainable = False
+    merged = repq_tf.merge(model)
+    assert {v.path for v in merged.trainable_variables} == {"b/kernel", "b/bias"}
 
 
 def test_the_imagenet_stem():
