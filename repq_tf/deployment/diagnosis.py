@@ -154,7 +154,7 @@ class _Part:
         operators, sources, waiting = [], [], [self.index]
         while waiting:
             index = waiting.pop()
-            stored = self.tensors[index].name.decode() in self.quantizers
+            stored = self._quantizer(index) is not None
             if index != self.index and (stored or index in ends):
                 sources.append(index)
             elif index in producer and producer[index] not in operators:
@@ -162,6 +162,11 @@ class _Part:
                 waiting += [int(i) for i in producer[index].inputs if int(i) in producer]
                 waiting += [int(i) for i in producer[index].inputs if int(i) in ends]
         return operators, sources
+
+    def _quantizer(self, index):
+        """The `Quantize` layer of a tensor, or None."""
+        names = self.schema.names(self.tensors[int(index)])
+        return next((self.quantizers[n] for n in names if n in self.quantizers), None)
 
     def _kind(self, operator):
         return self.schema.operator_name(self.model, operator)
@@ -186,16 +191,17 @@ class _Part:
     def scales(self):
         """Scales and zero points that are not the model's."""
         for index in (*self.sources, self.index):
-            name = self.tensors[index].name.decode()
-            layer = self.quantizers.get(name)
+            layer = self._quantizer(index)
             if layer is None or self.types[index] in self.schema.FLOATS:
                 continue
             scale, zero = self.schema.scale_and_zero(self.tensors[index])
             step, want = np.float32(layer.step), zero_point(layer.bits, layer.signed)
             if scale != step:
-                yield "scale", f"tensor {name!r} has scale {scale}, the model step {step}"
+                name = self._label(index)
+                yield "scale", f"tensor {name} has scale {scale}, the model step {step}"
             if self.types[index] == "INT8" and zero != want:
-                yield "scale", f"tensor {name!r} has zero point {zero} instead of {want}"
+                name = self._label(index)
+                yield "scale", f"tensor {name} has zero point {zero} instead of {want}"
 
     def weights(self):
         """Kernel and bias that are not the model's integers."""

@@ -13,6 +13,7 @@ from ai_edge_litert import schema_py_generated as schema
 from repq_tf.deployment.flatbuffer import (
     SAME_SCALE,
     WEIGHTED,
+    add_name,
     dump,
     kernel_layout,
     load,
@@ -104,7 +105,9 @@ class _Editor:
             if not same or have.zeroPoint[0] != grid.zero_point:
                 raise ValueError(f"tensor {tensor.name.decode()!r} would need two scales")
         set_quantization(tensor, grid.scale, grid.zero_point)
-        if grid.name:
+        if grid.name and index in self.named:  # the converter shares what is equal
+            add_name(tensor, grid.name)
+        elif grid.name:
             tensor.name = grid.name.encode()
             self.named.add(index)
         self.done.add(index)

@@ -29,16 +29,25 @@ def emit(trace, node, args):
     return node.layer.values(*(args if steps else args[:1]))
 
 
-def skeleton(kernel):
-    """A per-tensor quantized kernel, whose numbers `set_grids` replaces.
+def skeleton(trace, shape, per_channel=False):
+    """A quantized kernel, whose numbers `set_grids` replaces.
 
-    The converter refuses per-channel grids of depthwise and dense kernels.
+    No two of a file are equal: the converter would share them, and with them the convolutions
+    of one tensor. It refuses per-channel grids of depthwise and dense kernels.
     """
     import tensorflow as tf
 
-    peak = float(np.abs(kernel).max()) or 1.0
+    peak = 1 + trace.skeletons / 1024
+    kernel = np.random.default_rng(trace.skeletons).integers(-127, 128, shape) * (peak / 127)
+    trace.skeletons += 1
+    kernel = tf.constant(kernel, "float32")
+    if per_channel:
+        peaks = np.full(shape[-1], peak, np.float32)
+        return tf.quantization.fake_quant_with_min_max_vars_per_channel(
+            kernel, -peaks, peaks, 8, narrow_range=True
+        )
     return tf.quantization.fake_quant_with_min_max_vars(
-        tf.constant(kernel), -peak, peak, 8, narrow_range=True
+        kernel, -peak, peak, 8, narrow_range=True
     )
 
 
@@ -71,15 +80,16 @@ def _prelu(trace, node, x):
     highest = source.activation_quantizer.high * trace.steps[source.name]
     low, high = (-128, 127) if layer.bits <= 8 else (0, 0)
     positive, negative = part("positive", highest, low), part("negative", 0, high)
-    y, weights = scale_channels(negative, *trace.slopes[node.name])
+    y, weights = scale_channels(trace, negative, *trace.slopes[node.name])
     grid = trace.grid(layer, f"{node.name}/scaled", *weights)
     return positive + trace.tap(trace.fake_quantize(y, layer), grid)
 
 
-def scale_channels(x, integers, scale):
+def scale_channels(trace, x, integers, scale):
     """A 1x1 depthwise convolution, and its weights as a `Grid` takes them.
 
     Args:
+        trace: the `Trace`.
         x: features `(batch, ..., channels)`.
         integers: the weights, `(channels,)`.
         scale: their scale, `(channels,)`.
@@ -89,7 +99,7 @@ def scale_channels(x, integers, scale):
     channels, inner, flat = x.shape[-1], x.shape[1:], x.shape.rank != 4
     if flat:
         x = tf.reshape(x, (-1, 1, 1, channels))
-    kernel = skeleton((integers * scale).reshape(1, 1, -1, 1))
+    kernel = skeleton(trace, (1, 1, channels, 1))
     y = tf.nn.depthwise_conv2d(x, kernel, (1, 1, 1, 1), "VALID")
     y = tf.reshape(y, (-1, *inner)) if flat else y
     return y, (integers.reshape(1, 1, 1, -1), scale, np.zeros_like(scale))
@@ -102,7 +112,7 @@ def _rescale(trace, node, x):
     weight 1 rounds as the model does.
     """
     ones = np.ones(x.shape[-1], np.float32)
-    y, weights = scale_channels(x, ones, ones)
+    y, weights = scale_channels(trace, x, ones, ones)
     trace.weights[node.name] = weights
     return y
 

@@ -10,6 +10,8 @@ from repq_tf.deployment.int4 import unpack
 
 _OPERATORS = {v: k for k, v in vars(schema.BuiltinOperator).items() if not k.startswith("_")}
 _TYPES = {v: k for k, v in vars(schema.TensorType).items() if not k.startswith("_")}
+# What the converter, too, writes between the names of what it has fused.
+_BETWEEN_NAMES = ";"
 FLOATS = ("FLOAT16", "FLOAT32", "FLOAT64", "BFLOAT16")
 _WIDTHS = {
     "INT8": np.int8,
@@ -80,6 +82,21 @@ def count_operators(model):
     """The operators of a parsed model with their counts."""
     names = (operator_name(model, op) for graph in model.subgraphs for op in graph.operators)
     return dict(collections.Counter(names))
+
+
+def names(tensor):
+    """The names of the layers that a tensor is the output of: equal ones share one."""
+    return tensor.name.decode().split(_BETWEEN_NAMES)
+
+
+def indices_by_name(graph):
+    """`{name of a layer: number of the tensor of its output}`."""
+    return {name: index for index, t in enumerate(graph.tensors) for name in names(t)}
+
+
+def add_name(tensor, name):
+    """Adds a name to those of a tensor."""
+    tensor.name += f"{_BETWEEN_NAMES}{name}".encode()
 
 
 def type_name(tensor):

@@ -6,6 +6,7 @@ from ai_edge_litert import schema_py_generated as schema
 from repq_tf.deployment.flatbuffer import (
     WEIGHTED,
     dump,
+    indices_by_name,
     load,
     opcode,
     operator_name,
@@ -140,7 +141,7 @@ def has_int4(model):
 def _weighted(model, names):
     """The convolutions and dense operators behind the tensors of some names."""
     graph = model.subgraphs[0]
-    indices = {tensor.name.decode(): index for index, tensor in enumerate(graph.tensors)}
+    indices = indices_by_name(graph)
     producer = {int(o): operator for operator in graph.operators for o in operator.outputs}
     for name in names:
         operator = producer[indices[name]]

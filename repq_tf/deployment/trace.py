@@ -89,7 +89,7 @@ class Trace:
 
     def __call__(self, x):
         """The tensors of the file, by key, for images x."""
-        self.taps, self.grids = {}, {}
+        self.taps, self.grids, self.skeletons = {}, {}, 0
         results = evaluate(self.graph, lambda node: x, self._apply)
         sources = self.graph.output_tensors
         for key, tensor, source in zip(self.outputs, leaves(results), sources, strict=True):
@@ -186,14 +186,12 @@ class Trace:
         if padding is None:
             x, padding = tf.pad(x, ((0, 0), *window, (0, 0))), "valid"
         if groups == channels > 1:
-            shape = (*block.kernel_size, channels, -1)
-            kernel = skeleton((integers * scale).reshape(shape))
+            multiplier = integers.shape[-1] // channels
+            kernel = skeleton(self, (*block.kernel_size, channels, multiplier))
             strides = (1, *block.strides, 1)
             y = tf.nn.depthwise_conv2d(x, kernel, strides, padding.upper())
         else:
-            kernel = tf.quantization.fake_quant_with_min_max_vars_per_channel(
-                integers * scale, -127.0 * scale, 127.0 * scale, 8, narrow_range=True
-            )
+            kernel = skeleton(self, integers.shape, per_channel=True)
             y = tf.nn.conv2d(x, kernel, block.strides, padding.upper())
         return _activate(block, tf.nn.bias_add(y, bias * (scale * step)))
 
@@ -201,7 +199,7 @@ class Trace:
         import tensorflow as tf
 
         integers, scale, bias, step, _ = self.weights[node.name]
-        y = tf.matmul(x, skeleton(integers[0, 0] * scale))
+        y = tf.matmul(x, skeleton(self, integers.shape[2:]))
         return _activate(node.layer, tf.nn.bias_add(y, bias * (scale * step)))
 
 

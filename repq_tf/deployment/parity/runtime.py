@@ -20,7 +20,7 @@ class File:
 
     Attributes:
         model: the parsed file.
-        indices: `{tensor name: its number}`.
+        indices: `{name of a layer: the number of its output}`.
         container: "int4" if it holds kernels of 4 bits, else "int8".
 
     Raises:
@@ -35,7 +35,7 @@ class File:
         try:
             self.graph = self.model.subgraphs[0]
             tensors = self.graph.tensors
-            self.indices = {tensor.name.decode(): k for k, tensor in enumerate(tensors)}
+            self.indices = flatbuffer.indices_by_name(self.graph)
             self.container = "int4" if storage.has_int4(self.model) else "int8"
             self._takes_pixels = ends.takes_pixels(self.model)
             self.quantization = [flatbuffer.scale_and_zero(tensor) for tensor in tensors]
