@@ -290,7 +290,7 @@ def test_two_steps_move_every_weight(name):
     model = models.build(name, classes=3, input_shape=(8, 8, 1), width=0.125)
     before = [np.asarray(variable) for variable in model.trainable_variables]
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.SGD(0.1), loss)
+    model.compile(keras.optimizers.SGD(0.1), loss, run_eagerly=True)
     images = np.random.default_rng(0).normal(size=(16, 8, 8, 1)).astype("float32")
     for _ in range(2):
         assert np.isfinite(model.train_on_batch(images, np.arange(16) % 3))
