@@ -22,7 +22,7 @@ class Network:
 
         self._interpreter = Interpreter(model_path=path, num_threads=threads)
         self._pixels = None  # the parsed file, if it takes pixels
-        self._interpreter.allocate_tensors()
+        self._allocated = None  # the input's shape that there is memory for
         (self._input,) = self._interpreter.get_input_details()
         (self._output,) = self._interpreter.get_output_details()
         if self._input["dtype"] == np.uint8 and not self._input["quantization"][0]:
@@ -34,7 +34,7 @@ class Network:
         Inputs of another size than the file's are computed at their own.
         """
         stored, outputs = self._stored(np.asarray(inputs)), []
-        self._resize((1, *stored.shape[1:]))
+        self._allocate((1, *stored.shape[1:]))
         for image in stored:
             self._interpreter.set_tensor(self._input["index"], image[None])
             self._interpreter.invoke()
@@ -53,11 +53,12 @@ class Network:
         """`(height, width, channels)`, with None for sizes that the file leaves open."""
         return tuple(int(n) if n > 0 else None for n in self._input["shape_signature"][1:])
 
-    def _resize(self, shape):
-        if tuple(self._input["shape"]) != shape:
+    def _allocate(self, shape):
+        # Not before a shape is known: layers need not fit the size 1 that open sizes have.
+        if shape != self._allocated:
             self._interpreter.resize_tensor_input(self._input["index"], shape)
             self._interpreter.allocate_tensors()
-            (self._input,) = self._interpreter.get_input_details()
+            self._allocated = shape
 
     def seconds(self):
         """Returns the time of one run on the input that was set last."""

@@ -46,7 +46,8 @@ def export_tflite(
             pixel value, so that it is exact.
         input_shape: `(height, width, channels)` of the file's images, for a model of any
             size. Default: the model's. Of sizes that it leaves open the file has 1, and takes
-            all: `interpreter.resize_tensor_input(index, (1, height, width, channels))`.
+            all: `interpreter.resize_tensor_input(index, (1, height, width, channels))` before
+            the first `allocate_tensors()`, since layers need not fit an image of 1x1.
 
     Returns:
         The operators of the file with their counts.

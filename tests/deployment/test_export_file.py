@@ -6,6 +6,7 @@ import pytest
 
 import repq_tf
 from repq_tf.layers import ACBlock
+from repq_tf.train.interpreter import Network
 from tests.deployment.files import (
     TYPES,
     Convolution,
@@ -251,7 +252,7 @@ def test_float_models_are_refused(tmp_path):
 def test_images_of_any_size(tmp_path):
     def model(last):
         inputs = keras.Input((None, None, 3), name="image")
-        x = layers.Conv2D(4, 3, padding="same", name="c")(inputs)
+        x = layers.Conv2D(4, 2, name="c")(inputs)  # makes nothing of the file's own 1x1
         return quantize(keras.Model(inputs, last(x)), calibration_data=X[:8])
 
     pooled = model(layers.GlobalAveragePooling2D(name="mean"))
@@ -260,6 +261,10 @@ def test_images_of_any_size(tmp_path):
     for shape in ((4, 7, 9, 3), (1, 17, 2, 3)):
         x = np.random.default_rng(0).normal(size=shape).astype("float32")
         assert_exact(repq_tf.check_parity(pooled, tmp_path / "x.tflite", x))
+    found = Network(str(tmp_path / "x.tflite"))(X)
+    np.testing.assert_array_equal(found, array(pooled(X)))
+    with pytest.raises(ValueError, match=r"refused by the runtime: .*\(1, 1, 1, 3\)"):
+        repq_tf.check_parity(pooled, tmp_path / "x.tflite", X[:, :1, :1])
     rows = model(layers.Reshape((-1, 4), name="rows"))
     with pytest.raises(ValueError, match="'rows' makes .* give input_shape"):
         repq_tf.export_tflite(rows, tmp_path / "y.tflite")

@@ -1,5 +1,6 @@
 """A `.tflite` file in the interpreter, its tensors read one at a time."""
 
+import contextlib
 import math
 import warnings
 
@@ -48,14 +49,11 @@ class File:
         self._constant = {
             k for k, t in enumerate(tensors) if flatbuffer.is_constant(self.model, t)
         }
-        try:
+        with self._refusal():
             self._keeping, self._usual = (
                 _interpreter(content, keep, kernels) for keep in (True, False)
             )
-        except (RuntimeError, ValueError) as error:
-            causes = "; ".join(unequal_scales(self.model, self.graph.operators))
-            reason = causes or str(error).strip().splitlines()[0]
-            raise ValueError(f"{path} is refused by the runtime: {reason}") from error
+        self._allocated = None  # the input's shape that there is memory for
 
     def check(self, shape):
         """Raises ValueError for images of a shape that the file does not take."""
@@ -67,7 +65,7 @@ class File:
     def image_bytes(self, shape):
         """Bytes that an image of a shape needs: all its tensors, and the largest one's size."""
         self.check(shape)
-        _resize(self._keeping, (1, *shape))
+        self._allocate((1, *shape))
         sizes = [
             (math.prod(detail["shape"]), np.dtype(detail["dtype"]).itemsize)
             for detail in self._keeping.get_tensor_details()
@@ -84,8 +82,8 @@ class File:
         """
         from repq_tf.deployment.ends import pixels_of
 
+        self._allocate(integers.shape)
         for interpreter in (self._usual, self._keeping):
-            _resize(interpreter, integers.shape)
             detail = interpreter.get_input_details()[0]
             if self._takes_pixels:
                 values = pixels_of(self.model, integers * step, exactly=True)
@@ -96,6 +94,30 @@ class File:
                 values = (integers + zero).astype(detail["dtype"])
             interpreter.set_tensor(detail["index"], values)
             interpreter.invoke()
+
+    def _allocate(self, shape):
+        """Makes both interpreters ready for inputs of a shape.
+
+        Not before one is known: layers need not fit the size 1 that open sizes have in a file.
+        """
+        if shape == self._allocated:
+            return
+        with self._refusal(f"inputs of shape {shape}: "):
+            for interpreter in (self._usual, self._keeping):
+                index = interpreter.get_input_details()[0]["index"]
+                interpreter.resize_tensor_input(index, shape)
+                interpreter.allocate_tensors()
+        self._allocated = shape
+
+    @contextlib.contextmanager
+    def _refusal(self, what=""):
+        """Says why the runtime refuses the file."""
+        try:
+            yield
+        except (RuntimeError, ValueError) as error:
+            causes = "; ".join(unequal_scales(self.model, self.graph.operators))
+            reason = causes or what + str(error).strip().splitlines()[0]
+            raise ValueError(f"{self.path} is refused by the runtime: {reason}") from error
 
     def tensor(self, index, step):
         """Levels, zero point removed, of an inner tensor; of a float one, by `step`."""
@@ -112,13 +134,6 @@ class File:
         return values.astype(np.int32) - self.quantization[index][1]
 
 
-def _resize(interpreter, shape):
-    detail = interpreter.get_input_details()[0]
-    if tuple(detail["shape"]) != tuple(shape):
-        interpreter.resize_tensor_input(detail["index"], shape)
-        interpreter.allocate_tensors()
-
-
 def _interpreter(content, keep, kernels):
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
@@ -132,5 +147,4 @@ def _interpreter(content, keep, kernels):
             experimental_op_resolver_type=resolvers[kernels],
             experimental_preserve_all_tensors=keep,
         )
-    interpreter.allocate_tensors()
     return interpreter
