@@ -97,14 +97,15 @@ def measure_latency(paths, image, budget=4.0, most=300):
 
 def _to_stored(values, details):
     """Converts floats to the type and scale of a tensor."""
+    from repq_tf.deployment.pixels import levels_of
+
     dtype = details["dtype"]
     scale, zero_point = details["quantization"]
     if not scale:
         return values.astype(dtype)
     info = np.iinfo(dtype)
-    # As the runtime's own QUANTIZE and the model's first quantizer do.
-    levels = np.round(values * (np.float32(1) / np.float32(scale))) + zero_point
-    return np.clip(levels, info.min, info.max).astype(dtype)
+    levels = levels_of(values, scale, info.min - zero_point, info.max - zero_point)
+    return (levels + zero_point).astype(dtype)
 
 
 def _from_stored(values, details):

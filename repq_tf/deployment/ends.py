@@ -13,6 +13,7 @@ from repq_tf.deployment.flatbuffer import (
     tensor_data,
     type_name,
 )
+from repq_tf.deployment.pixels import levels_of
 from repq_tf.quantizers.lsq import container_top
 
 _PIXELS = 256
@@ -132,15 +133,15 @@ def pixels_of(model, values, exactly=False):
     Raises:
         ValueError: `exactly`, and a value is that of no pixel.
     """
-    rows, scale, _ = pixel_levels(model)
+    rows, scale, top = pixel_levels(model)
     rows = np.broadcast_to(rows, (values.shape[-1], _PIXELS))
-    levels = np.asarray(values, np.float32) / scale
+    levels = levels_of(values, scale, -top - 1, top)  # an unsigned grid has its lowest at 0
     found = np.empty(levels.shape, np.uint8)
     for channel, row in enumerate(rows):
         order = np.argsort(row, kind="stable")
         middles = (row[order][1:] + row[order][:-1]) / 2
         found[..., channel] = order[np.searchsorted(middles, levels[..., channel])]
-        wrong = row[found[..., channel]] != np.rint(levels[..., channel])
+        wrong = row[found[..., channel]] != levels[..., channel]
         if exactly and wrong.any():
             raise ValueError(
                 "images must be pixels, normalised as the file does it. Received: "

@@ -12,7 +12,7 @@ import os
 
 import numpy as np
 
-from repq_tf.deployment.pixels import check_pixels
+from repq_tf.deployment.pixels import check_pixels, levels_of, normalize
 from repq_tf.files import write_atomically
 
 _FORMULA = "real = (pixel - mean) / std"
@@ -94,9 +94,8 @@ def _normalization(model, pixels):
 def _is_table(levels, scale, top, mean, std):
     """Whether levels for each channel and pixel value are those of the normalisation."""
     low = 0 if levels.min() >= 0 else -top - 1
-    values = (np.arange(_PIXELS, dtype=np.float32)[:, None] - mean) / std
-    expected = np.rint(values / np.float32(scale)).clip(low, top)
-    return bool((expected.T == levels).all())
+    values = normalize(np.arange(_PIXELS)[:, None], mean, std)
+    return bool((levels_of(values, scale, low, top).T == levels).all())
 
 
 def _is_grid(end, mean, std):

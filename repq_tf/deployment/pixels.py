@@ -9,6 +9,7 @@ import numpy as np
 
 from repq_tf.keras_api import ops
 from repq_tf.quantizers import zero_point
+from repq_tf.quantizers.lsq import inference_levels
 
 
 def pixel_table(layer, pixels, channels):
@@ -31,11 +32,22 @@ def pixel_table(layer, pixels, channels):
                 f"{images.shape}. Received: shape {values.shape}"
             )
     else:
-        mean, std = check_pixels(pixels, channels)
-        values = (images.astype(np.float32) - mean) / std
+        values = normalize(images, *check_pixels(pixels, channels))
     levels = ops.convert_to_numpy(layer.integers(ops.convert_to_tensor(values)))
     zero = zero_point(layer.bits, layer.signed)
     return (levels.reshape(256, channels) + zero).astype(np.int8)
+
+
+def normalize(images, mean, std):
+    """Pixels as float32 inputs, computed as the caller of a model does."""
+    return (images.astype(np.float32) - mean) / std
+
+
+def levels_of(values, scale, low, high):
+    """The integers that a model's input quantizer makes of float32 values, to the last tie."""
+    scale = np.asarray(scale, np.float32)
+    levels = inference_levels(np.asarray(values, np.float32), scale, low, high)
+    return ops.convert_to_numpy(levels).astype(int)
 
 
 def check_pixels(pixels, channels):

@@ -60,6 +60,21 @@ def quantize_levels(x, step, low, high):
     return ops.round(ops.clip(x / step, low, high))
 
 
+def inference_levels(x, step, low, high):
+    """The levels of `x` in inference, `round(clip(x * (1 / step), low, high))`.
+
+    The runtime multiplies by the reciprocal, which moves values half way between two levels.
+
+    Args:
+        x: a float32 tensor or array.
+        step: likewise; arithmetic in another type would move other values.
+        low: the lowest level.
+        high: the highest level.
+    """
+    reciprocal = 1.0 / ops.convert_to_tensor(step)
+    return ops.round(ops.clip(ops.convert_to_tensor(x) * reciprocal, low, high))
+
+
 def learned_step(initial_step, change):
     """`initial_step * (exp(change) if change < 0 else 1 + change)`, positive and finite.
 
@@ -277,12 +292,8 @@ class LSQ(Layer):
         self.set_step(methods[method](values, self.low, self.high, per_channel))
 
     def integers(self, x):
-        """The levels of `x`, whole numbers as floats, in inference.
-
-        `round(clip(x * (1 / step), low, high))`: the runtime multiplies by the reciprocal,
-        which moves values half way between two levels.
-        """
-        return ops.round(ops.clip(x * (1.0 / self.step), self.low, self.high))
+        """The levels of `x`, whole numbers as floats, in inference."""
+        return inference_levels(x, self.step, self.low, self.high)
 
     def call(self, x):
         """Fake-quantizes `x`; computed in float32 at least, returned in x's dtype."""

@@ -6,6 +6,7 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 
 import repq_tf
+from repq_tf.deployment import ends, flatbuffer
 from tests.deployment.files import assert_exact, run
 from tests.quantization.networks import SHAPE, array, images, network, quantize, residual
 
@@ -57,7 +58,7 @@ def stored_input(path, x):
     [
         (2 / 255, 8, True),
         (0.0078, 8, True),
-        (0.03, 8, True),
+        (6 / 255, 8, True),
         (1 / 510, 8, False),
         (0.3, 3, True),
     ],
@@ -67,10 +68,15 @@ def test_all_pixel_values(pixels, step, bits, signed, tmp_path):
     model = with_step(step, bits, signed)
     repq_tf.export_tflite(model, path, input_type="uint8", pixels=pixels)
     x = np.arange(256, dtype="uint8").reshape(1, 16, 16, 1).repeat(3, axis=-1)
+    if not callable(pixels):
+        described = repq_tf.export_metadata(path, pixels=pixels)["normalization"]
+        assert described["applied"] == "by the file"
     found, (scale, zero) = stored_input(path, x)
-    grid = model.get_layer("grid")
-    expected = array(grid(normalize(pixels, x))[0]).astype("float64") / scale + zero
+    grid, values = model.get_layer("grid"), normalize(pixels, x)
+    expected = array(grid(values)[0]).astype("float64") / scale + zero
     np.testing.assert_array_equal(found, np.rint(expected))
+    again = ends.pixels_of(flatbuffer.read(path)[1], values)
+    np.testing.assert_array_equal(stored_input(path, again)[0], found)
     # And in float64, away from ties.
     if not callable(pixels):
         mean, std = (np.float64(value) for value in pixels)
