@@ -53,6 +53,11 @@ class Network:
         """`(height, width, channels)`, with None for sizes that the file leaves open."""
         return tuple(int(n) if n > 0 else None for n in self._input["shape_signature"][1:])
 
+    @property
+    def output_channels(self):
+        """The size of the output's last axis."""
+        return int(self._output["shape"][-1])
+
     def _allocate(self, shape):
         # Not before a shape is known: layers need not fit the size 1 that open sizes have.
         if shape != self._allocated:

@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 
+from repq_tf.deployment import flatbuffer
 from repq_tf.deployment.receptive_field import receptive_field
 from repq_tf.keras_api import keras
 from repq_tf.train.data.color import to_network, to_pixels, to_rgb, to_ycbcr
@@ -45,17 +46,21 @@ class Upscaler:
     def __init__(self, path, tile=None, threads=1):
         self.path = path
         try:
-            with open(path, "rb") as file:
-                self.field = receptive_field(file.read())
+            self.field = receptive_field(flatbuffer.read(path)[1])
+            self.network = Network(path, threads)
         except OSError as error:
             raise UserError(f"--model={path} cannot be read: {error.strerror}") from error
-        except ValueError as error:
+        except (RuntimeError, ValueError) as error:  # RuntimeError: the interpreter's
             raise UserError(f"--model={path} is no super-resolution file: {error}.") from error
-        self.network = Network(path, threads)
         *size, self.channels = self.network.input_shape
         if self.channels not in (1, 3):
             raise UserError(
                 f"--model={path} must take images of 1 or 3 channels. Received: {self.channels}"
+            )
+        if self.network.output_channels != self.channels:
+            raise UserError(
+                f"--model={path} must make images of the {self.channels} channels that it"
+                f" takes. Received: {self.network.output_channels}"
             )
         least = _KEPT * self.field.radius
         self.tile = tuple(max(n or _TILE, least) for n in size) if tile is None else (tile,) * 2

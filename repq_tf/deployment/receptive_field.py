@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from repq_tf.deployment.flatbuffer import load, operator_name, tensor_data
+from repq_tf.deployment.flatbuffer import operator_name, tensor_data
 
 # Operators that compute each output value from those of one place, whose constants must not
 # depend on the place.
@@ -33,18 +33,20 @@ class _Field:
     """The field of a tensor that is `scale` times as large as the input.
 
     On each axis, its pixel j depends on the pixels from `(j - before) // scale` to
-    `(j + after) // scale` of the input.
+    `(j + after) // scale` of the input, and it is `missing` pixels too small.
     """
 
     scale: int = 1
     before: tuple = (0, 0)
     after: tuple = (0, 0)
+    missing: tuple = (0, 0)
 
-    def widened(self, before, after):
+    def widened(self, before, after, missing):
         return _Field(
             self.scale,
             tuple(a + b for a, b in zip(self.before, before, strict=True)),
             tuple(a + b for a, b in zip(self.after, after, strict=True)),
+            tuple(a + b for a, b in zip(self.missing, missing, strict=True)),
         )
 
     def enlarged(self, size):
@@ -52,10 +54,11 @@ class _Field:
             self.scale * size,
             tuple(size * n for n in self.before),
             tuple(size * n for n in self.after),
+            tuple(size * n for n in self.missing),
         )
 
 
-def receptive_field(content):
+def receptive_field(model):
     """Reads the receptive field of a fully convolutional network from its operators.
 
     A convolution widens the field by its kernel, depth to space refines it (int16 files join
@@ -64,20 +67,19 @@ def receptive_field(content):
     and only the zeros at the borders tell where it is.
 
     Args:
-        content: the bytes of a `.tflite` file with one input and one output
+        model: a parsed file, of `flatbuffer.read`, with one input and one output
             `(batch, height, width, channels)`.
 
     Returns:
         A `ReceptiveField`.
 
     Raises:
-        ValueError: the bytes are no such file; the operator is named.
+        ValueError: the file is no such network; the operator is named.
 
     Example:
-        >>> receptive_field(Path("model.tflite").read_bytes())
+        >>> receptive_field(flatbuffer.read("model.tflite")[1])
         ReceptiveField(scale=2, radius=6)
     """
-    model = load(content)
     (graph,) = model.subgraphs
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         raise ValueError(
@@ -98,8 +100,9 @@ def receptive_field(content):
         if name == "GATHER" and inputs[0] not in fields:  # a table, looked up by pixels
             field = sources[0]
         elif name == "PAD":
-            before = tensor_data(model, constants[0])[1:3, 0].tolist()
-            field = sources[0].widened(before, [-n for n in before])
+            before, after = tensor_data(model, constants[0])[1:3].T.tolist()
+            missing = [-b - a for b, a in zip(before, after, strict=True)]
+            field = sources[0].widened(before, [-n for n in before], missing)
         elif name == "SPLIT" and tensor_data(model, constants[0]).item() in (3, -1):
             field = sources[0]
         elif name == "BATCH_TO_SPACE_ND":
@@ -111,6 +114,13 @@ def receptive_field(content):
             field = _apply(name, operator.builtinOptions, sources, constants)
         fields.update({int(i): field for i in operator.outputs})
     field = fields[int(graph.outputs[0])]
+    if any(field.missing):
+        height, width = (-n for n in field.missing)
+        raise ValueError(
+            f"its output must be {field.scale} times as large as its input; its height differs "
+            f"from that by {height:+} and its width by {width:+} pixels (convolutions without "
+            "padding?)"
+        )
     reach = (*field.before, *field.after)
     return ReceptiveField(field.scale, max(0, *(-(-n // field.scale) for n in reach)))
 
@@ -128,8 +138,10 @@ def _apply(name, options, sources, constants):
         if (options.strideH, options.strideW, *dilation) != (1, 1, 1, 1):
             raise ValueError(f"operator {name} has strides or is dilated")
         total = [int(size) - 1 for size in constants[0].shape[1:3]]
-        before = [n // 2 if options.padding == _SAME else 0 for n in total]
-        return sources[0].widened(before, [n - b for n, b in zip(total, before, strict=True)])
+        same = options.padding == _SAME
+        before = [n // 2 if same else 0 for n in total]
+        after = [n - b for n, b in zip(total, before, strict=True)]
+        return sources[0].widened(before, after, [0, 0] if same else total)
     if name == "DEPTH_TO_SPACE":
         return sources[0].enlarged(options.blockSize)
     raise ValueError(f"operator {name} does not compute the same at every place of an image")
@@ -137,8 +149,9 @@ def _apply(name, options, sources, constants):
 
 def _union(name, sources):
     """The field of a tensor that is computed from several."""
-    if len({source.scale for source in sources}) > 1:
+    if len({(source.scale, source.missing) for source in sources}) > 1:
         raise ValueError(f"operator {name} joins images of different sizes")
     befores, afters = zip(*((s.before, s.after) for s in sources), strict=True)
     before = tuple(map(max, zip(*befores, strict=True)))
-    return _Field(sources[0].scale, before, tuple(map(max, zip(*afters, strict=True))))
+    after = tuple(map(max, zip(*afters, strict=True)))
+    return dataclasses.replace(sources[0], before=before, after=after)

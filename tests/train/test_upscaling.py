@@ -314,6 +314,16 @@ ERRORS = {
         "missing",
     ),
     "no.tflite is no super-resolution file": ("in.png", "out.png", "no.tflite"),
+    "cut.tflite is no super-resolution file: .* not a whole TFLite file": (
+        "in.png",
+        "out.png",
+        "cut.tflite",
+    ),
+    "must make images of the 1 channels that it takes. Received: 3": (
+        "in.png",
+        "out.png",
+        "colored",
+    ),
     r"must end in one of .*\.png.* Received: out.txt": ("in.png", "out.txt", "good"),
     "must lie in a folder that exists.* Received: no/out": ("in.png", "no/out.png", "good"),
     "missing.png cannot be read as an image": ("missing.png", "out.png", "good"),
@@ -337,8 +347,14 @@ def test_errors(message, names, files, tmp_path, monkeypatch):
     monkeypatch.setattr(Upscaler, "__call__", None)  # nothing is computed
     write_photograph("in.png", Photograph(photograph(4, 4, 4)))  # JPEG has no opacity
     Path("no.tflite").write_bytes(b"nothing of the sort")
-    Path("good").write_bytes(files["float", 1].read_bytes())
-    write_float(Path("two"), 2)
+    good = files["float", 1].read_bytes()
+    Path("good").write_bytes(good)
+    Path("cut.tflite").write_bytes(good[: len(good) // 2])
+    for name, channels in (("two", (2, 2)), ("colored", (1, 3))):
+        if name in names:
+            inputs = keras.Input((8, 8, channels[0]))
+            model = keras.Model(inputs, keras.layers.Conv2D(channels[1], 1)(inputs))
+            repq_tf.export_tflite_float(model, name)
     Path("folder.png").mkdir()
     Path("run").mkdir()
     Path("run/model.tflite").write_bytes(files["float", 1].read_bytes())
