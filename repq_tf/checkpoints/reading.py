@@ -15,6 +15,11 @@ _NESTED = (
 # What wrappers of whole models put before every name.
 _WRAPPERS = ("module.", "_orig_mod.")
 
+_UNSAFE = (
+    "it is damaged, or holds other Python objects, which are not loaded, because loading them "
+    "can run code. If you trust it, write its state dict to a file of its own in PyTorch"
+)
+
 # Counters of batch norms and of a profiler, which no output depends on.
 _COUNTERS = ("num_batches_tracked", "total_ops", "total_params")
 
@@ -31,8 +36,8 @@ def read_checkpoint(path):
         left out.
 
     Raises:
-        ValueError: there is no such file, it is of another format, or it holds more than
-            tensors.
+        ValueError: there is no such file, it is of another format or damaged, or it holds
+            other things than dense, named tensors.
         ImportError: the package that reads the format is not installed.
     """
     path = os.fspath(path)
@@ -41,7 +46,16 @@ def read_checkpoint(path):
         raise ValueError(f"path must end in one of {', '.join(_READERS)}. Received: {path!r}")
     if not os.path.isfile(path):
         raise ValueError(f"path must be an existing file. Received: {path!r}")
-    content = _state_dict(_READERS[ending](path))
+    try:
+        content = _state_dict(_READERS[ending](path))
+    except ImportError:
+        raise
+    except Exception as error:  # whatever a damaged file makes its reader raise
+        unsafe = isinstance(error, pickle.UnpicklingError)
+        reason = _UNSAFE if unsafe else str(error) or type(error).__name__
+        raise ValueError(
+            f"path must be a whole {ending} file of tensors. Received: {path!r}: {reason}"
+        ) from error
     if not content:
         raise ValueError(f"path must hold named tensors. Found none in: {path!r}")
     start = len(_wrapper(content))
@@ -54,13 +68,17 @@ def read_checkpoint(path):
 
 def _state_dict(content):
     """The innermost state dict, its tensors as arrays."""
-    for key in _NESTED:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            return _state_dict(content[key])
     if not isinstance(content, Mapping):
         return {}
+    nested = [content[key] for key in _NESTED if isinstance(content.get(key), Mapping)]
+    if nested:  # the first that is not empty
+        return next(filter(None, map(_state_dict, nested)), {})
     arrays = {name: _array(value) for name, value in content.items()}
-    return {name: array for name, array in arrays.items() if array is not None}
+    arrays = {name: array for name, array in arrays.items() if array is not None}
+    numbers = [name for name in arrays if not isinstance(name, str)]
+    if numbers:
+        raise ValueError(f"it has tensors without names, such as number {numbers[0]!r}")
+    return arrays
 
 
 def _array(value):
@@ -90,16 +108,7 @@ def _read_torch(path):
             f"{path!r} is a PyTorch file; install what reads it with: "
             'pip install "repq_tf[torch]"'
         ) from error
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"path must hold tensors only; other Python objects are not loaded, because "
-            f"loading them can run code. Received: {path!r}, which holds such objects or is "
-            "damaged. If you trust it, write its state dict to a file of its own in PyTorch"
-        ) from error
-    except RuntimeError as error:
-        raise ValueError(f"path must be a PyTorch file. Received: {path!r}: {error}") from error
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _read_safetensors(path):
@@ -114,13 +123,8 @@ def _read_safetensors(path):
 
 
 def _read_npz(path):
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return dict(archive)
-    except (ValueError, OSError) as error:
-        raise ValueError(
-            f"path must be a NumPy archive of arrays. Received: {path!r}: {error}"
-        ) from error
+    with np.load(path, allow_pickle=False) as archive:
+        return dict(archive)
 
 
 def _read_hdf5(path):

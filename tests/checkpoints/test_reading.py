@@ -42,8 +42,28 @@ def test_other_formats(tmp_path):
     with h5py.File(tmp_path / "a.hdf5", "w") as file:
         for name, array in WEIGHTS.items():
             file[name] = array
-    for ending in ("safetensors", "npz", "hdf5"):
-        assert_read(tmp_path / f"a.{ending}")
+    torch.save(as_torch(), tmp_path / "a.pth")
+    for ending in ("safetensors", "npz", "hdf5", "pth"):
+        path = tmp_path / f"a.{ending}"
+        assert_read(path)
+        content = path.read_bytes()
+        for damaged in (content[: len(content) // 2], b"<html>", b""):
+            path.write_bytes(damaged)
+            with pytest.raises(ValueError, match=rf"whole \.{ending} file .*a\.{ending}': .+"):
+                read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"a": torch.eye(2).to_sparse()}, "Sparse"),
+        ({"a": torch.ones(2), 3: torch.ones(2)}, "without names, such as number 3"),
+    ],
+)
+def test_tensors_that_are_no_weights(tensors, message, tmp_path):
+    torch.save(tensors, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=f"a.pth': .*{message}"):
+        read_checkpoint(tmp_path / "a.pth")
 
 
 def test_wrappers_of_training_programs(tmp_path):
@@ -66,6 +86,8 @@ def test_a_prefix_that_not_all_names_have_stays(tmp_path):
 def test_averaged_weights_come_first(tmp_path):
     other = {name: tensor + 1 for name, tensor in as_torch().items()}
     torch.save({"state_dict": other, "state_dict_ema": as_torch()}, tmp_path / "weights.pth")
+    assert_read(tmp_path / "weights.pth")
+    torch.save({"state_dict": as_torch(), "state_dict_ema": {}}, tmp_path / "weights.pth")
     assert_read(tmp_path / "weights.pth")
 
 
@@ -120,9 +142,6 @@ def test_bad_paths(tmp_path):
         read_checkpoint(tmp_path / "weights.onnx")
     with pytest.raises(ValueError, match="existing file"):
         read_checkpoint(tmp_path / "weights.pth")
-    (tmp_path / "weights.npz").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="NumPy archive"):
-        read_checkpoint(tmp_path / "weights.npz")
     torch.save({"epoch": 3}, tmp_path / "weights.pth")
     with pytest.raises(ValueError, match="named tensors"):
         read_checkpoint(tmp_path / "weights.pth")
