@@ -8,6 +8,8 @@ from pathlib import Path
 from tests.zoo import BLOCKS
 
 SCRIPT = """
+import tempfile
+
 import numpy as np
 import repq_tf
 from repq_tf.branches import MODES
@@ -54,6 +56,14 @@ for mode in MODES:
     assert all("beta" in name for name in still), (mode, still)
 print("trained", len(MODES), "modes")
 
+with tempfile.TemporaryDirectory() as folder:  # of other weights than the quantized model's
+    np.savez(f"{folder}/other.npz", other=x)
+    try:
+        repq_tf.load_torch_checkpoint(model, f"{folder}/other.npz")
+    except ValueError as error:
+        assert "/step_change" in str(error), error
+        print("refused other weights")
+
 for name, options in BLOCKS.items():
     inputs = keras.Input((7, 8, 4))
     block = getattr(repq_tf.layers, name)(4, weight_bits=8, **options)
@@ -81,4 +91,5 @@ def test_blocks_train_on_legacy_keras():
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "trained 5 modes" in done.stdout
+    assert "refused other weights" in done.stdout
     assert f"trained {len(BLOCKS)} blocks" in done.stdout

@@ -11,7 +11,7 @@ from repq_tf.checkpoints.blocks import block_table
 from repq_tf.checkpoints.networks import NAMINGS, modules
 from repq_tf.checkpoints.reading import read_checkpoint
 from repq_tf.checkpoints.sources import Source, kernel, vector
-from repq_tf.keras_api import keras
+from repq_tf.keras_api import keras, variable_path
 from repq_tf.layers import ECB, ConvBlock, DepthToSpace, ReparamConv, SqueezeExcite
 from repq_tf.quantization.graph import read_graph
 
@@ -158,7 +158,7 @@ def _weights(layer):
                 yield path, part, name, variable
     for variable in layer.weights:
         if id(variable) not in known:
-            yield (), layer, variable.path, variable
+            yield (), layer, variable_path(variable), variable
 
 
 def _parts(layer):
