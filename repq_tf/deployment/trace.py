@@ -19,7 +19,7 @@ from repq_tf.keras_api import keras, ops
 from repq_tf.layers import DenseBlock, DepthToSpace, Quantize, QuantizedPReLU, ReparamConv
 from repq_tf.quantization.graph import evaluate
 from repq_tf.quantization.grids import own_quantizer
-from repq_tf.quantization.nodes import fits, leaves
+from repq_tf.quantization.nodes import check_input_shape, leaves
 from repq_tf.quantization.operators import activation_name
 from repq_tf.quantizers import levels, zero_point
 
@@ -37,7 +37,9 @@ class Trace:
         self.input_grid = None
         (source,) = (node for node in graph.nodes.values() if node.is_input)
         self.input_layer = own_quantizer(graph, source)
-        self.input_shape = _fixed_shape(source.input_shape[1:], input_shape)
+        self.input_shape = source.input_shape[1:]
+        if input_shape is not None:
+            self.input_shape = check_input_shape(self.input_shape, input_shape)
         self.outputs = [f"output{index}" for index in range(len(graph.output_tensors))]
         # Numbers are taken now: inside the trace, variables have none.
         self.weights, self.steps, self.slopes = {}, {}, {}
@@ -201,17 +203,6 @@ class Trace:
         integers, scale, bias, step, _ = self.weights[node.name]
         y = tf.matmul(x, skeleton(self, integers.shape[2:]))
         return _activate(node.layer, tf.nn.bias_add(y, bias * (scale * step)))
-
-
-def _fixed_shape(model_shape, given):
-    """The shape of the file's images: what is given, if the model takes that."""
-    if given is None:
-        return model_shape
-    if not fits(model_shape, given):
-        raise ValueError(
-            f"input_shape must be one that the model takes, {model_shape}. Received: {given}"
-        )
-    return tuple(given)
 
 
 def _activate(block, y):

@@ -1,10 +1,8 @@
 """Shapes of a model's tensors, for models of any input size too."""
 
-import numbers
-
 from repq_tf.keras_api import LEGACY, dtype_name, keras
 from repq_tf.quantization.graph import evaluate
-from repq_tf.quantization.nodes import fits
+from repq_tf.quantization.nodes import check_input_shape
 
 
 def output_shapes(graph, input_shape=None):
@@ -43,11 +41,7 @@ def _input_shapes(graph, given):
             f"{len(inputs)}"
         )
     ((name, shape),) = declared.items()
-    given = tuple(given)
-    sizes = all(isinstance(size, numbers.Integral) and size > 0 for size in given)
-    if not sizes or not fits(shape, given):
-        raise ValueError(f"input_shape must fit the model's {shape}. Received: {given}")
-    return {name: given}
+    return {name: check_input_shape(shape, given)}
 
 
 def _specified(graph, sizes):

@@ -1,6 +1,8 @@
 """The graph of a model as plain data: nodes, and the tensors between them."""
 
 import dataclasses
+import numbers
+from collections.abc import Iterable
 from typing import Any
 
 from repq_tf.keras_api import keras
@@ -101,6 +103,22 @@ def fits(shape, given):
     return len(shape) == len(given) and all(
         want in (None, got) for want, got in zip(shape, given, strict=True)
     )
+
+
+def check_input_shape(shape, given):
+    """`input_shape` as a tuple, of a model that takes a shape with None for any size.
+
+    Raises:
+        ValueError: it is no shape, or not one that the model takes.
+    """
+    sizes = tuple(given) if isinstance(given, Iterable) else ()
+    whole = all(isinstance(size, numbers.Integral) and size > 0 for size in sizes)
+    if not whole or not fits(shape, sizes):
+        raise ValueError(
+            f"input_shape must be whole, positive sizes that fit the model's {shape}. "
+            f"Received: {given!r}"
+        )
+    return tuple(int(size) for size in sizes)
 
 
 def tensors_of(structure):

@@ -1,5 +1,7 @@
 """Super-resolution networks as integer files: whole images, of any size."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -68,8 +70,11 @@ def test_a_file_of_one_size(tmp_path):
     assert y.shape == (1, 36, 48, 3)
     with pytest.raises(ValueError, match=r"takes images of shape \(12, 16, 3\)"):
         repq_tf.check_parity(qat, path, x[:, :5])
-    with pytest.raises(ValueError, match=r"input_shape must be .* Received: \(12, 16, 1\)"):
-        repq_tf.export_tflite(qat, tmp_path / "y.tflite", input_shape=(12, 16, 1))
+    for bad in ((12, 16, 1), (0, 16, 3), (-12, 16, 3), (12.0, 16, 3), 12):
+        with pytest.raises(
+            ValueError, match=f"input_shape must be .* Received: {re.escape(str(bad))}"
+        ):
+            repq_tf.export_tflite(qat, tmp_path / "y.tflite", input_shape=bad)
 
 
 def test_the_plain_twin(tmp_path):
