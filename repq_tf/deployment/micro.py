@@ -23,6 +23,18 @@ UnidirectionalSequenceLSTM Unpack VarHandle While ZerosLike
 """.split()
 _METHOD_OF = {method.upper(): f"Add{method}" for method in _METHODS}
 _BYTES_IN_A_LINE = 12
+# Of C11 and C++11, since both compile the header.
+_KEYWORDS = frozenset(
+    """
+alignas alignof and and_eq asm auto bitand bitor bool break case catch char char16_t char32_t
+class compl const const_cast constexpr continue decltype default delete do double dynamic_cast
+else enum explicit export extern false float for friend goto if inline int long mutable
+namespace new noexcept not not_eq nullptr operator or or_eq private protected public register
+reinterpret_cast restrict return short signed sizeof static static_assert static_cast struct
+switch template this thread_local throw true try typedef typeid typename union unsigned using
+virtual void volatile wchar_t while xor xor_eq
+""".split()
+)
 
 
 def export_c_array(tflite_path, header_path, name="g_model"):
@@ -36,7 +48,7 @@ def export_c_array(tflite_path, header_path, name="g_model"):
     Args:
         tflite_path: the file.
         header_path: the header to write.
-        name: of the array, a C identifier.
+        name: of the array, a C identifier and no keyword of C or C++.
 
     Returns:
         The operators of the file with their counts.
@@ -50,8 +62,9 @@ def export_c_array(tflite_path, header_path, name="g_model"):
     """
     from repq_tf.deployment import ends, flatbuffer  # LiteRT's schema, not needed to train
 
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        raise ValueError(f"name must be a C identifier. Received: {name!r}")
+    identifier = isinstance(name, str) and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name)
+    if not identifier or name in _KEYWORDS:
+        raise ValueError(f"name must be a C identifier, no keyword. Received: {name!r}")
     content, model = flatbuffer.read(tflite_path)
     operators = flatbuffer.count_operators(model)
     _check(tflite_path, model, operators)

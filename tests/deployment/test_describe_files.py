@@ -84,9 +84,9 @@ def test_inputs_of_any_size_are_refused_and_batches_are_not(file, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["any.tflite"]
 
 
-@pytest.mark.parametrize("name", ["", "2x", "a-b", "a b", None])
+@pytest.mark.parametrize("name", ["", "2x", "a-b", "a b", None, "int", "class"])
 def test_bad_names(file, tmp_path, name):
-    with pytest.raises(ValueError, match="name must be a C identifier. Received"):
+    with pytest.raises(ValueError, match="name must be a C identifier, .*Received"):
         repq_tf.export_c_array(file, tmp_path / "model.h", name=name)
 
 
