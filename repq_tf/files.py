@@ -1,6 +1,7 @@
 """Writing files that are whole or absent."""
 
 import contextlib
+import errno
 import os
 
 _TEMPORARY = ".writing-"
@@ -10,18 +11,30 @@ _TEMPORARY = ".writing-"
 def replacing(path):
     """Yields a temporary name with the suffix of `path`, and renames it to `path` at the end.
 
-    If the block fails or the process is killed, whatever was at `path` stays as it was.
+    If the block fails or the process is killed, whatever was at `path` stays as it was. Where
+    `path` is a symbolic link, the file that it points to is replaced.
     """
-    folder, name = os.path.split(os.path.abspath(path))
-    temporary = os.path.join(folder, _TEMPORARY + name)
+    target = os.path.realpath(path)
+    name = _TEMPORARY + os.path.basename(os.path.abspath(path))
+    temporary = os.path.join(os.path.dirname(target), name)
     try:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary, target)
+    except OSError as error:
+        if error.filename == temporary:  # which the user has never heard of
+            error.filename, error.filename2 = os.fspath(path), None
+        raise
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)
+
+
+def check_folder(path):
+    """Raises FileNotFoundError, before anything is computed, when a file has no folder."""
+    if not os.path.isdir(os.path.dirname(os.path.realpath(path))):
+        raise FileNotFoundError(errno.ENOENT, "Its folder does not exist", os.fspath(path))
 
 
 def is_temporary(name):

@@ -8,8 +8,9 @@ from repq_tf.deployment.containers import check_container, four_bit_layers
 from repq_tf.deployment.merge import merge, read_deployable
 from repq_tf.deployment.pixels import pixel_table
 from repq_tf.deployment.trace import Trace
-from repq_tf.files import write_atomically
+from repq_tf.files import check_folder, write_atomically
 from repq_tf.keras_api import backend
+from repq_tf.layers import Quantize
 
 
 def export_tflite(
@@ -55,6 +56,7 @@ def export_tflite(
     Raises:
         ValueError: the model has layers in floating point (they are named), or
             an argument is bad.
+        FileNotFoundError: the folder of `path` does not exist.
         RuntimeError: Keras does not run on TensorFlow.
 
     Example:
@@ -71,6 +73,7 @@ def export_tflite(
             f"pixels goes with input_type='uint8'. Received: input_type={input_type!r}"
         )
     _need_tensorflow("export_tflite")
+    check_folder(path)
     graph = read_deployable(model)
     trace = Trace(graph, input_shape)
     bits = trace.input_layer.bits
@@ -115,8 +118,20 @@ def export_tflite_float(model, path):
     Args:
         model: a float model.
         path: the file to write.
+
+    Raises:
+        ValueError: the model is quantized.
+        FileNotFoundError: the folder of `path` does not exist.
+        RuntimeError: Keras does not run on TensorFlow.
     """
     _need_tensorflow("export_tflite_float")
+    check_folder(path)
+    for node in read_deployable(model).nodes.values():
+        if isinstance(node.layer, Quantize) or getattr(node.layer, "weight_quantizer", None):
+            raise ValueError(
+                "model must be a float model; repq_tf.export_tflite writes quantized ones. "
+                f"Received: {model.name!r}, whose layer {node.name!r} is quantized"
+            )
     merged = merge(model)
 
     def run(x):

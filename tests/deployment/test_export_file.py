@@ -1,5 +1,8 @@
 """The file: its ends, corruption that is caught and located, and clear errors."""
 
+import os
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -286,12 +289,26 @@ def test_a_merged_quantized_model_is_refused(qat, tmp_path):
         repq_tf.export_tflite(repq_tf.merge(qat), tmp_path / "x.tflite")
 
 
+def test_a_quantized_model_has_no_float_file(qat, tmp_path):
+    for model in (qat, repq_tf.merge(qat)):
+        with pytest.raises(ValueError, match="must be a float model; repq_tf.export_tflite "):
+            repq_tf.export_tflite_float(model, tmp_path / "x.tflite")
+    assert not list(tmp_path.iterdir())
+
+
 # Files.
 
 
-def test_a_missing_folder(qat, tmp_path):
-    with pytest.raises(FileNotFoundError, match="missing"):
-        repq_tf.export_tflite(qat, tmp_path / "missing" / "x.tflite")
+def test_a_missing_folder(qat, good, tmp_path, monkeypatch):
+    monkeypatch.setattr("repq_tf.deployment.tflite._convert", None)  # nothing is converted
+    path = tmp_path / "missing" / "x"
+    for write_to in (
+        lambda: repq_tf.export_tflite(qat, path),
+        lambda: repq_tf.export_tflite_float(network(residual), path),
+        lambda: repq_tf.export_metadata(good, path),
+    ):
+        with pytest.raises(FileNotFoundError, match=f"'{path}'"):
+            write_to()
     with pytest.raises(FileNotFoundError, match="x.tflite"):
         repq_tf.check_parity(qat, tmp_path / "x.tflite", X)
     assert not list(tmp_path.iterdir())
@@ -317,9 +334,12 @@ def test_an_existing_file_survives_a_failed_export(qat, tmp_path, monkeypatch):
     assert path.read_bytes() != b"precious"
 
 
-def test_paths_may_be_strings(qat, tmp_path, monkeypatch):
+def test_paths_may_be_strings_and_links(qat, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Path("here.tflite").symlink_to(Path("folder") / "there")
     repq_tf.export_tflite(qat, "here.tflite")
+    assert Path("here.tflite").is_symlink() and os.listdir("folder") == ["there"]
     assert_exact(repq_tf.check_parity(qat, "here.tflite", X[:8]))
 
 
