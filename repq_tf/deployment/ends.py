@@ -14,6 +14,7 @@ from repq_tf.deployment.flatbuffer import (
     type_name,
 )
 from repq_tf.deployment.pixels import levels_of
+from repq_tf.quantization.nodes import free_name
 from repq_tf.quantizers.lsq import container_top
 
 _PIXELS = 256
@@ -196,7 +197,7 @@ def _twin(graph, index, kind, suffix=None):
     twin.shape, twin.shapeSignature = source.shape, source.shapeSignature
     twin.hasRank, twin.buffer = source.hasRank, 0
     twin.type = getattr(schema.TensorType, kind.upper())
-    twin.name = source.name + f"_{suffix or kind}".encode()
+    twin.name = _name(graph, index, suffix or kind)
     if kind == "uint8":
         parameters = source.quantization
         set_quantization(twin, parameters.scale, int(parameters.zeroPoint[0]) + 128)
@@ -212,9 +213,15 @@ def _constant(model, index, suffix, values):
     tensor.buffer = len(model.buffers) - 1
     tensor.shape, tensor.hasRank = np.asarray(values.shape, np.int32), True
     tensor.type = getattr(schema.TensorType, values.dtype.name.upper())
-    tensor.name = graph.tensors[index].name + f"_{suffix}".encode()
+    tensor.name = _name(graph, index, suffix)
     graph.tensors.append(tensor)
     return len(graph.tensors) - 1
+
+
+def _name(graph, index, suffix):
+    """A new name, after another tensor's; a layer may have the nearest one."""
+    taken = {tensor.name.decode() for tensor in graph.tensors}
+    return free_name(f"{graph.tensors[int(index)].name.decode()}_{suffix}", taken).encode()
 
 
 def _operator(model, kind, sources, target, **options):

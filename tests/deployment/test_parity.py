@@ -5,6 +5,7 @@ import json
 import re
 import tracemalloc
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
@@ -77,8 +78,9 @@ def test_bad_images(qat, folder, data, message):
 def test_bad_arguments(qat, folder):
     with pytest.raises(ValueError, match="kernels must be one of .*'fast'"):
         repq_tf.check_parity(qat, folder / "good.tflite", X, kernels="fast")
-    with pytest.raises(ValueError, match="batch_size must be positive.* 0"):
-        repq_tf.check_parity(qat, folder / "good.tflite", X, batch_size=0)
+    for bad in (0, 2.5, "2"):
+        with pytest.raises(ValueError, match=f"batch_size must be positive.* {bad!r}"):
+            repq_tf.check_parity(qat, folder / "good.tflite", X, batch_size=bad)
 
 
 def test_memory_does_not_grow_with_depth(tmp_path):
@@ -113,7 +115,8 @@ def test_memory_does_not_grow_with_depth(tmp_path):
 def test_every_output_is_compared(tmp_path):
     def heads(x):
         x = layers.Conv2D(4, 3, activation="relu", name="body")(x)
-        mean = layers.GlobalAveragePooling2D(name="mean")(x)
+        # Its name is that of the float twin of "a", almost.
+        mean = layers.GlobalAveragePooling2D(name="a_float32")(x)
         return [
             layers.Dense(5, name="a")(mean),
             layers.Conv2D(2, 1, name="map")(x),
@@ -277,6 +280,7 @@ BAD = {
     "empty folder": ("empty", [], "holds no pictures"),
     "other kind": ("model.keras", [], "--data must be a .npy or .npz file or a folder"),
     "pickles": ("pickled.npy", [], "pickled.npy cannot be read as images"),
+    "a number": ("number.npy", [], "number.npy cannot be read as images: .* single number"),
     "several arrays": ("several.npz", [], "one array, or one called images, not"),
     "other size": ("small.npy", [], r"images of shape \(10, 10, 3\)"),
     "no images": ("small.npy", ["--images=0"], "--images must be positive. Received: 0"),
@@ -289,6 +293,7 @@ def test_bad_data_is_named(folder, data, more, message, capsys):
     np.save(folder / "good.npy", X[:2])
     np.save(folder / "small.npy", X[:2, :5])
     np.save(folder / "pickled.npy", np.array([{}, 1], object))
+    np.save(folder / "number.npy", np.float32(1))
     np.savez(folder / "several.npz", a=X, b=X)
     (folder / "empty").mkdir(exist_ok=True)
     (folder / "pictures").mkdir(exist_ok=True)
@@ -304,6 +309,7 @@ def test_bad_models_and_files(folder, tmp_path, capsys):
     (tmp_path / "text.keras").write_text("no model")
     (tmp_path / "text.tflite").write_text("no file")
     network(residual).save(tmp_path / "float.keras")
+    keras.Sequential([keras.Input((4,)), layers.Dense(2)]).save(tmp_path / "flat.keras")
     data = f"--data={tmp_path / 'x.npy'}"
     good = [str(folder / "model.keras"), str(folder / "good.tflite")]
     for model, file, message in (
@@ -311,6 +317,7 @@ def test_bad_models_and_files(folder, tmp_path, capsys):
         (str(tmp_path / "text.keras"), good[1], "cannot be loaded as a .keras model"),
         (good[1], good[1], "its name must end in .keras"),
         (str(tmp_path / "float.keras"), good[1], "is not quantized"),
+        (str(tmp_path / "flat.keras"), good[1], "good.tflite was not exported from"),
         (good[0], str(tmp_path / "text.tflite"), "is not a whole TFLite file"),
     ):
         assert main([model, file, data]) == 2

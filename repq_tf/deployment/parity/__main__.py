@@ -88,8 +88,13 @@ def _compare(options):
             raise FileNotFoundError(f"{path} does not exist")
     model = load_model(options.model)
     # A picture is resized where the model or the file has a size.
-    sizes = zip(model.input_shape[1:], File(options.file).image_shape, strict=True)
-    shape = tuple(ours or theirs for ours, theirs in sizes)
+    mine, files = model.input_shape[1:], File(options.file).image_shape
+    if len(mine) != len(files):
+        raise ValueError(
+            f"{options.file} was not exported from {options.model}: it takes inputs of shape "
+            f"{files}, the model {mine}"
+        )
+    shape = tuple(ours or theirs for ours, theirs in zip(mine, files, strict=True))
     if options.data.is_dir():
         images = _pictures(options.data, shape, options.images)
     else:
@@ -108,12 +113,14 @@ def _array(path):
         )
     try:
         content = np.load(path, mmap_mode="r", allow_pickle=False)
-        if path.suffix == ".npy":
-            return content
-        names = content.files
-        if "images" not in names and len(names) != 1:
-            raise ValueError(f"it must hold one array, or one called images, not {names}")
-        return content["images" if "images" in names else names[0]]
+        if path.suffix == ".npz":
+            names = content.files
+            if "images" not in names and len(names) != 1:
+                raise ValueError(f"it must hold one array, or one called images, not {names}")
+            content = content["images" if "images" in names else names[0]]
+        if content.ndim == 0:
+            raise ValueError("it holds a single number")
+        return content
     except Exception as error:  # zip and NumPy errors
         raise ValueError(f"{path} cannot be read as images: {error}") from error
 

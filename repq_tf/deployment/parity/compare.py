@@ -1,6 +1,7 @@
 """`check_parity`: does the file compute what was trained? Layer by layer."""
 
 import dataclasses
+import numbers
 from pathlib import Path
 
 import numpy as np
@@ -54,8 +55,9 @@ def check_parity(model, path, images, batch_size=None, kernels="default"):
     """
     if kernels not in BOUNDS:
         raise ValueError(f"kernels must be one of {tuple(BOUNDS)}. Received: {kernels!r}")
-    if batch_size is not None and not batch_size > 0:
-        raise ValueError(f"batch_size must be positive. Received: {batch_size!r}")
+    whole = batch_size is None or isinstance(batch_size, numbers.Integral)
+    if not whole or (batch_size is not None and batch_size < 1):
+        raise ValueError(f"batch_size must be positive and whole. Received: {batch_size!r}")
     file = File(Path(path), kernels)
     graph = in_container(read_deployable(model), file.container)
     comparison = _Comparison(graph, file, kernels)
