@@ -149,7 +149,7 @@ class _Part:
     def _walk(self):
         """The operators, in the order of the file, and the stored tensors that they read."""
         subgraph = self.model.subgraphs[0]
-        producer = {int(o): op for op in subgraph.operators for o in op.outputs}
+        producer = self.schema.producers(subgraph)
         ends = {int(i) for i in subgraph.inputs}
         operators, sources, waiting = [], [], [self.index]
         while waiting:

@@ -4,6 +4,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from repq_tf.deployment.flatbuffer import (
+    buffer_of,
     dump,
     load,
     opcode,
@@ -207,9 +208,8 @@ def _twin(graph, index, kind, suffix=None):
 
 def _constant(model, index, suffix, values):
     """A new constant, called after another tensor."""
-    graph, buffer, tensor = model.subgraphs[0], schema.BufferT(), schema.TensorT()
-    buffer.data = np.frombuffer(np.ascontiguousarray(values).tobytes(), np.uint8)
-    model.buffers.append(buffer)
+    graph, tensor = model.subgraphs[0], schema.TensorT()
+    model.buffers.append(buffer_of(values))
     tensor.buffer = len(model.buffers) - 1
     tensor.shape, tensor.hasRank = np.asarray(values.shape, np.int32), True
     tensor.type = getattr(schema.TensorType, values.dtype.name.upper())

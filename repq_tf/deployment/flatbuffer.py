@@ -106,9 +106,9 @@ def type_name(tensor):
 
 def tensor_data(model, tensor):
     """The constant that a tensor holds, or None."""
-    data = model.buffers[tensor.buffer].data
-    if data is None or len(data) == 0:
+    if not is_constant(model, tensor):
         return None
+    data = model.buffers[tensor.buffer].data
     shape = tensor.shape if tensor.shape is not None else ()
     if _TYPES[tensor.type] == "INT4":
         return unpack(data, shape)
@@ -120,6 +120,18 @@ def is_constant(model, tensor):
     """Whether a tensor holds a constant."""
     data = model.buffers[tensor.buffer].data
     return data is not None and len(data) > 0
+
+
+def buffer_of(values):
+    """A buffer with the bytes of an array."""
+    buffer = schema.BufferT()
+    buffer.data = np.frombuffer(np.ascontiguousarray(values).tobytes(), np.uint8)
+    return buffer
+
+
+def producers(graph):
+    """The operator that makes each tensor, by the tensor's number."""
+    return {int(o): operator for operator in graph.operators for o in operator.outputs}
 
 
 def features(model, operator):

@@ -5,11 +5,14 @@ from ai_edge_litert import schema_py_generated as schema
 
 from repq_tf.deployment.flatbuffer import (
     WEIGHTED,
+    buffer_of,
     dump,
     indices_by_name,
+    is_constant,
     load,
     opcode,
     operator_name,
+    producers,
     tensor_data,
 )
 from repq_tf.deployment.int4 import pack
@@ -49,9 +52,7 @@ def store_int4(content, names):
     model = load(content)
     for operator in _weighted(model, names):
         kernel = model.subgraphs[0].tensors[operator.inputs[1]]
-        buffer = schema.BufferT()
-        buffer.data = pack(tensor_data(model, kernel))
-        model.buffers[kernel.buffer] = buffer
+        model.buffers[kernel.buffer] = buffer_of(pack(tensor_data(model, kernel)))
         kernel.type = schema.TensorType.INT4
         code = model.operatorCodes[operator.opcodeIndex]
         wide = model.subgraphs[0].tensors[operator.inputs[0]].type == schema.TensorType.INT16
@@ -95,9 +96,7 @@ def widen(content):
 
 def _restore_relu(model, graph, operator):
     """Turns the stand-in for a ReLU, a MINIMUM with a positive number, into one."""
-    constant = next(
-        int(i) for i in operator.inputs if tensor_data(model, graph.tensors[i]) is not None
-    )
+    constant = next(int(i) for i in operator.inputs if is_constant(model, graph.tensors[i]))
     if tensor_data(model, graph.tensors[constant]).max() > 0:
         operator.opcodeIndex = opcode(model, schema.BuiltinOperator.RELU)
         code = model.operatorCodes[operator.opcodeIndex]
@@ -122,8 +121,7 @@ def _retype(model, tensor, kind):
     tensor.type = getattr(schema.TensorType, kind)
     if data is None:
         return
-    buffer = schema.BufferT()
-    buffer.data = np.frombuffer(data.astype(kind.lower()).tobytes(), np.uint8)
+    buffer = buffer_of(data.astype(kind.lower()))
     sharers = [other for other in model.subgraphs[0].tensors if other.buffer == tensor.buffer]
     if len(sharers) == 1:
         model.buffers[tensor.buffer] = buffer
@@ -141,8 +139,7 @@ def has_int4(model):
 def _weighted(model, names):
     """The convolutions and dense operators behind the tensors of some names."""
     graph = model.subgraphs[0]
-    indices = indices_by_name(graph)
-    producer = {int(o): operator for operator in graph.operators for o in operator.outputs}
+    indices, producer = indices_by_name(graph), producers(graph)
     for name in names:
         operator = producer[indices[name]]
         while operator_name(model, operator) not in WEIGHTED:
