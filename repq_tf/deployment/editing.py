@@ -14,11 +14,14 @@ from repq_tf.deployment.flatbuffer import (
     SAME_SCALE,
     WEIGHTED,
     add_name,
+    buffer_of,
     dump,
+    is_constant,
     kernel_layout,
     load,
     opcode,
     operator_name,
+    producers,
     set_quantization,
     tensor_data,
     type_name,
@@ -83,14 +86,14 @@ class _Editor:
         self.graph = model.subgraphs[0]
         self.signature = model.signatureDefs[0]
         self.outputs = {o.name.decode(): int(o.tensorIndex) for o in self.signature.outputs}
-        self.producer = {int(o): op for op in self.graph.operators for o in op.outputs}
+        self.producer = producers(self.graph)
         self.done, self.named = set(), set()
 
     def tensor(self, index):
         return self.graph.tensors[int(index)]
 
     def is_constant(self, index):
-        return tensor_data(self.model, self.tensor(index)) is not None
+        return is_constant(self.model, self.tensor(index))
 
     def is_activation(self, index):
         if int(index) < 0 or self.is_constant(index):
@@ -180,9 +183,7 @@ class _Editor:
         return bias
 
     def _set_data(self, tensor, array):
-        buffer = schema.BufferT()
-        buffer.data = np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)
-        self.model.buffers.append(buffer)
+        self.model.buffers.append(buffer_of(array))
         tensor.buffer = len(self.model.buffers) - 1
 
     def keep_outputs(self, keys):
@@ -214,13 +215,11 @@ def clamp_in_rescale(content):
     model = load(content)
     graph = model.subgraphs[0]
     outputs = {int(i) for i in graph.outputs}
-    producer = {int(o): op for op in graph.operators for o in op.outputs}
+    producer = producers(graph)
     for operator in graph.operators:
         if operator_name(model, operator) not in ("MAXIMUM", "MINIMUM"):
             continue
-        constants = [
-            i for i in operator.inputs if tensor_data(model, graph.tensors[i]) is not None
-        ]
+        constants = [i for i in operator.inputs if is_constant(model, graph.tensors[i])]
         source = next(int(i) for i in operator.inputs if i not in constants)
         have = graph.tensors[source].quantization
         target = graph.tensors[int(operator.outputs[0])].quantization
