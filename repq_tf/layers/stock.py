@@ -49,3 +49,15 @@ def _variable(layer):
     if LEGACY and isinstance(layer, keras.layers.DepthwiseConv2D):
         return layer.depthwise_kernel
     return layer.kernel
+
+
+# What blocks have no equivalent of.
+_EXTRAS = (
+    "activity_regularizer beta_constraint beta_regularizer bias_constraint bias_regularizer "
+    "depthwise_constraint gamma_constraint gamma_regularizer kernel_constraint"
+).split()
+
+
+def extras(layer):
+    """The constraints and regularizers of a stock layer that its block would not have."""
+    return [name for name in _EXTRAS if getattr(layer, name, None) is not None]

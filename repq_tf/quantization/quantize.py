@@ -1,8 +1,11 @@
 """`quantize`: a float model in, a model ready for quantization-aware training out."""
 
 import math
+import warnings
 
 from repq_tf.branches import check_mode
+from repq_tf.layers import ReparamConv
+from repq_tf.layers.stock import extras
 from repq_tf.quantization.builder import Builder
 from repq_tf.quantization.calibration import calibrate
 from repq_tf.quantization.config import LayerBits, check_rules
@@ -71,6 +74,10 @@ def quantize(
     Raises:
         ValueError: an argument is bad, or a layer cannot be quantized (it is named).
 
+    Warns:
+        UserWarning: a stock layer has a constraint or a regularizer, other than of its kernel,
+            that quantized training goes on without.
+
     Example:
         >>> qat = repq_tf.quantize(model, bits=4, calibration_data=images[:512])
         >>> qat.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss)
@@ -83,6 +90,7 @@ def quantize(
         if step is not None and not 0 < step < math.inf:
             raise ValueError(f"{name} must be a positive number. Received: {step!r}")
     graph = expand(read_graph(model))
+    _warn_of_extras(graph)
     steps = [(_one_input(graph), input_step)]
     steps += [(tensor.node, output_step) for tensor in graph.output_tensors]
     batches = as_batches(calibration_data, model)
@@ -160,6 +168,17 @@ def uncalibrated(graph, bits, rules, signed, bn_statistics, restore_batch_norm=N
     quantized = rebuild(graph, builder.apply, builder.apply_input, f"{graph.name}_quantized")
     builder.copy_weights()
     return quantized, builder
+
+
+def _warn_of_extras(graph):
+    for node in graph.nodes.values():
+        if isinstance(node.layer, ReparamConv) or not (found := extras(node.layer)):
+            continue
+        warnings.warn(
+            f"layer {node.name!r} ({type(node.layer).__name__}): quantized training goes on "
+            f"without its {', '.join(found)}",
+            stacklevel=3,
+        )
 
 
 def _one_input(graph):

@@ -6,15 +6,10 @@ import numpy as np
 
 from repq_tf.keras_api import keras, ops
 from repq_tf.kernels import AffineKernel
-from repq_tf.layers.stock import normalized_axis, stock_kernel, stock_options
+from repq_tf.layers.stock import extras, normalized_axis, stock_kernel, stock_options
 from repq_tf.reparameterization.fit import Target
 
 STOCK = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
-# What blocks have no equivalent of.
-_EXTRAS = (
-    "activity_regularizer beta_constraint beta_regularizer bias_constraint bias_regularizer "
-    "depthwise_constraint gamma_constraint gamma_regularizer kernel_constraint"
-).split()
 
 
 class Sources:
@@ -36,7 +31,7 @@ class Sources:
             "called more than once": self.calls[id(layer)] > 1,
             "channels_first": layer.data_format != "channels_last",
             f"dilation_rate {layer.dilation_rate}": any(d != 1 for d in layer.dilation_rate),
-            **{f"{name} is set": value for name, value in _extras(layer).items()},
+            **{f"{name} is set": True for name in extras(layer)},
         }
         for reason, holds in reasons.items():
             if holds:
@@ -60,16 +55,12 @@ class Sources:
             f"the axis of {name} is not the channels'": normalized_axis(norm) not in (-1, 3),
             f"{name} differs in trainable": norm.trainable != layer.trainable,
             f"{name} differs in dtype": norm.dtype_policy.name != layer.dtype_policy.name,
-            **{f"{key} of {name} is set": value for key, value in _extras(norm).items()},
+            **{f"{key} of {name} is set": True for key in extras(norm)},
         }
         for reason, holds in reasons.items():
             if holds:
                 raise ValueError(reason)
         return readers[0]
-
-
-def _extras(layer):
-    return {name: getattr(layer, name, None) is not None for name in _EXTRAS}
 
 
 def target(layer, norm=None):

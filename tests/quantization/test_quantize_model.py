@@ -262,6 +262,20 @@ def test_regularizers_and_frozen_layers_stay(what):
         assert not [v.path for v in qat.trainable_variables if "kernel" in v.path]
 
 
+def test_what_is_not_kept_is_said():
+    inputs = keras.Input(SHAPE, name="image")
+    x = layers.Conv2D(4, 3, kernel_constraint="non_neg", bias_regularizer="l2", name="c")(
+        inputs
+    )
+    x = layers.BatchNormalization(gamma_regularizer="l2", name="n")(x)
+    with pytest.warns(UserWarning) as found:
+        quantize(keras.Model(inputs, x))
+    texts = [str(w.message) for w in found if "goes on without" in str(w.message)]
+    assert len(texts) == 2
+    assert "'c' (Conv2D)" in texts[0] and "bias_regularizer, kernel_constraint" in texts[0]
+    assert "'n' (BatchNormalization)" in texts[1] and "gamma_regularizer" in texts[1]
+
+
 # Nested models.
 
 
