@@ -13,6 +13,7 @@ which takes two thirds of the time here, and exported with TensorFlow.
 """
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,9 @@ def rows(extra):
         f"--test_sets={FLAGS.test_sets}",
         *extra,
     ]
-    float_rates = rates("float_rates", NETWORKS.values())
+    if unknown := sorted(set(FLAGS.methods) - set(METHODS)):
+        raise app.UsageError(f"--methods has {unknown}; allowed: {', '.join(METHODS)}")
+    float_rates = rates("float_rates", ("plain", "branches"))
     qat_rates = rates("qat_rates", METHODS)
     for seed in FLAGS.seeds:
         sources = {}
@@ -75,8 +78,8 @@ def rates(flag, names):
     found = {}
     for item in FLAGS[flag].value:
         name, _, rate = item.partition(":")
-        if name not in names or not rate:
-            allowed = ", ".join(f"{name}:RATE" for name in dict.fromkeys(names))
+        if name not in names or not re.fullmatch(r"[\d.]+(e-?\d+)?", rate):
+            allowed = ", ".join(f"{name}:RATE" for name in names)
             raise app.UsageError(f"--{flag} has {item!r}; allowed: {allowed}")
         found[name] = float(rate)
     return found

@@ -102,14 +102,14 @@ def measure_latency(paths, image, budget=4.0, most=300):
 
 def _to_stored(values, details):
     """Converts floats to the type and scale of a tensor."""
-    from repq_tf.deployment.pixels import levels_of
+    from repq_tf.deployment.pixels import input_levels
 
     dtype = details["dtype"]
     scale, zero_point = details["quantization"]
     if not scale:
         return values.astype(dtype)
     info = np.iinfo(dtype)
-    levels = levels_of(values, scale, info.min - zero_point, info.max - zero_point)
+    levels = input_levels(values, scale, info.min - zero_point, info.max - zero_point)
     return (levels + zero_point).astype(dtype)
 
 

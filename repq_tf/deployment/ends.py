@@ -14,7 +14,7 @@ from repq_tf.deployment.flatbuffer import (
     tensor_data,
     type_name,
 )
-from repq_tf.deployment.pixels import levels_of
+from repq_tf.deployment.pixels import input_levels
 from repq_tf.quantization.nodes import free_name
 from repq_tf.quantizers.lsq import container_top
 
@@ -137,7 +137,7 @@ def pixels_of(model, values, exactly=False):
     """
     rows, scale, top = pixel_levels(model)
     rows = np.broadcast_to(rows, (values.shape[-1], _PIXELS))
-    levels = levels_of(values, scale, -top - 1, top)  # an unsigned grid has its lowest at 0
+    levels = input_levels(values, scale, -top - 1, top)  # an unsigned grid has its lowest at 0
     found = np.empty(levels.shape, np.uint8)
     for channel, row in enumerate(rows):
         order = np.argsort(row, kind="stable")

@@ -85,8 +85,12 @@ def count_operators(model):
 
 
 def names(tensor):
-    """The names of the layers that a tensor is the output of: equal ones share one."""
-    return tensor.name.decode().split(_BETWEEN_NAMES)
+    """The names of the layers that a tensor is the output of: equal ones share one.
+
+    Its whole name comes first, which may be that of a layer with a semicolon.
+    """
+    name = tensor.name.decode()
+    return [name, *name.split(_BETWEEN_NAMES)]
 
 
 def indices_by_name(graph):

@@ -12,7 +12,7 @@ import os
 
 import numpy as np
 
-from repq_tf.deployment.pixels import check_pixels, levels_of, normalize
+from repq_tf.deployment.pixels import check_pixels, input_levels, normalize
 from repq_tf.files import write_atomically
 
 _FORMULA = "real = (pixel - mean) / std"
@@ -95,7 +95,7 @@ def _is_table(levels, scale, top, mean, std):
     """Whether levels for each channel and pixel value are those of the normalisation."""
     low = 0 if levels.min() >= 0 else -top - 1
     values = normalize(np.arange(_PIXELS)[:, None], mean, std)
-    return bool((levels_of(values, scale, low, top).T == levels).all())
+    return bool((input_levels(values, scale, low, top).T == levels).all())
 
 
 def _is_grid(end, mean, std):

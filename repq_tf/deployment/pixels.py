@@ -43,7 +43,7 @@ def normalize(images, mean, std):
     return (images.astype(np.float32) - mean) / std
 
 
-def levels_of(values, scale, low, high):
+def input_levels(values, scale, low, high):
     """The integers that a model's input quantizer makes of float32 values, to the last tie."""
     scale = np.asarray(scale, np.float32)
     levels = inference_levels(np.asarray(values, np.float32), scale, low, high)

@@ -106,7 +106,29 @@ def find_sites(graph):
         if node.layer.weights and seen.setdefault(id(node.layer), node.name) != node.name:
             _refuse(node, "it is called more than once; give each call a layer of its own")
         _add_site(placement, graph, node)
+    _refuse_twins(placement.sites)
     return placement
+
+
+def _refuse_twins(sites):
+    """Refuses equal operators on equal tensors where each would learn a grid of its own.
+
+    The converter makes them one operator, whose result cannot lie on two grids.
+    """
+    first, values = {}, {}
+    for site in sites.values():
+        values[site.name] = site.name
+        if site.kind == "input" or site.layer.weights:
+            continue
+        inputs = [values[name] for name in site.inputs]
+        if isinstance(site.layer, TWO_INPUTS):
+            inputs.sort()
+        config = {**site.layer.get_config(), "name": None}
+        twin = values[site.name] = first.setdefault(
+            (type(site.layer), repr(config), *inputs), site.name
+        )
+        if site.kind == "new_scale" and twin != site.name:
+            _refuse(site, f"it computes what layer {twin!r} does; use that layer's output")
 
 
 def _add_site(placement, graph, node):

@@ -3,16 +3,23 @@
 import keras
 import pytest
 
-from repq_tf.layers import ConvBNBlock, SqueezeExcite
-from tests.deployment.files import assert_exact, parity
+import repq_tf
+from repq_tf.layers import ConvBNBlock
+from tests.deployment.files import Convolution, assert_exact, parity, read, write
 from tests.quantization.networks import images, layers, quantize
 
 X = images(16)
 
 
+def quantized(function, bits):
+    inputs = keras.Input(X.shape[1:])
+    model = keras.Model(inputs, function(ConvBNBlock(4, activation="relu")(inputs)))
+    return quantize(model, bits=bits, calibration_data=X)
+
+
 def twice(layer):
     """A layer, and another beside it that comes back to the sum."""
-    return lambda y: layers.Add()([ConvBNBlock(4)(layer(y)), layer(y)])
+    return lambda y: layers.Add()([ConvBNBlock(4, name="reader")(layer(y)), layer(y)])
 
 
 def convolutions(y):
@@ -38,26 +45,55 @@ NETWORKS = {
     "leaky": twice(lambda y: layers.LeakyReLU(0.2)(y)),
     "prelu": twice(lambda y: layers.PReLU(shared_axes=[1, 2])(y)),
     "sigmoid": twice(lambda y: layers.Activation("sigmoid")(y)),
-    "mean beside a gate": lambda y: [
-        SqueezeExcite(2)(y),
-        layers.GlobalAveragePooling2D(keepdims=True)(y),
-    ],
-    "means at the end": lambda y: [layers.GlobalAveragePooling2D()(y) for _ in range(2)],
     "convolutions": convolutions,
+    "semicolons": lambda y: layers.Add(name="s;t")([ConvBNBlock(4, name="u;v")(y), y]),
     "heads": heads,
 }
 
 
-# The converter leaves a mean that has two grids in floating point, which is refused.
-REFUSED = ("mean beside a gate", 4)
-CASES = [(name, bits) for name in NETWORKS for bits in (8, 4) if (name, bits) != REFUSED]
-
-
-@pytest.mark.parametrize(("name", "bits"), CASES)
-def test_every_layer_is_found_in_the_file(name, bits, tmp_path):
-    inputs = keras.Input(X.shape[1:])
-    outputs = NETWORKS[name](ConvBNBlock(4, activation="relu")(inputs))
-    model = quantize(keras.Model(inputs, outputs), bits=bits, calibration_data=X)
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("function", NETWORKS.values(), ids=NETWORKS)
+def test_every_layer_is_found_in_the_file(function, bits, tmp_path):
+    model = quantized(function, bits)
     _, report = parity(model, tmp_path / "x.tflite", X)
     assert_exact(report)
     assert len({layer.name for layer in report.layers}) == len(report.layers) > 2
+
+
+def test_what_reads_a_shared_tensor_is_diagnosed(tmp_path):
+    """The parts of a file end at it, whatever its name."""
+    path = tmp_path / "x.tflite"
+    model = quantized(twice(lambda y: layers.AveragePooling2D(2)(y)), 8)
+    repq_tf.export_tflite(model, path)
+    content = read(path)
+    convolution = Convolution(content, "reader")
+    kernel = convolution.data(convolution.kernel).copy()
+    kernel[0, 0, 0, 0] ^= 3
+    convolution.set_data(convolution.kernel, kernel)
+    write(content, path)
+    (cause,) = repq_tf.check_parity(model, path, X).causes
+    assert (cause.kind, cause.layer) == ("kernel", "reader")
+
+
+def adds(y):
+    a, b = (ConvBNBlock(4)(y) for _ in range(2))
+    return [layers.Add(name="first")([a, b]), layers.ReLU()(layers.Add(name="bad")([b, a]))]
+
+
+def gates(y):
+    first = layers.Activation("sigmoid")(y)
+    products = [layers.Multiply(name="first")([y, first])]
+    return [*products, layers.Multiply(name="bad")([y, layers.Activation("sigmoid")(y)])]
+
+
+def means(y):
+    first = layers.GlobalAveragePooling2D(keepdims=True, name="first")(y)
+    return [first, layers.GlobalAveragePooling2D(keepdims=True, name="bad")(y)]
+
+
+@pytest.mark.parametrize("function", [adds, gates, means])
+def test_two_grids_of_one_result_are_refused_before_training(function):
+    with pytest.raises(
+        ValueError, match=r"layer '(first|bad)' .* what layer '(first|bad)' does"
+    ):
+        quantized(function, 8)

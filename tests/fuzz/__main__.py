@@ -55,7 +55,6 @@ TASKS = {
         "scale": ["2", "3"],
         "color": ["y", "rgb"],
         "patch_size": ["8", "16"],
-        "crops_per_image": ["128"],
     },
 }
 SHORT = {

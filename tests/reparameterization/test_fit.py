@@ -125,7 +125,7 @@ def test_inference_stays(settings, float64):
 
 def test_float32_is_as_exact_as_float32_is():
     model, x = source(), images().astype("float32")
-    for name in ("dbb", "ecb", "orepa_repvgg"):  # the longest chains
+    for name in PATTERNS:
         new = convert(model, name)
         for a, b in zip(outputs(model, x), outputs(new, x), strict=True):
             assert np.abs(a - b).max() < 1e-5 * np.abs(a).max(), name
