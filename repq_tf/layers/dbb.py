@@ -10,8 +10,8 @@ class DiverseBranchBlock(ReparamConv):
     """`BN(k x k) + BN(1x1) + BN(k x k of BN(1x1)) + BN(mean of BN(1x1))`, one k x k merged.
 
     The 1x1 before the k x k starts as the identity where it keeps the number of channels.
-    A depthwise block has no 1x1 branch, doubles the channels before its
-    second k x k, and averages the input itself.
+    A depthwise block, which has as many groups as channels and filters, has no 1x1 branch,
+    doubles the channels before its second k x k, and averages the input itself.
 
     The inner batch norms see the padded features: a border pixel is `beta - mean * gain`
     with the very moments that the batch is normalized by. The authors' code pads with the
@@ -34,11 +34,11 @@ class DiverseBranchBlock(ReparamConv):
 
     def make_branches(self, in_channels):
         """The four normalized branches; three in a depthwise block."""
-        depthwise = 1 < in_channels == self.groups
+        depthwise = in_channels == self.groups == self.filters
         internal = self.internal_channels or in_channels * (2 if depthwise else 1)
         other = {"gamma_initializer": "zeros"} if self.single_init else {}
         square = self.convolution(name="square")
-        mean = Fixed.average(self.kernel_size, in_channels if depthwise else self.filters)
+        mean = Fixed.average(self.kernel_size, self.filters)
         if not depthwise:
             first = self.batch_norm(self.convolution((1, 1), name="first"))
             mean = Chain([first, mean], name="averaged")

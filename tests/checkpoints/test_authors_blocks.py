@@ -64,6 +64,12 @@ def test_block_loads(family, size, shape, tmp_path):
     assert_loads(model, module, x, tmp_path / "block.pth", "stage2.2.")
 
 
+def test_dbb_of_one_channel_is_depthwise(tmp_path):
+    module = randomized(blocks.DBB(1, 1))
+    model = one_block(layers.DiverseBranchBlock, "stage1_block1", 1, 1, 3, 1, 1)
+    assert_loads(model, module, images((2, 9, 10, 1)), tmp_path / "block.pth", "stage1.0.")
+
+
 def test_priors_of_all_frequencies(tmp_path):
     """64 channels have every filter there is, the zero ones and the repeated ones."""
     module = randomized(blocks.OREPA(4, 64))

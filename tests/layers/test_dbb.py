@@ -12,6 +12,7 @@ class TestDiverseBranchBlock(BlockCase):
         "other internal channels": {"internal_channels": 5},
         "groups": {"groups": 2},
         "depthwise": {"filters": 4, "groups": 4},
+        "depth multiplier": {"filters": 8, "groups": 4},
     }
     weights = """
         sum/square_bn/gamma (6,)
