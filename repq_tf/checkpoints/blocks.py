@@ -159,7 +159,7 @@ def _generated(block, stem, module="", name="generated", size=None, mirrored=Fal
         "stacked/square/kernel": kernel(f"{theirs}_1x1_kxk_conv2", mirrored),
         "pointwise/kernel": kernel(f"{theirs}_1x1"),
         "separable/depthwise/kernel": kernel(f"{theirs}_gconv_dw", mirrored),
-        "separable/pointwise/kernel": kernel(f"{theirs}_gconv_pw"),
+        "separable/pointwise/kernel": kernel(f"{theirs}_gconv_pw", turns=block.groups),
     }
     for index, branch in enumerate(rows):
         scale = f"{branch}/filters_scale" if branch in _FILTERED else f"{branch}_scale"

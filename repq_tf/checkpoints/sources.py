@@ -23,11 +23,26 @@ class Source:
     inner: bool = False
 
 
-def kernel(name, mirrored=False, inner=False):
-    """A kernel `(out, in / groups, kh, kw)`; `mirrored` turns it by half a turn."""
+def part_by_part(channels, parts):
+    """Returns the order that makes parts 0 0 0 1 1 1 of those that take turns, 0 1 0 1 0 1."""
+    return np.arange(channels).reshape(-1, parts).T.ravel()
+
+
+def kernel(name, mirrored=False, inner=False, turns=1):
+    """A kernel `(out, in / groups, kh, kw)`.
+
+    Args:
+        name: of the tensor.
+        mirrored: whether it is to be turned by half a turn.
+        inner: as in `Source`.
+        turns: the number of groups, if their outputs take turns.
+    """
 
     def convert(shape, tensor):
         value = _kernel(shape, tensor)
+        if value.shape != tuple(shape):
+            return value
+        value = value[..., part_by_part(shape[-1], turns)]
         return value[::-1, ::-1] if mirrored else value
 
     return Source((name,), convert, inner)

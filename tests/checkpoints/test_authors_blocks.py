@@ -15,6 +15,7 @@ SHAPES = {
     "narrower": (12, 6, 1, 1),
     "grouped": (8, 8, 1, 2),
     "depthwise": (8, 8, 1, 8),
+    "multiplied": (6, 12, 2, 6),
 }
 
 # Class here, class there, kernel sizes, shapes that the authors' class has.
