@@ -46,14 +46,19 @@ def _network(name, block, m, c, scale, channels, input_shape, options):
     check_block_options(name, block, options)
     if block is ConvBlock:
         options = {"kernel_initializer": torch_uniform(), **options}
-    # The first block and the last change the number of channels.
-    edge_options = {key: value for key, value in options.items() if key != "identity"}
+
+    def conv(x, filters, name):
+        """A block, with the identity only where it has as many inputs as outputs."""
+        settings = dict(options)
+        if x.shape[-1] != filters:
+            settings.pop("identity", None)
+        return block(filters, name=name, **settings)(x)
 
     def blocks(images, filters):
-        x = _prelu(block(c, name="first", **edge_options)(images), "first")
+        x = _prelu(conv(images, c, "first"), "first")
         for index in range(1, m + 1):
-            x = _prelu(block(c, name=f"block{index}", **options)(x), f"block{index}")
-        return block(filters, name="last", **edge_options)(x)
+            x = _prelu(conv(x, c, f"block{index}"), f"block{index}")
+        return conv(x, filters, "last")
 
     return upscaling_network(name, blocks, scale, channels, input_shape)
 

@@ -10,7 +10,7 @@ from repq_tf.branches import BatchNorm, Scale
 from repq_tf.checkpoints.blocks import block_table
 from repq_tf.checkpoints.networks import NAMINGS, modules
 from repq_tf.checkpoints.reading import read_checkpoint
-from repq_tf.checkpoints.sources import Source, kernel, vector
+from repq_tf.checkpoints.sources import Source, kernel, part_by_part, vector
 from repq_tf.keras_api import keras, variable_path
 from repq_tf.layers import ECB, ConvBlock, DepthToSpace, ReparamConv, SqueezeExcite
 from repq_tf.quantization.graph import read_graph
@@ -236,14 +236,17 @@ def _channel_orders(graph):
             if not source.layer.weights:
                 waiting.extend(source.inputs)
                 continue
-            if not isinstance(source.layer, ECB | ConvBlock | keras.layers.Conv2D):
+            # The x that a block adds cannot be put in order with its other outputs.
+            identity = getattr(source.layer, "identity", False)
+            known = isinstance(source.layer, ECB | ConvBlock | keras.layers.Conv2D)
+            if identity or not known:
+                kind = type(source.layer).__name__ + (" with identity=True" if identity else "")
                 raise ValueError(
-                    f"layer {source.name!r}: {type(source.layer).__name__} cannot be loaded "
-                    "before DepthToSpace"
+                    f"layer {source.name!r}: {kind} cannot be loaded before DepthToSpace "
+                    f"to {node.layer.output.shape[-1]} channels"
                 )
             places = node.layer.block_size**2
-            channels = np.arange(source.layer.filters).reshape(-1, places)
-            orders[source.name] = channels.T.ravel()
+            orders[source.name] = part_by_part(source.layer.filters, places)
     return orders
 
 

@@ -3,10 +3,9 @@
 import keras
 import pytest
 
-import repq_tf
 from repq_tf import layers
 from tests.checkpoints import torch_blocks as blocks
-from tests.checkpoints.reference import assert_equal, assert_loads, images, randomized, save
+from tests.checkpoints.reference import assert_loads, images, randomized
 
 # Input channels, output channels, stride, groups.
 SHAPES = {
@@ -87,8 +86,7 @@ def test_ecb(identity, tmp_path):
     module.identity = identity
     x = keras.Input((9, 10, 6))
     model = keras.Model(x, layers.ECB(6, identity=identity, padding=1, name="block3")(x))
-    repq_tf.load_torch_checkpoint(model, save(module, tmp_path / "ecb.pt", "backbone.3."))
-    assert_equal(model, module, images((2, 9, 10, 6)))
+    assert_loads(model, module, images((2, 9, 10, 6)), tmp_path / "ecb.pt", "backbone.3.")
 
 
 def test_squeeze_and_excite_of_repvgg(tmp_path):

@@ -63,3 +63,10 @@ def test_ecbsr(colors, tmp_path):
     module = randomized(networks.ECBSR(4, 8, 2, colors))
     model = models.ecbsr_m4c8(scale=2, channels=colors)
     assert_loads(model, module, images((2, 12, 10, colors)), tmp_path / "network.pt")
+
+
+def test_ecbsr_with_identities_where_channels_are_equal(tmp_path):
+    """Of 16 channels and scale 4, the last block has as many inputs as outputs."""
+    module = randomized(networks.ECBSR(1, 16, 4, 1, identity=True))
+    model = models.ecbsr(1, 16, scale=4, identity=True)
+    assert_loads(model, module, images((2, 12, 10, 1)), tmp_path / "network.pt")

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 import repq_tf
-from repq_tf import layers
+from repq_tf import layers, models
 from tests.checkpoints import torch_blocks as blocks
 from tests.checkpoints.reference import assert_equal, deploy, images, randomized
+from tests.checkpoints.torch_networks import ECBSR
 
 
 def network(groups=1):
@@ -151,6 +152,14 @@ def test_the_last_channels_before_a_pixel_shuffle(tmp_path):
     module = randomized(blocks.RepVGG(8, 12))
     tensors = named(module, "stage1.0.")
     assert_refused(model, tensors, tmp_path / "a.npz", "cannot be loaded before DepthToSpace")
+
+
+def test_identities_before_a_pixel_shuffle_of_colors(tmp_path):
+    """The x that is added cannot be put in the order that other outputs are put in."""
+    model = models.ecbsr(1, 12, scale=2, channels=3, identity=True)
+    tensors = named(randomized(ECBSR(1, 12, 2, 3, identity=True)), "")
+    match = "'last': ECB with identity=True cannot be loaded before DepthToSpace to 3 channels"
+    assert_refused(model, tensors, tmp_path / "a.npz", match)
 
 
 def test_names_of_acnet_repository(tmp_path):

@@ -487,9 +487,15 @@ class ECB(Block):
 
     def branches(self, x):
         y = self.conv3x3(x) + sum(getattr(self, name)(x) for name in self.parts)
-        return y + x if self.identity and x.shape == y.shape else y
+        return y + x if self.has_identity else y
+
+    @property
+    def has_identity(self):
+        return self.identity and self.shape[0] == self.shape[1]
 
     def kernel_and_bias(self):
         pairs = [getattr(self, name).kernel_and_bias() for name in self.parts]
         pairs.append((self.conv3x3.weight, self.conv3x3.bias))
+        if self.has_identity:
+            pairs.append((dirac(self.shape[0], 1, 3), 0.0))
         return sum(kernel for kernel, _ in pairs), sum(bias for _, bias in pairs)

@@ -123,12 +123,13 @@ class ResNet(Classifier):
 class ECBSR(nn.Module):
     """Every image channel is added to its own `scale^2` channels of the pixel shuffle."""
 
-    def __init__(self, m, c, scale, colors):
+    def __init__(self, m, c, scale, colors, identity=False):
         super().__init__()
         self.scale = scale
         shapes = [(colors, c), *[(c, c)] * m, (c, colors * scale**2)]
         self.backbone = nn.Sequential(*(blocks.ECB(*shape) for shape in shapes))
         for block in self.backbone:
+            block.identity = identity
             block.act = nn.PReLU(block.shape[1])
         self.backbone[-1].act = nn.Identity()
 

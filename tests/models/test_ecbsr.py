@@ -55,8 +55,13 @@ def test_any_depth_and_width():
 
 
 def test_identities_where_channels_are_equal():
-    model = models.ecbsr(m=2, c=4, identity=True)
-    assert [block.identity for block in blocks(model)] == [False, True, True, False]
+    def identities(c, **options):
+        model = models.ecbsr(m=1, c=c, identity=True, **options)
+        return [block.identity for block in blocks(model)]
+
+    assert identities(8, scale=2) == [False, True, False]
+    assert identities(16, scale=4) == [False, True, True]
+    assert identities(3, scale=2, channels=3) == [True, True, False]
 
 
 def test_training_moves_every_weight_and_merging_keeps_the_function(images):
