@@ -4,7 +4,8 @@ A table maps our names to theirs. Our name of a weight is its path in the block'
 expression, `stacked/square/kernel`, where batch norms and scales do not count as steps;
 a key matches every path that ends in it, and the longest key wins. A key without the
 weight's own name maps a whole convolution or batch norm to a module.
-Several names are those of several authors; the first that a checkpoint has is taken.
+Several names, or `Source`s, are those of several authors; the first that a checkpoint has is
+taken.
 Sources: the repositories DingXiaoH/RepVGG, ACNet and DiverseBranchBlock,
 cxxgtxy/QARepVGG, JUGGHM/OREPA_CVPR2022, apple/ml-mobileone, xindongzhang/ECBSR, and timm.
 """
@@ -14,7 +15,7 @@ import dataclasses
 import numpy as np
 
 from repq_tf.branches import LAPLACIAN, SOBEL_X, SOBEL_Y
-from repq_tf.checkpoints.sources import filtered, kernel, residual, row, total, vector
+from repq_tf.checkpoints.sources import filtered, folded, kernel, residual, row, total, vector
 from repq_tf.keras_api import keras
 from repq_tf.layers import (
     ECB,
@@ -39,7 +40,7 @@ class Table:
     """The names inside one block.
 
     Attributes:
-        names: our names to a module's name, several of them, or a `Source`.
+        names: our names to a module's name, a `Source`, or several of them.
         constants: tensors that are no weights, by name, and the values they must have.
     """
 
@@ -221,10 +222,19 @@ _MERGED = (
     *("or_large_reparam", "fused_conv", "acb.fused_conv", "conv3x3", "conv", "0"),
 )
 
+
+def _merged(conv):
+    """The names of one convolution; in ACNet's deployed files some have kept batch norms.
+
+    Without a bias there is no place for what the batch norm adds.
+    """
+    return (folded("conv", "bn"), *_MERGED) if conv.use_bias else _MERGED
+
+
 _TABLES = {
     ACBlock: _acnet,
     ConvBNBlock: lambda _: Table({"conv": "conv", "bn": "bn"}),
-    ConvBlock: lambda _: Table({"conv": _MERGED}),
+    ConvBlock: lambda block: Table({"conv": _merged(block)}),
     DenseBlock: lambda _: Table({"conv": ""}),
     DiverseBranchBlock: _dbb,
     ECB: _ecb,
@@ -240,8 +250,8 @@ _TABLES = {
             "expand": ("se.up", "se.expand", "attn.fc2"),
         }
     ),
-    keras.layers.Conv2D: lambda _: Table({"": _MERGED}),
+    keras.layers.Conv2D: lambda layer: Table({"": _merged(layer)}),
     keras.layers.Dense: lambda _: Table({"": ""}),
-    keras.layers.DepthwiseConv2D: lambda _: Table({"": _MERGED}),
+    keras.layers.DepthwiseConv2D: lambda layer: Table({"": _merged(layer)}),
     keras.layers.PReLU: lambda _: Table({"": ("act", "1")}),
 }

@@ -41,8 +41,9 @@ def load_torch_checkpoint(model, path, skip=()):
     too, those are taken.
 
     Nothing in the file is run: of PyTorch's files only tensors are loaded. What the authors
-    compute otherwise than this library (OREPA's stem and its filters, the order of
-    channels before a pixel shuffle) is converted such that the function stays the same.
+    compute otherwise than this library (OREPA's stem, its filters and its grouped kernels,
+    the batch norms that ACNet's deployed files keep, the order of channels before a pixel
+    shuffle) is converted such that the function stays the same.
 
     Args:
         model: a Functional or Sequential model, with layers named as in `repq_tf.models`.
@@ -190,7 +191,10 @@ def _sources(names, path, attribute):
         if theirs is not None:
             suffix, make = _STANDARD[attribute]
             theirs = (theirs,) if isinstance(theirs, str) else theirs
-            return [make(_join(module, suffix)) for module in theirs]
+            return [
+                name if isinstance(name, Source) else make(_join(name, suffix))
+                for name in theirs
+            ]
     return []
 
 

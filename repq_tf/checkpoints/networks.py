@@ -38,8 +38,11 @@ _RESNET = {
     "logits": "linear",
 }
 
-# ResNets in the repository of ACNet.
-_ACNET = {
+# ResNet-18 and -34 in the repository of ACNet.
+_ACNET_BASIC = {**_RESNET, "stem": "conv1"}
+
+# ResNet-50 there.
+_ACNET_BOTTLENECK = {
     "stem": "conv1",
     rf"{_BLOCK}_(?P<part>conv\d)": "stage{stage}.block{block0}.{part}",
     rf"{_BLOCK}_shortcut": "stage{stage}.projection",
@@ -52,7 +55,7 @@ _ECBSR = {
     "last": "backbone.{last}",
 }
 
-NAMINGS = (_STAGES, _TIMM, _RESNET, _ACNET, _ECBSR)
+NAMINGS = (_STAGES, _TIMM, _RESNET, _ACNET_BASIC, _ACNET_BOTTLENECK, _ECBSR)
 
 
 def modules(naming, layers):

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+_EPSILON = 1e-5  # of PyTorch's batch norms
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -64,6 +66,25 @@ def row(name, index):
         return tensor[index] if tensor.ndim == 2 and len(tensor) > index else tensor
 
     return Source((name,), convert)
+
+
+def folded(conv, bn):
+    """The kernel or the bias of a convolution that its batch norm is folded into."""
+    vectors = (f"{bn}.{name}" for name in ("weight", "bias", "running_mean", "running_var"))
+
+    def convert(shape, tensor, *given):
+        given = [values.ravel() for values in given]
+        for values in given:
+            if values.size != shape[-1]:
+                return values
+        gamma, beta, mean, variance = given
+        gain = gamma / np.sqrt(variance + _EPSILON)
+        if len(shape) == 1:
+            return beta - mean * gain
+        value = _kernel(shape, tensor)
+        return value * gain if value.shape == tuple(shape) else value
+
+    return Source((f"{conv}.weight", *vectors), convert)
 
 
 def total(*names):

@@ -1,8 +1,9 @@
 """The authors' networks, small, with their names."""
 
+import keras
 import pytest
 
-from repq_tf import models
+from repq_tf import layers, models
 from tests.checkpoints import torch_blocks as blocks
 from tests.checkpoints import torch_networks as networks
 from tests.checkpoints.reference import assert_loads, images, randomized
@@ -45,7 +46,7 @@ def test_mobileone_s4_has_squeeze_and_excite(tmp_path):
 RESNETS = {
     "ac_resnet18": {1: blocks.ConvBN, 3: blocks.ACB, 7: blocks.ConvBN},
     "dbb_resnet18": {1: blocks.ConvBN, 3: blocks.DBB, 7: blocks.ConvBN},
-    "orepa_resnet18": {1: blocks.OREPA1x1, 3: blocks.OREPA, 7: blocks.OREPALarge},
+    "orepa_resnet18": {1: blocks.ConvBN, 3: blocks.OREPA, 7: blocks.OREPALarge},
     "orepa_resnet50": {1: blocks.OREPA1x1, 3: blocks.OREPA, 7: blocks.OREPALarge},
 }
 
@@ -56,6 +57,31 @@ def test_resnets(name, tmp_path):
     depths = (3, 4, 6, 3) if deep else (2, 2, 2, 2)
     module = networks.ResNet(RESNETS[name], (8, 16, 32, 64), depths, CLASSES, deep)
     load(name, module, tmp_path / "network.pth.tar")
+
+
+def test_resnet18_of_acnet(tmp_path):
+    """The deployed file keeps the batch norms of what was plain in training."""
+    kinds = dict.fromkeys((1, 3, 7), networks.acnet_conv)
+    module = networks.ResNet(kinds, (8, 16, 32, 64), (2, 2, 2, 2), CLASSES, staged=False)
+    load("ac_resnet18", module, tmp_path / "latest.pth")
+
+
+def test_names_of_acnets_bottlenecks(tmp_path):
+    """Where its ResNet-50 has blocks and projections; here one after the other."""
+    conv, sequential = networks.acnet_conv, blocks.sequential
+    block = sequential(conv1=conv(8, 8, 1, 1), conv2=conv(8, 8, 3, 1))
+    module = sequential(stage1=sequential(block0=block, projection=conv(8, 8, 1, 1)))
+    x = y = keras.Input((9, 10, 8))
+    parts = {
+        "conv1": layers.ConvBNBlock,
+        "conv2": layers.ACBlock,
+        "shortcut": layers.ConvBNBlock,
+    }
+    for part, kind in parts.items():
+        size = 3 if part == "conv2" else 1
+        y = kind(8, size, activation="relu", name=f"stage1_block1_{part}")(y)
+    model, values = keras.Model(x, y), images((2, 9, 10, 8))
+    assert_loads(model, randomized(module), values, tmp_path / "finish.pth")
 
 
 @pytest.mark.parametrize("colors", [1, 3])

@@ -7,7 +7,7 @@ import pytest
 import repq_tf
 from repq_tf import layers, models
 from tests.checkpoints import torch_blocks as blocks
-from tests.checkpoints.reference import assert_equal, deploy, images, randomized
+from tests.checkpoints.reference import deploy, randomized
 from tests.checkpoints.torch_networks import ECBSR
 
 
@@ -162,12 +162,21 @@ def test_identities_before_a_pixel_shuffle_of_colors(tmp_path):
     assert_refused(model, tensors, tmp_path / "a.npz", match)
 
 
-def test_names_of_acnet_repository(tmp_path):
-    """There, a block with a ReLU is inside a module `acb`."""
-    module = randomized(blocks.ACB(8, 8))
-    np.savez(tmp_path / "a.npz", **named(module, "stage1.block0.conv1.acb."))
-    x = keras.Input((9, 10, 8))
-    y = layers.ACBlock(8, padding=1, activation="relu", name="stage1_block1_conv1")(x)
-    model = keras.Model(x, y)
-    repq_tf.load_torch_checkpoint(model, tmp_path / "a.npz")
-    assert_equal(model, module, images((2, 9, 10, 8)))
+@pytest.mark.parametrize(
+    ("changes", "use_bias", "match"),
+    [
+        ({"bn.bias": None}, True, r"1 weights .*stem/bias .*conv1\.bn\.bias"),
+        ({"conv.bias": np.ones(4)}, True, r"1 tensors .*conv1\.conv\.bias"),
+        ({"bn.running_var": np.ones(1)}, True, r"shapes .*conv1\.bn\.running_var \(1,"),
+        ({"conv.weight": np.ones((4, 3, 5, 5))}, True, r"shapes .*conv1\.conv\.weight"),
+        ({}, False, r"4 tensors .*conv1\.bn\.weight"),
+    ],
+)
+def test_kept_batch_norms_must_fit(changes, use_bias, match, tmp_path):
+    """Deployed files of ACNet have them behind what was plain in training."""
+    tensors = named(randomized(blocks.conv_bn(3, 4, 3)), "conv1.")
+    tensors |= {f"conv1.{name}": value for name, value in changes.items()}
+    tensors = {name: value for name, value in tensors.items() if value is not None}
+    x = keras.Input((9, 10, 3))
+    model = keras.Model(x, keras.layers.Conv2D(4, 3, use_bias=use_bias, name="stem")(x))
+    assert_refused(model, tensors, tmp_path / "a.npz", match)

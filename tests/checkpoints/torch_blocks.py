@@ -1,17 +1,20 @@
 """The authors' modules in PyTorch, written after their descriptions: the same names of
 tensors, the same function, and their own re-parameterization."""
 
+from collections import OrderedDict
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 
+def sequential(**modules):
+    return nn.Sequential(OrderedDict(modules))
+
+
 def conv_bn(inputs, outputs, size, stride=1, groups=1):
-    module = nn.Sequential()
     conv = nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False)
-    module.add_module("conv", conv)
-    module.add_module("bn", nn.BatchNorm2d(outputs))
-    return module
+    return sequential(conv=conv, bn=nn.BatchNorm2d(outputs))
 
 
 def fuse(kernel, bn, bias=0.0):

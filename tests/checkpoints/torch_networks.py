@@ -69,6 +69,16 @@ class MobileOneNet(Classifier):
         self.head(inputs, classes)
 
 
+def acnet_conv(inputs, outputs, size, stride, act=True):
+    """As ACNet's builder makes it: 1x1 and 7x7 convolutions are plain and never merged."""
+    relu = {"relu": nn.ReLU()} if act else {}
+    if size != 3:
+        conv = blocks.conv_bn(inputs, outputs, size, stride)
+        return blocks.sequential(**dict(conv.named_children()), **relu)
+    block = blocks.ACB(inputs, outputs, size, stride, act=False)
+    return blocks.sequential(acb=block, **relu) if act else block
+
+
 class Residual(nn.Module):
     def __init__(self, kinds, inputs, channels, stride, deep):
         super().__init__()
@@ -83,8 +93,7 @@ class Residual(nn.Module):
             self.add_module(name, kinds[shape[2]](*shape, act=name != self.names[-1]))
         self.shortcut = nn.Identity()
         if stride > 1 or inputs != outputs:
-            kind = kinds[1] if deep else blocks.ConvBN
-            self.shortcut = kind(inputs, outputs, 1, stride, act=False)
+            self.shortcut = kinds[1](inputs, outputs, 1, stride, act=False)
 
     def forward(self, x):
         y = x
@@ -94,7 +103,7 @@ class Residual(nn.Module):
 
 
 class ResNet(Classifier):
-    """As in DBB's and OREPA's repositories.
+    """As in DBB's and OREPA's repositories, and ACNet's of basic blocks.
 
     Args:
         kinds: class of the blocks by kernel size: 1, 3 and 7.
@@ -102,13 +111,16 @@ class ResNet(Classifier):
         depths: of the four stages.
         classes: number of classes.
         deep: whether residual blocks are bottlenecks.
+        staged: whether the stem is in a module `stage0`; in ACNet's it is not.
     """
 
-    def __init__(self, kinds, widths, depths, classes, deep=False):
+    def __init__(self, kinds, widths, depths, classes, deep=False, staged=True):
         super().__init__()
-        self.stage0 = nn.Sequential()
-        self.stage0.add_module("conv1", kinds[7](3, widths[0], 7, 2))
-        self.stage0.add_module("maxpool", nn.MaxPool2d(3, 2, 1))
+        stem = self
+        if staged:
+            stem = self.stage0 = nn.Sequential()
+        stem.add_module("conv1", kinds[7](3, widths[0], 7, 2))
+        stem.add_module("maxpool", nn.MaxPool2d(3, 2, 1))
         inputs = widths[0]
         for stage, (width, depth) in enumerate(zip(widths, depths, strict=True), 1):
             modules = []
