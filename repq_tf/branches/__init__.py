@@ -12,6 +12,7 @@ from repq_tf.branches.statistics import (
     check_mode,
     estimated_moments,
     exact_moments,
+    feature_moments,
 )
 from repq_tf.branches.structure import Chain, Sum
 from repq_tf.branches.wrappers import Online, Scale, UnitNorm
@@ -42,4 +43,5 @@ __all__ = [
     "check_mode",
     "estimated_moments",
     "exact_moments",
+    "feature_moments",
 ]

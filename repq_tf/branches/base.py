@@ -117,6 +117,14 @@ class Branch(Layer):
         """Returns the branch's `AffineKernel`; `reading` defaults to inference."""
         raise NotImplementedError
 
+    def shift(self, offset):
+        """Adds `offset`, `(channels,)`, to the output, if a bias of the branch can take it.
+
+        Returns:
+            Whether one could.
+        """
+        return False
+
     def walk(self):
         """Yields the branch and everything below it, children first."""
         for child in getattr(self, "children", ()):

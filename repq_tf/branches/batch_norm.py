@@ -76,6 +76,11 @@ class BatchNorm(Wrapper):
         self.gamma.assign(gain * ops.sqrt(variance + self.epsilon))
         self.beta.assign(shift + mean * gain)
 
+    def shift(self, offset):
+        """Adds to beta."""
+        self.beta.assign(self.beta + offset)
+        return True
+
     def effective_gamma(self, reading):
         """The gamma that normalized features are multiplied by."""
         return reading.value(self.gamma)

@@ -83,6 +83,13 @@ class Convolution(Branch):
         y = convolve(x, ops.convert_to_tensor(self.kernel), self.groups, strides, window)
         return y if self.bias is None else y + ops.cast(self.bias, y.dtype)
 
+    def shift(self, offset):
+        """Adds to the bias, if there is one."""
+        if self.bias is None:
+            return False
+        self.bias.assign(self.bias + offset)
+        return True
+
     def merge(self, reading=None):
         """The kernel and the bias themselves."""
         reading = reading or Reading()

@@ -46,6 +46,10 @@ class Sum(Branch):
             total = y if total is None else total + y
         return total
 
+    def shift(self, offset):
+        """Adds to the output of one branch."""
+        return any(child.shift(offset) for child in self.children)
+
     def merge(self, reading=None):
         """Adds the kernels of the branches."""
         reading = reading or Reading()
@@ -98,6 +102,10 @@ class Chain(Branch):
             x = child(x, window=window, strides=stride, training=training)
             window = VALID
         return x
+
+    def shift(self, offset):
+        """Adds to the output of the last link."""
+        return self.children[-1].shift(offset)
 
     def merge(self, reading=None):
         """Composes the kernels of the links."""

@@ -53,6 +53,13 @@ class Scale(Wrapper):
         y = y * ops.cast(self.gain, y.dtype)
         return y if self.bias is None else y + ops.cast(self.bias, y.dtype)
 
+    def shift(self, offset):
+        """Adds to the shift, if there is one."""
+        if self.bias is None:
+            return False
+        self.bias.assign(self.bias + offset)
+        return True
+
     def merge(self, reading=None):
         """The child's kernel, scaled and shifted."""
         reading = reading or Reading()
@@ -81,6 +88,10 @@ class Online(Wrapper):
         affine = self.merge()
         y = convolve(x, affine.kernel, affine.groups, strides, window)
         return y + ops.cast(affine.bias, y.dtype) if affine.has_bias else y
+
+    def shift(self, offset):
+        """Adds to the child's output."""
+        return self.child.shift(offset)
 
     def merge(self, reading=None):
         """The child's kernel."""

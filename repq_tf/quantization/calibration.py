@@ -3,126 +3,138 @@
 Layer by layer, on the features as the quantized layers before make them.
 """
 
-import math
-
 import numpy as np
 
 from repq_tf.branches import BatchNorm
 from repq_tf.keras_api import ops
 from repq_tf.layers import Quantize, ReparamConv
-from repq_tf.quantization.execution import as_batches, run_batches
+from repq_tf.progress import Progress
+from repq_tf.quantization.execution import fitting, run_batch, run_layers
+from repq_tf.quantization.float_pass import FloatPass
 from repq_tf.quantization.graph import read_graph
+from repq_tf.quantization.images import read_images
+from repq_tf.quantization.samples import Sampler
 from repq_tf.quantization.statistics import (
-    CalibrationReading,
-    feature_readings,
+    KeepingReading,
+    Readings,
+    match_moments,
     neutralise_dead_channels,
-    reestimate_root,
+    quantized_kernel,
+    set_moments,
 )
 
-_SAMPLES = 1 << 18
 
-
-def calibrate_block(block, calls, fresh_root, true_moments):
-    """Sets a quantized block's statistics, weight steps and restored batch norm.
-
-    Args:
-        block: a quantized `ReparamConv`.
-        calls: its calls, one for each batch.
-        fresh_root: whether its restored batch norm is new and starts as the identity.
-        true_moments: whether the float block was trained with exact moments.
-    """
-    readings = feature_readings(block, calls)
-    for node in block.merged_batch_norms:
-        neutralise_dead_channels(node)
-    affine = block.inner.merge(
-        CalibrationReading(readings, neutralise=True, keep_function=true_moments)
-    )
-    if not np.isfinite(ops.convert_to_numpy(affine.kernel)).all():
-        raise ValueError(f"layer {block.name!r}: its merged kernel holds NaN or infinity")
-    if block.weight_quantizer is not None:
-        block.weight_quantizer.initialize(affine.kernel)
-    if block.root is None:
-        return
-    mean, variance = reestimate_root(block, readings, affine)
-    if fresh_root:
-        block.root.gamma.assign(np.sqrt(variance + block.root.epsilon))
-        block.root.beta.assign(mean)
-    elif isinstance(block.expression, BatchNorm):
-        neutralise_dead_channels(block.root)
-
-
-def calibrate(model, batches, fresh_roots, true_moments, shared_values):
+def calibrate(model, graph, builder, images, verbose=True):
     """Calibrates a quantized model, layer by layer.
 
     Args:
         model: the quantized model.
-        batches: list of arrays.
-        fresh_roots: names of blocks whose restored batch norm is new.
-        true_moments: names of blocks trained with exact moments.
-        shared_values: for a `Quantize` layer that serves several tensors, their
-            values in the float model: `{layer name: list of arrays}`.
+        graph: the float model's graph.
+        builder: the `Builder` that made the quantized model, with the float one's weights.
+        images: their `Stored` batches.
+        verbose: whether to show progress bars.
     """
+    real = FloatPass(graph, builder, images.images)
+    progress = Progress("float features", len(images), "batch", verbose)
+    for k in range(len(images)):
+        real.add(images[k])
+        progress.advance()
+    real.check()
     calibrated = set()
 
     def visit(node, calls):
         layer = node.layer
         if isinstance(layer, ReparamConv):
-            calibrate_block(layer, calls, layer.name in fresh_roots, layer.name in true_moments)
+            calibrate_block(
+                layer,
+                calls,
+                real.moments[node.name],
+                layer.name in builder.fresh_roots,
+                layer.name in builder.true_moments,
+            )
         elif isinstance(layer, Quantize) and layer.fixed_step is None:
-            if layer.name in calibrated:
-                return
-            calibrated.add(layer.name)
-            values = shared_values.get(layer.name) or [layer.values(*args) for args, _ in calls]
-            layer.activation_quantizer.initialize(_samples(values, layer.name))
+            if layer.name not in calibrated:
+                calibrated.add(layer.name)
+                samplers = real.samples.get(layer.name) or [_sampled(layer, calls, images)]
+                values = np.concatenate([sampler.values for sampler in samplers])
+                layer.activation_quantizer.initialize(values)
 
-    run_batches(read_graph(model), batches, visit)
-
-
-def _samples(values, name):
-    """Samples of all the tensors that share a scale, as many of each."""
-    shapes = sorted({tuple(value.shape[1:]) for value in values})
-    limit = _SAMPLES // len(shapes)
-    return np.concatenate(
-        [
-            _sample([value for value in values if tuple(value.shape[1:]) == shape], name, limit)
-            for shape in shapes
-        ]
-    )
+    quantized = read_graph(model)
+    progress = Progress("quantized layers", len(quantized.nodes) - 1, "layer", verbose)
+    run_layers(quantized, images, visit, progress)
 
 
-def _sample(values, name, limit):
-    """At most `limit` of the values of one shape, evenly spread, and the largest one."""
-    flat = np.concatenate([ops.convert_to_numpy(v).astype(np.float32).ravel() for v in values])
-    if not np.isfinite(flat).all():
-        raise ValueError(f"layer {name!r}: its input holds NaN or infinity on calibration data")
-    stride = -(-len(flat) // limit)
-    # In step with an axis, it would see one channel, or one column, alone.
-    while math.gcd(stride, len(flat)) > 1:
-        stride += 1
-    return np.append(flat[::stride], flat[np.abs(flat).argmax()])
+def calibrate_block(block, calls, real, fresh_root, true_moments):
+    """Sets a quantized block's weight steps and corrects what quantization shifts and scales.
+
+    The batch norm at its root takes the correction; where there is none, a bias takes the
+    shift alone. The moments of the batch norms inside stay, so that the kernel is the one
+    that the float network has; but for constant channels, and `estimate`, which has to know
+    them otherwise.
+
+    Args:
+        block: a quantized `ReparamConv` with the weights of the float one.
+        calls: its `Calls`.
+        real: `Moments` of the float convolution's output.
+        fresh_root: whether its restored batch norm is new and starts as the identity.
+        true_moments: whether the float block was trained with exact moments.
+    """
+    readings = Readings(block, calls)
+    for node in block.merged_batch_norms:
+        neutralise_dead_channels(node)
+    if block.bn_statistics == "estimate" and true_moments:
+        affine = block.inner.merge(KeepingReading(readings))
+    else:
+        affine = block.inner.merge()
+    if block.weight_quantizer is not None:
+        block.weight_quantizer.initialize(ops.convert_to_numpy(affine.kernel))
+    kernels = (affine, quantized_kernel(block, affine))
+    unrounded, quantized = readings.moments(*kernels)
+    if block.root is None:
+        block.inner.shift(real.mean - quantized.mean)
+        return
+    if fresh_root:
+        block.root.gamma.assign(np.sqrt(real.variance + block.root.epsilon))
+        block.root.beta.assign(real.mean)
+        set_moments(block.root.statistics, real)
+    elif isinstance(block.expression, BatchNorm):
+        neutralise_dead_channels(block.root)
+    match_moments(block.root, real, unrounded, quantized)
 
 
-def clip_rates(model, data):
+def _sampled(layer, calls, images):
+    sampler = Sampler(layer.name, images.images)
+    for args, _ in calls:
+        sampler.add(layer.values(*args))
+    return sampler
+
+
+def clip_rates(model, data, calibration_images=512):
     """The share of values that each quantizer clips, on the given images.
 
     Args:
         model: a quantized model.
-        data: an array of images, or an iterable of batches.
+        data: images, as for `repq_tf.quantize`.
+        calibration_images: how many images to read at most; None reads all.
 
     Returns:
         `{"LAYER/weight": rate, "LAYER/activation": rate}`.
     """
-    rates = {}
+    graph, rates, count = read_graph(model), {}, 0
 
-    def visit(node, calls):
+    def visit(node, args):
+        if isinstance(node.layer, Quantize):
+            found = node.layer.activation_quantizer.clip_rate(node.layer.values(*args))
+            name = f"{node.layer.name}/activation"
+            rates[name] = rates.get(name, 0.0) + len(batch) * float(found)
+
+    for batch in read_images(data, model, fitting(graph), calibration_images):
+        run_batch(graph, batch, visit)
+        count += len(batch)
+    rates = {name: rate / count for name, rate in rates.items()}
+    for node in graph.nodes.values():
         layer = node.layer
         if isinstance(layer, ReparamConv) and layer.weight_quantizer is not None:
             kernel = layer.inner.merge().kernel
             rates[f"{layer.name}/weight"] = float(layer.weight_quantizer.clip_rate(kernel))
-        elif isinstance(layer, Quantize):
-            values = [layer.values(*args) for args, _ in calls]
-            found = [layer.activation_quantizer.clip_rate(value) for value in values]
-            rates[f"{layer.name}/activation"] = float(np.mean([float(f) for f in found]))
-
-    run_batches(read_graph(model), as_batches(data, model), visit)
     return rates

@@ -1,113 +1,213 @@
-"""Running a model layer by layer on batches of images, in inference."""
+"""Running a model over images, in inference: batch by batch, or layer by layer."""
+
+import functools
+import tempfile
 
 import numpy as np
 
-from repq_tf.keras_api import keras, ops
-from repq_tf.layers import Quantize, ReparamConv
+from repq_tf.keras_api import ops
+from repq_tf.layers import Quantize
 from repq_tf.quantization.graph import evaluate
-from repq_tf.quantization.nodes import fits
+from repq_tf.quantization.prepared import call, prepare
+
+# Bytes of a tensor that stay in memory; more lie in a temporary file.
+_IN_MEMORY = 2**23
+# Bytes that the largest tensor of a batch and what computes it may take, and those for each
+# of its values: float32 copies and integer intermediates.
+_WORKING = 2**28
+_OF_A_VALUE = 40
+_LARGEST_BATCH = 128
 
 
-def as_batches(data, model, batch_size=128):
-    """Returns calibration images as a list of float32 arrays `(batch, ...)`.
+class Batches:
+    """One tensor's values for all batches; `batches[k]` are those of batch k."""
 
-    Args:
-        data: an array of images, or an iterable of batches (arrays, or tuples whose
-            first item is the images).
-        model: the model that will get them; shapes are checked.
-        batch_size: used to cut an array.
-    """
-    size = batch_size if hasattr(data, "shape") else None
-    return list(stream_batches(data, model, size, "calibration data"))
+    def __getitem__(self, k):
+        raise NotImplementedError
 
 
-def stream_batches(data, model, batch_size, name="images"):
-    """Yields images as float32 arrays `(batch, ...)`, each read when it is asked for.
-
-    Args:
-        data: as for `as_batches`.
-        model: likewise.
-        batch_size: the most images in a batch, a number or a function of an image's shape;
-            None leaves batches as they are.
-        name: what to call the images in a message.
-    """
-    if data is None or isinstance(data, str | bytes | int | float):
-        raise ValueError(
-            f"{name} must be an array of images or an iterable of batches. Received: {data!r}"
-        )
-    expected, empty = tuple(model.input_shape[1:]), True
-    for part in [data] if hasattr(data, "shape") else data:
-        images = part[0] if isinstance(part, tuple | list) else part
-        shape, count = tuple(np.shape(images)[1:]), len(images)
-        if count == 0:
-            raise ValueError(f"{name} must not be empty")
-        if not fits(expected, shape):
-            raise ValueError(f"{name} must be images of shape {expected}. Received: {shape}")
-        size = batch_size(shape) if callable(batch_size) else batch_size or count
-        for first in range(0, count, size):
-            batch = ops.convert_to_numpy(images[first : first + size])
-            batch = np.asarray(batch, np.float32)
-            if not np.isfinite(batch).all():
-                raise ValueError(f"{name} must be finite; it holds NaN or infinity")
-            yield batch
-        empty = False
-    if empty:
-        raise ValueError(f"{name} must not be empty")
-
-
-def run_batches(graph, batches, visit=None, observe=None):
-    """Runs a graph on batches, layer by layer, in inference.
+class Stored(Batches):
+    """A tensor's batches in a temporary file, which memory need not hold.
 
     Args:
-        graph: the graph of a model.
-        batches: list of arrays.
-        visit: `visit(node, calls)`, called before a node runs, with the list of
-            `(args, kwargs)` it is about to get, one for each batch.
-        observe: `observe(node, results)`, called after it has run, with the list of
-            its first outputs; what it returns, if anything, takes their place.
-
-    Returns:
-        The outputs: a list, one item for each batch.
+        step: the step of the grid that the values lie on, if they do: whole numbers are
+            stored then.
     """
 
-    def pick(structure, index):
-        if isinstance(structure, _Batches):
-            return structure[index]
-        if isinstance(structure, list | tuple):
-            return type(structure)(pick(item, index) for item in structure)
-        if isinstance(structure, dict):
-            return {key: pick(item, index) for key, item in structure.items()}
-        return structure
+    def __init__(self, step=None):
+        self._step = None if step is None else np.float32(step)
+        self._dtype = np.dtype("float32" if step is None else "int16")
+        self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY)
+        self._places = []
+
+    def append(self, batch):
+        """Adds a batch."""
+        values = np.asarray(batch, np.float32)
+        if self._step is not None:
+            values = np.rint(values / self._step)
+        self._file.seek(0, 2)
+        self._places.append((self._file.tell(), values.shape))
+        self._file.write(values.astype(self._dtype).tobytes())
+
+    def __len__(self):
+        return len(self._places)
+
+    @property
+    def images(self):
+        """The number of images in all batches."""
+        return sum(shape[0] for _, shape in self._places)
+
+    def __getitem__(self, k):
+        start, shape = self._places[k]
+        self._file.seek(start)
+        content = self._file.read(self._dtype.itemsize * int(np.prod(shape)))
+        values = np.frombuffer(content, self._dtype).reshape(shape)
+        return values if self._step is None else values.astype(np.float32) * self._step
+
+
+class Calls:
+    """The calls of one layer, one for each batch; iterated over, each is computed anew."""
+
+    def __init__(self, args, kwargs, count):
+        self._args, self._kwargs, self._count = args, kwargs, count
+
+    def __len__(self):
+        return self._count
+
+    def __getitem__(self, k):
+        """The arguments of batch k: `(args, kwargs)`."""
+        return _pick(self._args, k), _pick(self._kwargs, k)
+
+    def __iter__(self):
+        return (self[k] for k in range(self._count))
+
+
+def _pick(structure, k):
+    if isinstance(structure, Batches):
+        return ops.convert_to_tensor(structure[k])
+    if isinstance(structure, list | tuple):
+        return type(structure)(_pick(item, k) for item in structure)
+    if isinstance(structure, dict):
+        return {key: _pick(item, k) for key, item in structure.items()}
+    return structure
+
+
+class _Computed:
+    """A layer's outputs, computed when they are asked for; those of one batch are kept."""
+
+    def __init__(self, layer, calls):
+        self._run, self._calls, self._last = prepare(layer), calls, (None, None)
+
+    def outputs(self, k):
+        if self._last[0] != k:
+            self._last = (k, self._run(*self._calls[k]))
+        return self._last[1]
+
+
+class _Column(Batches):
+    def __init__(self, computed, index):
+        self._computed, self._index = computed, index
+
+    def __getitem__(self, k):
+        return self._computed.outputs(k)[self._index]
+
+
+class _Constant(Batches):
+    def __init__(self, value):
+        self._value = value
+
+    def __getitem__(self, k):
+        return self._value
+
+
+def run_layers(graph, images, visit, progress):
+    """Runs a graph layer by layer, each on all images before the next.
+
+    In memory are one batch of what is being computed and small parts of tensors that are
+    still needed. Tensors that layers with weights make, and quantized ones, lie in temporary
+    files; the others are computed again for each of their readers.
+
+    Args:
+        graph: the graph of a model with one input.
+        images: their `Stored` batches.
+        visit: `visit(node, calls)` is given a node and its `Calls`, before it runs.
+        progress: a `Progress`; advanced by each layer.
+    """
 
     def apply(node, args, kwargs):
-        calls = [(pick(args, k), pick(kwargs, k)) for k in range(len(batches))]
+        calls = Calls(args, kwargs, len(images))
+        visit(node, calls)
+        computed = _Computed(node.layer, calls)
+        columns = [_Column(computed, index) for index in range(len(computed.outputs(0)))]
+        if _is_stored(graph, node):
+            # What follows the tensor is its step, equal for all batches.
+            columns[1:] = [_Constant(column[0]) for column in columns[1:]]
+            stored = Stored(node.layer.step if isinstance(node.layer, Quantize) else None)
+            for k in range(len(images)):
+                stored.append(ops.convert_to_numpy(columns[0][k]))
+            columns[0] = stored
+        progress.advance()
+        return tuple(columns)
+
+    evaluate(graph, lambda node: images, apply)
+
+
+def _is_stored(graph, node):
+    if isinstance(node.layer, Quantize):
+        return True
+    readers = graph.consumers(node.name)
+    rounded = len(readers) == 1 and isinstance(readers[0].layer, Quantize)
+    return bool(node.layer.weights) and not rounded
+
+
+def run_batch(graph, batch, visit=None, observe=None):
+    """Runs a graph on one batch of images.
+
+    Args:
+        graph: the graph of a model with one input.
+        batch: an array `(batch, ...)`.
+        visit: `visit(node, args)`, called before a node runs.
+        observe: `observe(node, value)`, called after it, with its first output; what it
+            returns, if anything, takes that one's place.
+
+    Returns:
+        The outputs, in the graph's structure.
+    """
+
+    def apply(node, args, kwargs):
         if visit is not None:
-            visit(node, calls)
-        results = []
-        for call_args, call_kwargs in calls:
-            result = node.layer(*call_args, **{**call_kwargs, **_inference(node.layer)})
-            results.append(result if isinstance(result, tuple | list) else (result,))
-        first, *more = (_Batches(column) for column in zip(*results, strict=True))
-        if observe is not None:
-            first = _Batches(observe(node, first) or first)
-        return (first, *more)
+            visit(node, args)
+        first, *more = call(node.layer, args, kwargs)
+        return (observed(node, first), *more)
+
+    def observed(node, value):
+        replacement = None if observe is None else observe(node, value)
+        return value if replacement is None else replacement
 
     def feed(node):
-        tensors = _Batches(ops.convert_to_tensor(batch) for batch in batches)
-        if observe is not None:
-            observe(node, tensors)
-        return tensors
+        return observed(node, ops.convert_to_tensor(batch))
 
     return evaluate(graph, feed, apply)
 
 
-class _Batches(list):
-    """One value for each batch."""
+def fitting(graph):
+    """A function from an image's shape to the number of images that run at once.
 
+    As many as a quarter of a gigabyte holds, 128 at most.
 
-def _inference(layer):
-    takes_training = isinstance(
-        layer,
-        ReparamConv | Quantize | keras.layers.BatchNormalization | keras.layers.Dropout,
-    )
-    return {"training": False} if takes_training else {}
+    Args:
+        graph: the graph of a model with one input.
+    """
+
+    @functools.cache
+    def images_at_once(shape):
+        largest = 0
+
+        def observe(node, value):
+            nonlocal largest
+            largest = max(largest, int(np.prod(value.shape)))
+
+        run_batch(graph, np.zeros((1, *shape), np.float32), observe=observe)
+        return min(_LARGEST_BATCH, max(1, _WORKING // (_OF_A_VALUE * largest)))
+
+    return images_at_once

@@ -9,9 +9,10 @@ from repq_tf.layers.stock import extras
 from repq_tf.quantization.builder import Builder
 from repq_tf.quantization.calibration import calibrate
 from repq_tf.quantization.config import LayerBits, check_rules
-from repq_tf.quantization.execution import as_batches, run_batches
+from repq_tf.quantization.execution import fitting
 from repq_tf.quantization.expand import expand
 from repq_tf.quantization.graph import read_graph, rebuild
+from repq_tf.quantization.images import store_images
 from repq_tf.quantization.placement import place
 from repq_tf.quantization.table import quantization_table
 from repq_tf.quantizers import ACTIVATION_BITS, check_bits
@@ -27,6 +28,7 @@ def quantize(
     restore_batch_norm=None,
     per_channel=True,
     calibration_data=None,
+    calibration_images=512,
     input_step=None,
     output_step=None,
     verbose=True,
@@ -34,10 +36,11 @@ def quantize(
     """Returns a quantization-aware copy of a float model (RepQ with LSQ).
 
     Every convolution's merged kernel gets an LSQ quantizer, and so does every
-    activation tensor that the integer runtime stores. Statistics of batch norms are
-    re-estimated with the quantizers on, channels that are constant lose their
-    (huge) gain without changing the function, and steps start at the least squared error
-    on the calibration data. The given model is left as it is.
+    activation tensor that the integer runtime stores. The function that was learned stays:
+    batch norms are corrected for what quantization does to the mean and the deviation of
+    what they normalize, and for nothing else; channels that are constant lose their
+    (huge) gain; and steps start at the least squared error on the calibration data. The
+    given model is left as it is.
 
     Args:
         model: a Functional or Sequential Keras 3 model of our blocks and stock layers.
@@ -61,8 +64,12 @@ def quantize(
             inside, when `bn_statistics="restored"`. True also for plain ones: the
             Merged baseline needs it.
         per_channel: whether each output channel's weights have a step of their own.
-        calibration_data: an array of images, or an iterable of batches; a few hundred
-            images as the model will see them.
+        calibration_data: a few hundred images as the model will see them: an array;
+            `(images, labels)`, a tuple as for `fit`; or an iterable of batches, each an array
+            or a tuple whose first item is one: a list, a generator, a `tf.data.Dataset`, a
+            Keras `PyDataset`, a PyTorch `DataLoader`.
+        calibration_images: how many of them to read at most: of an array as many at equal
+            distances, of an iterable the first ones. None reads all.
         input_step: the fixed step of the model's input, where its values lie on a grid
             anyway: 1/128 for pixels that are given as (p - 128)/128. Default: it is learned.
         output_step: likewise, of the model's outputs.
@@ -93,26 +100,20 @@ def quantize(
     _warn_of_extras(graph)
     steps = [(_one_input(graph), input_step)]
     steps += [(tensor.node, output_step) for tensor in graph.output_tensors]
-    batches = as_batches(calibration_data, model)
-    signed = bool(min(batch.min() for batch in batches) < 0)
+    images, lowest = store_images(calibration_data, model, fitting(graph), calibration_images)
     quantized, builder = uncalibrated(
         graph,
         default,
         rules,
-        signed,
+        bool(lowest < 0),
         bn_statistics,
         restore_batch_norm,
         [(name, step) for name, step in steps if step is not None],
     )
-    calibrate(
-        quantized,
-        batches,
-        builder.fresh_roots,
-        builder.true_moments,
-        _shared_values(graph, builder, batches),
-    )
+    calibrate(quantized, graph, builder, images, verbose)
     if verbose:
         print(quantization_table(quantized))
+        print(f"calibrated on {images.images} images")
     return quantized
 
 
@@ -186,21 +187,3 @@ def _one_input(graph):
     if len(inputs) != 1:
         raise ValueError(f"model {graph.name!r} must have one input")
     return inputs[0]
-
-
-def _shared_values(graph, builder, batches):
-    """Values, in the float model, of the tensors that share one quantizer."""
-    sources, values = {}, {}
-    for group, quantizer in builder.quantizers.items():
-        sites = builder.placement.origins(group)
-        if len(sites) > 1:
-            for site in sites:
-                sources[site.fused[-1] if site.fused else site.name] = quantizer.name
-
-    def observe(node, results):
-        if node.name in sources:
-            values.setdefault(sources[node.name], []).extend(results)
-
-    if sources:
-        run_batches(graph, batches, observe=observe)
-    return values

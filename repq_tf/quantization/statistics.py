@@ -1,23 +1,32 @@
-"""Batch-norm statistics from images: re-estimation, constant channels.
+"""Batch-norm statistics from images: re-estimation, matching, constant channels.
 
 Layer by layer, on the features as the layers before make them in inference.
 """
 
 import numpy as np
 
-from repq_tf.branches import FeatureReading, Reading, estimated_moments, exact_moments
+from repq_tf.branches import (
+    Reading,
+    estimated_moments,
+    exact_moments,
+)
 from repq_tf.keras_api import keras, ops
-from repq_tf.layers import DenseBlock, ReparamConv
+from repq_tf.layers import ReparamConv
 from repq_tf.layers.stock import normalized_axis
-from repq_tf.quantization.execution import as_batches, run_batches
+from repq_tf.progress import Progress
+from repq_tf.quantization.execution import fitting, run_layers
 from repq_tf.quantization.graph import read_graph
+from repq_tf.quantization.images import store_images
+from repq_tf.quantization.prepared import feature_reading
 
 # A channel whose variance is this small a part of epsilon is a constant: what it adds to
 # the normalized features is below 1 % of gamma.
 _DEAD = 1e-4
+# Quantization changes a deviation by less, unless it has destroyed the channel.
+_LARGEST_CHANGE = 2.0
 
 
-def reestimate_batch_norm(model, data, batch_size=128):
+def reestimate_batch_norm(model, data, batch_size=None, calibration_images=512, verbose=True):
     """Sets all moving statistics to the moments of the given images.
 
     Layer by layer, with quantizers as they are, so that every batch norm is given the
@@ -27,8 +36,10 @@ def reestimate_batch_norm(model, data, batch_size=128):
 
     Args:
         model: a Functional or Sequential Keras model.
-        data: an array of images, or an iterable of batches; a few hundred images do.
-        batch_size: used to cut an array.
+        data: images, as for `repq_tf.quantize`; a few hundred do.
+        batch_size: of computing; by default as many as fit a quarter of a gigabyte.
+        calibration_images: how many images to read at most; None reads all.
+        verbose: whether to show a progress bar after two seconds.
 
     Example:
         >>> repq_tf.reestimate_batch_norm(model, images[:512])
@@ -39,11 +50,15 @@ def reestimate_batch_norm(model, data, batch_size=128):
         if isinstance(node.layer, ReparamConv):
             reestimate_block(node.layer, calls)
         elif isinstance(node.layer, keras.layers.BatchNormalization):
-            mean, variance = combine([_axis_moments(node.layer, args[0]) for args, _ in calls])
-            node.layer.moving_mean.assign(mean)
-            node.layer.moving_variance.assign(variance)
+            moments = Moments()
+            for args, _ in calls:
+                moments.add(*_axis_moments(node.layer, args[0]))
+            node.layer.moving_mean.assign(moments.mean)
+            node.layer.moving_variance.assign(moments.variance)
 
-    run_batches(graph, as_batches(data, model, batch_size), visit)
+    images, _ = store_images(data, model, batch_size or fitting(graph), calibration_images)
+    progress = Progress("re-estimating batch norms", len(graph.nodes), "layer", verbose)
+    run_layers(graph, images, visit, progress)
 
 
 def _axis_moments(layer, x):
@@ -53,117 +68,179 @@ def _axis_moments(layer, x):
     return len(x), ops.mean(x, axis=axes), ops.var(x, axis=axes)
 
 
+class Moments:
+    """Mean and variance, `(channels,)`, of features that come batch by batch, in float64."""
+
+    def __init__(self):
+        self._count, self.mean, self.variance = 0, 0.0, 0.0
+
+    def add(self, count, mean, variance):
+        """Adds the moments of a batch of `count` images."""
+        mean, variance = (
+            np.asarray(ops.convert_to_numpy(value), np.float64) for value in (mean, variance)
+        )
+        self._count += count
+        share, change = count / self._count, mean - self.mean
+        self.mean = self.mean + share * change
+        spread = share * (1 - share) * change**2
+        self.variance = (1 - share) * self.variance + share * variance + spread
+
+
+class Readings:
+    """A `FeatureReading` of a block's input for each of its calls, made when it is read.
+
+    Args:
+        block: the `ReparamConv`.
+        calls: its calls, `(args, kwargs)` for each batch.
+    """
+
+    def __init__(self, block, calls, changes=()):
+        self._block, self._calls, self._changes = block, calls, changes
+
+    def __iter__(self):
+        for args, _ in self._calls:
+            reading = feature_reading(self._block, args[0])
+            for change in self._changes:
+                reading = change(reading)
+            yield reading
+
+    def changed(self, change):
+        """The readings that a function makes of these."""
+        return Readings(self._block, self._calls, (*self._changes, change))
+
+    def moments(self, *affines):
+        """The exact `Moments` of the features convolved with each `AffineKernel`."""
+        found = [Moments() for _ in affines]
+        for r in self:
+            for moments, affine in zip(found, affines, strict=True):
+                one = exact_moments(r.x, r.composed(affine), r.strides, r.window)
+                moments.add(len(r.x), *one)
+        return found
+
+    def estimated(self, affine, literal):
+        """Their estimate from the input's own moments."""
+        found = Moments()
+        for r in self:
+            found.add(len(r.x), *estimated_moments(r, r.composed(affine), literal))
+        return found
+
+
 def reestimate_block(block, calls):
     """Re-estimates the moving statistics of one block on its inputs.
 
     Those that a quantized kernel was trained with as constants stay: another kernel would not
     suit the steps and weights that were learned for this one.
     """
-    readings = feature_readings(block, calls)
+    readings = Readings(block, calls)
     if block.weight_quantizer is not None and block.bn_statistics in ("restored", "running"):
         affine = block.inner.merge()
     else:
         # A block that runs its branches normalizes them exactly, whatever its mode.
         exact = not block.uses_merged_kernel
-        affine = block.inner.merge(CalibrationReading(readings, exact=exact))
+        affine = block.inner.merge(CalibrationReading(readings, exact))
     if block.root is not None:
-        reestimate_root(block, readings, affine)
+        (moments,) = readings.moments(quantized_kernel(block, affine))
+        set_moments(block.root.statistics, moments)
 
 
-def feature_readings(block, calls):
-    """A `FeatureReading` of a block's input for each of its calls."""
-    readings = []
-    for args, _ in calls:
-        x = ops.cast(args[0], "float32")
-        if isinstance(block, DenseBlock):
-            x = ops.expand_dims(x, (1, 2))
-        readings.append(FeatureReading(x, block.window(x.shape[1:3]), block.strides))
-    return readings
+def quantized_kernel(block, affine):
+    """A block's `AffineKernel` as it convolves with it: quantized, if the block is."""
+    if block.weight_quantizer is None:
+        return affine
+    return type(affine)(block.weight_quantizer(affine.kernel), affine.bias, affine.groups)
 
 
-def reestimate_root(block, readings, affine):
-    """Sets the statistics of the batch norm behind a block's convolution; returns them."""
-    kernel = affine.kernel
-    if block.weight_quantizer is not None:
-        kernel = block.weight_quantizer(kernel)
-    affine = type(affine)(kernel, affine.bias, affine.groups)
-    moments = [(len(r.x), *exact_moments(r.x, affine, r.strides, r.window)) for r in readings]
-    mean, variance = combine(moments)
-    block.root.statistics.moving_mean.assign(mean)
-    block.root.statistics.moving_variance.assign(variance)
-    return mean, variance
+def set_moments(statistics, moments):
+    """Makes moments the moving ones of a `BatchNormStatistics`."""
+    statistics.moving_mean.assign(moments.mean)
+    statistics.moving_variance.assign(moments.variance)
 
 
-def combine(moments):
-    """Moments of all batches from `(count, mean, variance)` of each, in float64."""
-    counts = np.asarray([count for count, _, _ in moments], np.float64)[:, None]
-    means = np.stack([ops.convert_to_numpy(mean) for _, mean, _ in moments]).astype(np.float64)
-    variances = np.stack([ops.convert_to_numpy(v) for _, _, v in moments]).astype(np.float64)
-    share = counts / counts.sum()
-    mean = (share * means).sum(axis=0)
-    return mean, (share * (variances + (means - mean) ** 2)).sum(axis=0)
+def match_moments(batch_norm, real, kernel, quantized):
+    """Corrects a batch norm for what quantization did to the moments of what it normalizes.
+
+    With the means `m_f` of the features in floating point and `m_q` of the quantized ones on
+    the same images, the moving mean m and variance v become
+
+        m' = m_q + (m - m_f) / rho,        sqrt(v' + epsilon) = sqrt(v + epsilon) / rho,
+
+    with `rho = sqrt(v_w / v_q)` between 1/2 and 2, the ratio of the deviations that the same
+    quantized input has behind the kernel as it is and behind the quantized one (1 for channels
+    that are constant). So quantized features y are normalized as `m_f + rho (y - m_q)` was: the
+    function that was learned is kept, and only the shift and the scale of quantization are
+    undone; the moments of the sample never replace those of the population.
+
+    The ratio to the float network's own deviation would count clipped outliers too, which
+    are few and no reason to enlarge all other values: MobileOne-S0 loses 3.6 points with
+    it at 8 bits, and 2.4 with this one.
+
+    Args:
+        batch_norm: the `BatchNorm`, with the moving statistics of the float network.
+        real: `Moments` of the features in the float network.
+        kernel: those of the kernel in floating point on quantized features.
+        quantized: those of the quantized kernel on them.
+    """
+    statistics, epsilon = batch_norm.statistics, batch_norm.epsilon
+    mean, variance = (
+        np.asarray(ops.convert_to_numpy(value), np.float64)
+        for value in (statistics.moving_mean, statistics.moving_variance)
+    )
+    least = np.minimum(kernel.variance, quantized.variance)
+    alive = least > _DEAD * epsilon
+    ratio = np.divide(kernel.variance, quantized.variance, out=np.ones_like(least), where=alive)
+    rho = np.clip(np.sqrt(ratio), 1 / _LARGEST_CHANGE, _LARGEST_CHANGE)
+    statistics.moving_mean.assign(quantized.mean + (mean - real.mean) / rho)
+    corrected = (variance + epsilon) / rho**2 - epsilon
+    statistics.moving_variance.assign(np.maximum(corrected, 0.0))
 
 
 class CalibrationReading(Reading):
     """The reading that sets the moving statistics of each batch norm as it is merged.
 
     Args:
-        readings: a `FeatureReading` for each batch.
-        neutralise: whether channels of (almost) no variance get gamma 0, which keeps the
-            function: a constant channel is beta after normalization.
-        keep_function: whether a batch norm with `estimate` gets gamma and beta such
-            that it does with the estimated moments what it did with the exact ones.
+        readings: the `Readings` of the block.
         exact: whether moments are exact even with `estimate`.
     """
 
-    def __init__(self, readings, neutralise=False, keep_function=False, exact=False):
+    def __init__(self, readings, exact=False):
         self.readings = readings
-        self.neutralise = neutralise
-        self.keep_function = keep_function
         self.exact = exact
 
     def inside(self, outer, inner):
         """The reading of a smaller kernel."""
-        return self._derive([reading.inside(outer, inner) for reading in self.readings])
+        return self._derive(lambda reading: reading.inside(outer, inner))
 
     def after(self, prefix, last):
         """The reading of a chain's link."""
-        return self._derive([reading.after(prefix, last) for reading in self.readings])
+        return self._derive(lambda reading: reading.after(prefix, last))
 
-    def _derive(self, readings):
-        return type(self)(readings, self.neutralise, self.keep_function, self.exact)
+    def _derive(self, change):
+        return type(self)(self.readings.changed(change), self.exact)
 
     def moments(self, batch_norm, affine):
         """Measures, sets and returns the moving statistics."""
         statistics = batch_norm.statistics
-        estimated = statistics.mode == "estimate" and not self.exact
-        if not estimated or self.keep_function or self.neutralise:
-            self._set(statistics, self._exact(affine))
-        if self.neutralise:
-            neutralise_dead_channels(batch_norm)
-        if estimated:
-            exact = batch_norm.gain_and_shift()
-            self._set(statistics, self._estimated(statistics, affine))
-            if self.keep_function:
-                batch_norm.keep(*exact)
+        if statistics.mode == "estimate" and not self.exact:
+            found = self.readings.estimated(affine, statistics.literal_estimate)
+        else:
+            (found,) = self.readings.moments(affine)
+        set_moments(statistics, found)
         return self.moving(statistics)
 
-    def _set(self, statistics, moments):
-        mean, variance = combine(moments)
-        statistics.moving_mean.assign(mean)
-        statistics.moving_variance.assign(variance)
 
-    def _exact(self, affine):
-        return [
-            (len(r.x), *exact_moments(r.x, r.composed(affine), r.strides, r.window))
-            for r in self.readings
-        ]
+class KeepingReading(CalibrationReading):
+    """The reading that measures statistics with gamma and beta that keep the function.
 
-    def _estimated(self, statistics, affine):
-        return [
-            (len(r.x), *estimated_moments(r, r.composed(affine), statistics.literal_estimate))
-            for r in self.readings
-        ]
+    Training then starts from the function of inference.
+    """
+
+    def moments(self, batch_norm, affine):
+        """Measures, sets and returns the moving statistics, but for frozen ones."""
+        if batch_norm.statistics.trainable:
+            before = batch_norm.gain_and_shift()
+            super().moments(batch_norm, affine)
+            batch_norm.keep(*before)
+        return self.moving(batch_norm.statistics)
 
 
 def neutralise_dead_channels(batch_norm):

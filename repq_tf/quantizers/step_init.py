@@ -1,5 +1,9 @@
 """Initial step sizes: MinError (the paper's choice) and LSQ's own rule."""
 
+import functools
+
+import numpy as np
+
 from repq_tf.keras_api import fold, ops
 
 # Merged kernels have long tails (max/rms up to 80 for an identity on the diagonal),
@@ -23,19 +27,25 @@ _CANDIDATES = tuple(_candidates())
 
 
 def _rows(values, per_channel):
-    """`(channels, n)`, or `(1, n)` for one step."""
-    values = ops.cast(values, "float32")
+    """`(channels, n)`, or `(1, n)` for one step, and the functions that suit them.
+
+    Arrays are computed with NumPy, whose many small steps cost less.
+    """
+    if isinstance(values, np.ndarray):
+        xp, values = np, values.astype(np.float32, copy=False)
+    else:
+        xp, values = ops, ops.cast(values, "float32")
     if per_channel:
-        return ops.transpose(ops.reshape(values, (-1, values.shape[-1])))
-    return ops.reshape(values, (1, -1))
+        return xp, xp.transpose(xp.reshape(values, (-1, values.shape[-1])))
+    return xp, xp.reshape(values, (1, -1))
 
 
-def _guard(step, peak):
+def _guard(xp, step, peak):
     """Rows that are all zero take the mean of the others' steps (1 if there is none)."""
-    alive = ops.cast(peak > 0, step.dtype)
-    count = ops.sum(alive)
-    mean = ops.where(count > 0, ops.sum(step * alive) / ops.maximum(count, 1.0), 1.0)
-    return ops.where(peak > 0, step, mean)
+    alive = xp.where(peak > 0, xp.ones_like(step), xp.zeros_like(step))
+    count = xp.sum(alive)
+    mean = xp.where(count > 0, xp.sum(step * alive) / xp.maximum(count, 1.0), 1.0)
+    return xp.where(peak > 0, step, mean)
 
 
 def min_error_step(values, low, high, per_channel=False):
@@ -45,41 +55,42 @@ def min_error_step(values, low, high, per_channel=False):
     clipped, refined twice around the best one.
 
     Args:
-        values: a tensor.
+        values: an array or a tensor.
         low: the lowest level.
         high: the highest level.
         per_channel: whether each index of the last axis has a step of its own.
 
     Returns:
-        A positive tensor, `(channels,)` or `()`.
+        A positive array or tensor, `(channels,)` or `()`.
     """
-    rows = _rows(values, per_channel)
-    peak = ops.max(ops.abs(rows) if low < 0 else ops.maximum(rows, 0.0), axis=1)
-    largest = ops.maximum(peak, 1e-30) / max(high, 1)
+    xp, rows = _rows(values, per_channel)
+    peak = xp.max(xp.abs(rows) if low < 0 else xp.maximum(rows, 0.0), axis=1)
+    largest = xp.maximum(peak, 1e-30) / max(high, 1)
 
     def error(step):
         step = step[:, None]
-        residual = ops.round(ops.clip(rows / step, low, high)) * step - rows
-        return ops.sum(ops.square(residual), axis=1)
+        residual = xp.round(xp.clip(rows / step, low, high)) * step - rows
+        return xp.sum(xp.square(residual), axis=1)
 
     def try_one(found, candidate):
         centre, best, best_error = found
         ratio, refines = candidate
-        centre = ops.where(refines, best, centre)
+        centre = xp.where(refines, best, centre)
         step = centre * ratio
         value = error(step)
         better = value < best_error
-        return centre, ops.where(better, step, best), ops.where(better, value, best_error)
+        return centre, xp.where(better, step, best), xp.where(better, value, best_error)
 
     start = (largest, largest, error(largest))
-    _, best, _ = fold(try_one, _CANDIDATES, start)
-    best = _guard(best, peak)
+    search = functools.reduce if xp is np else fold
+    _, best, _ = search(try_one, _CANDIDATES, start)
+    best = _guard(xp, best, peak)
     return best if per_channel else best[0]
 
 
 def lsq_step(values, low, high, per_channel=False):
     """LSQ's initial step, `2 mean|v| / sqrt(Q_P)`. Arguments as `min_error_step`."""
-    rows = _rows(values, per_channel)
-    mean = ops.mean(ops.abs(rows), axis=1)
-    step = _guard(2.0 * mean / max(high, 1) ** 0.5, mean)
+    xp, rows = _rows(values, per_channel)
+    mean = xp.mean(xp.abs(rows), axis=1)
+    step = _guard(xp, 2.0 * mean / max(high, 1) ** 0.5, mean)
     return step if per_channel else step[0]

@@ -1,15 +1,17 @@
 """Statistics of new batch norms, measured on images without a change of the function."""
 
-from repq_tf.quantization.execution import run_batches
+from repq_tf.progress import Progress
+from repq_tf.quantization.execution import run_layers
 from repq_tf.quantization.graph import read_graph
 from repq_tf.quantization.statistics import (
     CalibrationReading,
-    feature_readings,
-    reestimate_root,
+    Readings,
+    quantized_kernel,
+    set_moments,
 )
 
 
-def measure_moments(model, fits, batches):
+def measure_moments(model, fits, images, verbose=True):
     """Gives the batch norms of fitted blocks the moments of their features.
 
     The known ones keep what they have. The guessed ones get gamma and beta that keep the
@@ -18,21 +20,25 @@ def measure_moments(model, fits, batches):
     Args:
         model: the model of the blocks.
         fits: the `Fit` of each block, by layer name.
-        batches: list of arrays.
+        images: their `Stored` batches.
+        verbose: whether to show a progress bar.
     """
 
     def visit(node, calls):
         if node.name not in fits:
             return
         block, fit = node.layer, fits[node.name]
-        readings = feature_readings(block, calls)
+        readings = Readings(block, calls)
         affine = block.inner.merge(_MeasuringReading(readings, fit))
         if block.root is not None and block.root not in fit.known:
             before = block.root.gain_and_shift()
-            reestimate_root(block, readings, affine)
+            (moments,) = readings.moments(quantized_kernel(block, affine))
+            set_moments(block.root.statistics, moments)
             block.root.keep(*before)
 
-    run_batches(read_graph(model), batches, visit)
+    graph = read_graph(model)
+    progress = Progress("measuring moments", len(graph.nodes), "layer", verbose)
+    run_layers(graph, images, visit, progress)
 
 
 class _MeasuringReading(CalibrationReading):
@@ -42,15 +48,15 @@ class _MeasuringReading(CalibrationReading):
         super().__init__(readings, exact=True)
         self.fit = fit
 
-    def _derive(self, readings):
-        return type(self)(readings, self.fit)
+    def _derive(self, change):
+        return type(self)(self.readings.changed(change), self.fit)
 
     def moments(self, batch_norm, affine):
         """Measures, sets and returns the moving statistics."""
         if batch_norm in self.fit.known:
             return self.moving(batch_norm.statistics)
         before = batch_norm.gain_and_shift()
-        self._set(batch_norm.statistics, self._exact(affine))
+        super().moments(batch_norm, affine)
         if batch_norm in self.fit.guessed:
             batch_norm.keep(*before)
         return self.moving(batch_norm.statistics)

@@ -6,8 +6,9 @@ import numpy as np
 
 from repq_tf.branches import NumpyReading
 from repq_tf.layers.stock import stock_options
-from repq_tf.quantization.execution import as_batches
+from repq_tf.quantization.execution import fitting
 from repq_tf.quantization.graph import copy_call, read_graph, rebuild
+from repq_tf.quantization.images import store_images
 from repq_tf.reparameterization.fit import Fit, fit_block
 from repq_tf.reparameterization.moments import measure_moments
 from repq_tf.reparameterization.patterns import read_settings
@@ -18,7 +19,9 @@ from repq_tf.text import columns
 _TOLERANCE = 1e-4
 
 
-def reparameterize(model, settings, calibration_data=None, verbose=True):
+def reparameterize(
+    model, settings, calibration_data=None, calibration_images=512, verbose=True
+):
     """Returns a copy of a model whose convolutions are re-parameterized blocks.
 
     Conv2D and DepthwiseConv2D layers, each with the BatchNormalization right behind it,
@@ -45,7 +48,8 @@ def reparameterize(model, settings, calibration_data=None, verbose=True):
             - `initialize`: `initialize(block, convolution, batch_norm)` sets the weights of a
               built block instead, given an `AffineKernel` and the BatchNormalization or
               None; for blocks no branch of which has a kernel of full size.
-        calibration_data: an array of images, or an iterable of batches.
+        calibration_data: images, as for `repq_tf.quantize`.
+        calibration_images: how many of them to read at most; None reads all.
         verbose: whether to print what became of each convolution.
 
     Returns:
@@ -60,18 +64,18 @@ def reparameterize(model, settings, calibration_data=None, verbose=True):
     """
     settings = read_settings(settings)
     graph = read_graph(model)
-    batches = None
+    images = None
     if calibration_data is not None:
         if sum(node.is_input for node in graph.nodes.values()) != 1:
             raise ValueError(f"calibration_data: model {model.name!r} must have one input")
-        batches = as_batches(calibration_data, model)
-    builder = _Builder(graph, settings, calibrated=batches is not None)
+        images, _ = store_images(calibration_data, model, fitting(graph), calibration_images)
+    builder = _Builder(graph, settings, calibrated=images is not None)
     result = rebuild(graph, builder.apply, name=f"{model.name}_reparameterized")
     if not builder.fits:
         found = "; ".join(f"{name}: {reason}" for name, _, _, reason in builder.rows)
         raise ValueError(f"model {model.name!r}: no layer can be converted. {found}")
-    if batches is not None:
-        measure_moments(result, builder.fits, batches)
+    if images is not None:
+        measure_moments(result, builder.fits, images, verbose)
     if verbose:
         print(columns([("layer", "was", "is", ""), *builder.rows]))
     return result

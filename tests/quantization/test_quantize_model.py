@@ -1,7 +1,10 @@
 """`quantize`: the function it starts from, what it keeps, data errors, the table."""
 
+import warnings
+
 import keras
 import numpy as np
+import PIL.Image
 import pytest
 
 import repq_tf
@@ -74,7 +77,7 @@ def test_branch_weights_are_kept(model, qat):
                 np.testing.assert_array_equal(kept[path], value, err_msg=path)
     dense, block = model.get_layer("logits"), qat.get_layer("logits")
     np.testing.assert_array_equal(array(block.inner.kernel)[0, 0], array(dense.kernel))
-    np.testing.assert_array_equal(array(block.inner.bias), array(dense.bias))
+    np.testing.assert_allclose(array(block.inner.bias), array(dense.bias), atol=0.05)
 
 
 def test_inputs_and_outputs(model, qat):
@@ -110,12 +113,12 @@ def test_saved_and_loaded_it_is_the_same(qat, tmp_path):
 
 
 def test_all_modes_start_from_the_same_function(model):
-    expected = array(quantize(model, bits=4, bn_statistics="running")(X))
-    for mode in set(MODES) - {"running"}:
-        actual = quantize(model, bits=4, bn_statistics=mode)(X)
-        assert relative(actual, expected) < 1e-4, mode
-    actual = quantize(model, bits=4, restore_batch_norm=False)(X)
-    assert relative(actual, expected) < 1e-4
+    """The float network's, where nothing is rounded, whatever images calibrate."""
+    rules = {"*": {"weight_bits": None, "activation_bits": None}}
+    for mode in MODES:
+        qat = quantize(model, bn_statistics=mode, rules=rules, calibration_data=3 * X[:8] + 1)
+        assert relative(qat(X), model(X)) < 1e-5, mode
+        assert relative(quantize(model, bn_statistics=mode)(X), model(X)) < 0.05, mode
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -156,8 +159,8 @@ def test_a_restored_batch_norm_starts_as_the_identity(model, qat):
     for name in ("ac", "vgg"):
         restored = qat.get_layer(name).restored
         gain, shift = map(array, restored.gain_and_shift())
-        np.testing.assert_allclose(gain, 1, rtol=1e-5)
-        np.testing.assert_allclose(shift, 0, atol=1e-4)
+        np.testing.assert_allclose(gain, 1, rtol=0.02)  # but for what it corrects
+        np.testing.assert_allclose(shift, 0, atol=0.1)
         # And the moments are those of what it normalizes, so that training starts there too.
         assert (array(restored.statistics.moving_variance) > 0).all()
     assert qat.get_layer("logits").restored is None
@@ -289,10 +292,8 @@ def nested(x):
 
 def test_nested_blocks_start_from_the_same_function():
     model = network(nested)
-    expected = array(quantize(model, bn_statistics="running")(X))
-    qat = quantize(model)
-    assert relative(expected, model(X)) < 0.05
-    assert relative(qat(X), expected) < 1e-4
+    for mode in ("running", "restored"):
+        assert relative(quantize(model, bn_statistics=mode)(X), model(X)) < 0.05
 
 
 def test_nested_models_with_equal_layer_names():
@@ -431,16 +432,26 @@ def test_a_residual_branch_that_starts_at_zero(kind):
 # Calibration data.
 
 
+PICTURE = PIL.Image.fromarray(np.zeros((10, 10, 3), "uint8"))
 BAD_DATA = {
     "None": (None, "must be an array of images or an iterable"),
     "text": ("images", "must be an array of images or an iterable"),
     "number": (3, "must be an array of images or an iterable"),
-    "size": (X[:, :5], r"must be images of shape \(10, 10, 3\). Received: \(5, 10, 3\)"),
-    "channels": (X[..., :1], r"Received: \(10, 10, 1\)"),
-    "one image": (X[0], r"Received: \(10, 3\)"),
-    "one bad batch": ([X[:4], X[:4, :, :8]], r"Received: \(10, 8, 3\)"),
+    "a dict": ({"image": X}, r"Received: a dict; give the images alone, data\[KEY\]"),
+    "size": (X[:, :5], r"of images of shape \(10, 10, 3\). Received: .* \(48, 5, 10, 3\)"),
+    "channels": (X[..., :1], r"Received: an array of shape \(48, 10, 10, 1\)"),
+    "one image": (X[0], r"a single image of shape \(10, 10, 3\); give images\[None\]"),
+    "unbatched": (list(X[:3]), r"a single image .* dataset.batch\(32\)"),
+    "unbatched pairs": (zip(X[:3], "abc", strict=True), r"dataset.batch\(32\)"),
+    "batches of dicts": ([{"image": X}], "a dict with the keys .'image'.; take the images out"),
+    "pictures": ([PICTURE] * 2, "pictures of PIL; stack them"),
+    "one bad batch": ([X[:4], X[:4, :, :8]], r"Received: an array of shape \(4, 10, 8, 3\)"),
+    "no arrays": ([None], "Received: NoneType"),
+    "words": (np.full((4, *SHAPE), "a"), "must be numbers"),
     "NaN": (np.where(X > 2, np.nan, X), "must be finite"),
     "infinity": (np.where(X > 2, np.inf, X), "must be finite"),
+    "beyond float32": (X * 1e30, "must be images. Received: values up to"),
+    "all zero": (0 * X, "must be images. Received: values that are all 0"),
     "empty": (X[:0], "must not be empty"),
     "no batches": ([], "must not be empty"),
     "an empty batch": ([X[:4], X[:0]], "must not be empty"),
@@ -452,8 +463,8 @@ BAD_DATA = {
 def test_bad_calibration_data(model, data, message):
     before = values(model)
     for function in (repq_tf.quantize, repq_tf.reestimate_batch_norm):
-        if isinstance(data, type(iter(()))):
-            data = iter(())
+        if isinstance(data, zip | type(iter(()))):
+            data = zip(X[:3], "abc", strict=True) if isinstance(data, zip) else iter(())
         with pytest.raises(ValueError, match=message):
             if function is repq_tf.quantize:
                 function(model, calibration_data=data, verbose=False)
@@ -462,16 +473,72 @@ def test_bad_calibration_data(model, data, message):
     assert equal(values(model), before)
 
 
+class Sequence(keras.utils.PyDataset):
+    """It does not end by itself when it is iterated over."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return X[index * 24 : index * 24 + 24] if index < 2 else X[:0], np.zeros(24)
+
+
 def test_every_kind_of_calibration_data(tiny):
     import tensorflow as tf
+    import torch.utils.data
 
     expected = values(quantize(tiny, calibration_data=[X[:24], X[24:]]))
-    dataset = tf.data.Dataset.from_tensor_slices((X, np.zeros(len(X)))).batch(24)
-    kinds = [dataset, (batch for batch in (X[:24], X[24:])), [tf.constant(X[:24]), X[24:]]]
+    labels = np.zeros(len(X))
+    dataset = tf.data.Dataset.from_tensor_slices((X, labels)).batch(24)
+    pairs = torch.utils.data.TensorDataset(torch.tensor(X), torch.tensor(labels))
+    kinds = [
+        dataset,
+        (batch for batch in (X[:24], X[24:])),
+        [tf.constant(X[:24]), X[24:]],
+        [(X[:24], labels[:24]), (X[24:], labels[24:])],
+        Sequence(),
+        torch.utils.data.DataLoader(pairs, batch_size=24),
+    ]
     for data in kinds:
         assert equal(values(quantize(tiny, calibration_data=data)), expected)
-    with pytest.raises(ValueError, match="must be images of shape"):
-        quantize(tiny, calibration_data=X.reshape(2, 24, *SHAPE))
+    whole = values(quantize(tiny, calibration_data=X))
+    for data in ((X, labels), (tf.constant(X), labels, labels)):
+        assert equal(values(quantize(tiny, calibration_data=data)), whole)
+
+
+def test_as_many_images_are_read_as_asked_for(tiny, capsys):
+    """Of an array at equal distances, since it may be sorted; of an iterable the first."""
+    import tensorflow as tf
+
+    def endless():
+        while True:
+            yield X[:16]
+
+    expected = values(quantize(tiny, calibration_data=X[::3]))
+    options = {"calibration_images": 16}
+    assert equal(values(quantize(tiny, calibration_data=X, **options)), expected)
+    expected = values(quantize(tiny, calibration_data=X[:16]))
+    repeated = tf.data.Dataset.from_tensor_slices(X).batch(16).repeat()
+    for data in (endless(), repeated, [X[:16], X], (part for part in [X])):
+        assert equal(values(quantize(tiny, calibration_data=data, **options)), expected)
+    repq_tf.quantize(tiny, calibration_data=endless())
+    assert "calibrated on 512 images" in capsys.readouterr().out
+    repq_tf.reestimate_batch_norm(tiny, endless())
+    with pytest.raises(ValueError, match=r"a dataset that repeats; add .take\(n\)"):
+        quantize(tiny, calibration_data=repeated, calibration_images=None)
+    for count in (0, 1.5, "8", True):
+        with pytest.raises(ValueError, match="calibration_images must be a positive whole"):
+            quantize(tiny, calibration_data=X, calibration_images=count)
+
+
+def test_images_of_another_range_than_in_training_are_noticed(model):
+    raw = np.random.default_rng(0).integers(0, 256, X.shape)
+    for network_of in (model, network(lambda x: RepVGGBlock(4, name="vgg")(x))):
+        with pytest.warns(UserWarning, match="are .* times as large as those that its batch"):
+            quantize(network_of, calibration_data=raw)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        quantize(model, calibration_data=2 * X + 1)
 
 
 def test_whole_numbers_are_read_as_they_are(tiny):
@@ -550,7 +617,7 @@ def test_the_table(model, capsys):
     )
     printed = capsys.readouterr().out
     table = repq_tf.quantization_table(qat)
-    assert printed == f"{table}\n"
+    assert printed == f"{table}\ncalibrated on 48 images\n"
     rows = {row.name: (row.kind, row.weight, row.output) for row in table.rows}
     assert rows == {
         "image": ("InputLayer", "", "8 bits, signed"),
@@ -745,6 +812,7 @@ def test_reestimation_after_training_brings_inference_to_training():
 
 def test_reestimation_of_a_quantized_model_is_idempotent(model):
     qat = quantize(model, bits=4)
+    repq_tf.reestimate_batch_norm(qat, X)
     before = values(qat)
     repq_tf.reestimate_batch_norm(qat, X)
     for variable, value in zip(qat.weights, before, strict=True):

@@ -13,7 +13,9 @@ from repq_tf.deployment.parity.report import BOUNDS, LayerParity, ParityReport
 from repq_tf.deployment.parity.runtime import File
 from repq_tf.keras_api import ops
 from repq_tf.layers import Quantize
-from repq_tf.quantization.execution import run_batches, stream_batches
+from repq_tf.progress import Progress
+from repq_tf.quantization.execution import run_batch
+from repq_tf.quantization.images import read_images
 from repq_tf.quantization.nodes import leaves
 
 # Features of a batch are to take about so much memory, in bytes.
@@ -22,7 +24,7 @@ _FEATURES = 2**28
 _KERAS = 40
 
 
-def check_parity(model, path, images, batch_size=None, kernels="default"):
+def check_parity(model, path, images, batch_size=None, kernels="default", verbose=True):
     """Compares a quantized model with its file on the same images.
 
     Runs the Keras model's inference and the interpreter, and compares every stored tensor as
@@ -40,6 +42,7 @@ def check_parity(model, path, images, batch_size=None, kernels="default"):
             "reference", which round differently. Roundings of one layer grow in the next ones,
             so each layer of the model is then given what the file's layer was given, and is
             held to a looser bound; the outputs are compared from end to end, without one.
+        verbose: whether to show a progress bar after two seconds.
 
     Returns:
         A `ParityReport`.
@@ -66,8 +69,11 @@ def check_parity(model, path, images, batch_size=None, kernels="default"):
         kept, largest = file.image_bytes(shape)
         return batch_size or max(1, _FEATURES // (kept + _KERAS * largest))
 
-    for batch in stream_batches(images, model, fitting):
+    total = len(images) if hasattr(images, "shape") else None
+    progress = Progress("comparing model and file", total, "image", verbose)
+    for batch in read_images(images, model, fitting):
         comparison.add(batch)
+        progress.advance(len(batch))
     return comparison.report()
 
 
@@ -113,9 +119,9 @@ class _Comparison:
 
     def add(self, batch):
         """Compares the tensors of a batch."""
-        results = run_batches(self.graph, [batch], observe=self._observe)
+        results = run_batch(self.graph, batch, observe=self._observe)
         if self.local:
-            results = run_batches(self.graph, [batch])
+            results = run_batch(self.graph, batch)
         agree = []
         for position, value in enumerate(leaves(results)):
             name, layer = self.ends[position]
@@ -131,11 +137,11 @@ class _Comparison:
             self.agree.append(np.all(agree, axis=0))
         self.images += len(batch)
 
-    def _observe(self, node, results):
+    def _observe(self, node, value):
         """Compares what a layer made; in a local comparison, returns what goes on."""
         if not isinstance(node.layer, Quantize):
             return None
-        integers, step = _integers(results[0], node.layer), np.float32(node.layer.step)
+        integers, step = _integers(value, node.layer), np.float32(node.layer.step)
         source = quantized_node(self.graph, node)
         if source.is_input:
             self.file.run(integers, step)
@@ -147,7 +153,7 @@ class _Comparison:
         if not self.local:
             return None
         features = (got.reshape(integers.shape) * step).astype(np.float32)
-        return [ops.convert_to_tensor(features)]
+        return ops.convert_to_tensor(features)
 
     def _check(self, name, want, got):
         if want.size != got.size:

@@ -1,0 +1,127 @@
+"""The float network on the calibration images: what its quantized copy is compared with."""
+
+import warnings
+
+import numpy as np
+
+from repq_tf.branches import feature_moments
+from repq_tf.keras_api import keras, ops
+from repq_tf.quantization.graph import evaluate
+from repq_tf.quantization.prepared import MergedBlock, call
+from repq_tf.quantization.samples import Sampler
+from repq_tf.quantization.statistics import Moments
+
+# Features this many times as large, or as small, as those that a batch norm was trained
+# on come from images of another range.
+_OTHER_RANGE = 20.0
+
+
+class FloatPass:
+    """Runs the float network and measures what calibration needs of it.
+
+    Its convolutions are computed by the blocks of the quantized model, which hold the same
+    weights then: merged, in float32.
+
+    Args:
+        graph: the float model's graph.
+        builder: the `Builder` of the quantized model, before calibration.
+        images: the number of images.
+
+    Attributes:
+        moments: `Moments` of each convolution's output, before a batch norm at the root,
+            by site.
+        samples: a `Sampler` of each tensor that shares a quantizer with others, by the name
+            of the quantizer: `{layer name: list}`.
+    """
+
+    def __init__(self, graph, builder, images):
+        self._graph, self._builder = graph, builder
+        self._fresh_roots = builder.fresh_roots
+        self._sites = builder.placement.sites
+        self._merged = {name: MergedBlock(b, False) for name, b in builder.blocks.items()}
+        for name, merged in self._merged.items():
+            if not np.isfinite(ops.convert_to_numpy(merged.affine.kernel)).all():
+                raise ValueError(f"layer {name!r}: its merged kernel holds NaN or infinity")
+        self.moments = {name: Moments() for name in builder.blocks}
+        self._samplers, self.samples = {}, {}
+        for group, quantizer in builder.quantizers.items():
+            origins = builder.placement.origins(group)
+            for site in origins if len(origins) > 1 else ():
+                sampler = self._samplers[site.name] = Sampler(site.name, images, len(origins))
+                self.samples.setdefault(quantizer.name, []).append(sampler)
+
+    def add(self, batch):
+        """Runs the network on a batch of images."""
+        image = ops.convert_to_tensor(batch)
+        evaluate(self._graph, lambda node: self._observed(node, image), self._apply)
+
+    def _apply(self, node, args, kwargs):
+        site = self._sites.get(node.name)
+        if site is None:  # fused into the site before
+            return args[0]
+        if node.name in self._builder.blocks:
+            return self._observed(node, self._convolution(node.name, args[0]))
+        first, *more = call(node.layer, args, kwargs)
+        if site.fused:
+            first = keras.activations.get(site.activation)(first)
+        return (self._observed(node, first), *more)
+
+    def _observed(self, node, value):
+        if node.name in self._samplers:
+            self._samplers[node.name].add(value)
+        return value
+
+    def _convolution(self, name, x):
+        y = self._merged[name].convolution(x)
+        self.moments[name].add(len(y), *feature_moments(y))
+        root = None if name in self._fresh_roots else self._builder.blocks[name].root
+        return self._merged[name].finish(y, root)
+
+    def check(self):
+        """Judges what was measured.
+
+        Raises:
+            ValueError: a layer's output is not finite.
+
+        Warns:
+            UserWarning: the first batch norm was trained on features of another size.
+        """
+        for name, moments in self.moments.items():
+            if not np.isfinite(moments.variance).all():
+                raise ValueError(
+                    f"layer {name!r}: its output holds NaN or infinity on calibration data"
+                )
+        for name, block in self._builder.blocks.items():
+            ratio = self._size(name, block)
+            if ratio is None:
+                continue
+            if not 1 / _OTHER_RANGE < ratio < _OTHER_RANGE:
+                warnings.warn(
+                    f"calibration_data: features of layer {name!r} are {ratio:.3g} times as "
+                    "large as those that its batch norm was trained on; give images "
+                    "preprocessed as in training",
+                    stacklevel=4,
+                )
+            return
+
+    def _size(self, name, block):
+        """The features' root mean square as a part of what batch norms know; or None."""
+        moments = self.moments[name]
+        if block.root is not None and name not in self._fresh_roots:
+            statistics = block.root.statistics
+            offset = moments.mean - ops.convert_to_numpy(statistics.moving_mean)
+            known = ops.convert_to_numpy(statistics.moving_variance)
+            squares = moments.variance + offset**2
+        elif block.merged_batch_norms:
+            gammas, betas = (
+                np.stack([ops.convert_to_numpy(v) for v in variables])
+                for variables in zip(
+                    *((node.gamma, node.beta) for node in block.merged_batch_norms), strict=True
+                )
+            )
+            known = (gammas**2).sum(0) + betas.sum(0) ** 2
+            squares = moments.variance + moments.mean**2
+        else:
+            return None
+        alive = known > block.epsilon
+        return float(np.median(np.sqrt(squares[alive] / known[alive]))) if alive.any() else None

@@ -1,0 +1,51 @@
+"""Samples of tensors that are too large to be kept."""
+
+import numpy as np
+
+from repq_tf.keras_api import ops
+
+# How many values decide on a quantizer's step.
+_VALUES = 2**18
+
+
+class Sampler:
+    """Values of a tensor that comes batch by batch: as many of every image, at random places.
+
+    Args:
+        name: of the layer that the tensor belongs to.
+        images: the number of images to come.
+        tensors: how many tensors share the step that the values decide on.
+    """
+
+    def __init__(self, name, images, tensors=1):
+        self._name = name
+        self._of_an_image = max(1, _VALUES // (images * tensors))
+        self._random = np.random.default_rng(0)
+        self._chosen = []
+        self._largest = np.float32(0)
+
+    def add(self, batch):
+        """Draws from a batch `(images, ...)`."""
+        values = ops.convert_to_numpy(batch).astype(np.float32, copy=False)
+        values = values.reshape(len(values), -1)
+        ends = np.float32([values.min(), values.max()])
+        if not np.isfinite(ends).all():
+            raise ValueError(
+                f"layer {self._name!r}: its input holds NaN or infinity on calibration data"
+            )
+        self._largest = max(self._largest, np.abs(ends).max())
+        if values.shape[1] > self._of_an_image:
+            shape = (len(values), self._of_an_image)
+            places = self._random.integers(0, values.shape[1], shape)
+            values = np.take_along_axis(values, places, axis=1)
+        self._chosen.append(values.ravel().copy())
+
+    @property
+    def values(self):
+        """What was drawn; the largest magnitude, where that is nothing but zeros.
+
+        It does not always stand among them: one value that is the largest of a million
+        would weigh as much as one of a thousand does.
+        """
+        values = np.concatenate(self._chosen)
+        return values if values.any() else np.append(values, self._largest)
