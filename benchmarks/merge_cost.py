@@ -12,15 +12,15 @@ import json
 import os
 import time
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras
 import numpy as np
 from absl import app, flags
 
 from repq_tf import layers
 from repq_tf.convolution import convolve
 from repq_tf.files import write_atomically
+from repq_tf.keras_api import keras, ops
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("channels", ["64", "256"], "Input and output channels.")
@@ -41,7 +41,6 @@ BLOCKS = {
     "DiracConv": {},
     "CSLABlock": {},
 }
-ops = keras.ops
 
 
 def gradient_function(function, variables):

@@ -14,6 +14,7 @@ import numpy as np
 import repq_tf
 from repq_tf import models, quantization, quantizers
 from repq_tf.keras_api import backend, keras, ops
+from repq_tf.quiet import quiet
 from repq_tf.train import checkpoint, distribution, judgement, precision, report, tfmot
 from repq_tf.train.errors import UserError
 from repq_tf.train.run_folder import (
@@ -75,7 +76,8 @@ def _make_engine(settings, folder):
 
 def _make_repeatable(settings):
     """Seeds everything, and makes TensorFlow repeat itself exactly where that is wanted."""
-    keras.utils.set_random_seed(settings.seed)
+    with quiet():  # Keras imports TensorFlow, to seed it, whatever the backend
+        keras.utils.set_random_seed(settings.seed)
     if backend() == "tensorflow":
         import tensorflow as tf
 
