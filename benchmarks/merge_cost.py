@@ -15,7 +15,7 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 from repq_tf import layers
 from repq_tf.convolution import convolve
@@ -96,6 +96,7 @@ def measure(functions):
 
 def main(_):
     """Prints the table and writes it as JSON if asked to."""
+    logging.set_verbosity(logging.ERROR)  # TensorFlow tells of functions made in a loop
     rows = []
     size = FLAGS.image_size
     for channels in map(int, FLAGS.channels):
