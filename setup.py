@@ -1,5 +1,6 @@
 """Packaging of repq_tf; the metadata lives here, tool settings live in pyproject.toml."""
 
+import runpy
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -27,7 +28,7 @@ def packages():
 
 setup(
     name="repq_tf",
-    version="0.1.0",
+    version=runpy.run_path(str(ROOT / "repq_tf" / "version.py"))["__version__"],
     description=(
         "Quantization-aware training of re-parameterized convolutional networks"
         " on the merged kernel, shipped as exact integer TFLite files."

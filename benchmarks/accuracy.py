@@ -10,8 +10,11 @@ file (where TensorFlow is installed).
 """
 
 import json
+import os
 import sys
 from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import training_runs
 from absl import app, flags

@@ -12,15 +12,18 @@ strategy alike, so that a second strategy in a process runs into the first one's
 """
 
 import json
+import os
 import subprocess
 import sys
 
-import keras
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
 import numpy as np
 from absl import app, flags, logging
 
 import repq_tf
 from repq_tf.files import write_atomically
+from repq_tf.keras_api import keras
 from repq_tf.train.checks import BN_STATISTICS
 from repq_tf.train.data.arrays import ArrayDataset
 from repq_tf.train.distribution import Engine, Mirrored

@@ -15,15 +15,15 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras
 import numpy as np
 from absl import app, flags, logging
 
 import repq_tf
 import repq_tf.train.main  # noqa: F401  (its flags)
 from repq_tf.files import write_atomically
+from repq_tf.keras_api import keras
 from repq_tf.train.settings import resolve
 from repq_tf.train.tasks.classification import Classification
 from repq_tf.train.training import choose_jit

@@ -12,15 +12,15 @@ import json
 import os
 import time
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 from repq_tf import layers
 from repq_tf.convolution import convolve
 from repq_tf.files import write_atomically
+from repq_tf.keras_api import keras, ops
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("channels", ["64", "256"], "Input and output channels.")
@@ -41,7 +41,6 @@ BLOCKS = {
     "DiracConv": {},
     "CSLABlock": {},
 }
-ops = keras.ops
 
 
 def gradient_function(function, variables):
@@ -97,6 +96,7 @@ def measure(functions):
 
 def main(_):
     """Prints the table and writes it as JSON if asked to."""
+    logging.set_verbosity(logging.ERROR)  # TensorFlow tells of functions made in a loop
     rows = []
     size = FLAGS.image_size
     for channels in map(int, FLAGS.channels):

@@ -13,8 +13,11 @@ which takes two thirds of the time here, and exported with TensorFlow.
 """
 
 import json
+import os
 import re
 from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import training_runs

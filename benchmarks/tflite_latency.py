@@ -15,12 +15,12 @@ import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras
 import numpy as np
 from absl import app, flags
 
 import repq_tf
 from repq_tf.files import write_atomically
+from repq_tf.keras_api import keras
 from repq_tf.train.interpreter import measure_latency
 from repq_tf.train.report import versions
 

@@ -22,11 +22,14 @@ import tempfile
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
-import tensorflow as tf
 from absl import app, flags, logging
 
 from repq_tf.files import write_atomically
+from repq_tf.quiet import quiet
 from repq_tf.train.interpreter import measure_latency
+
+with quiet():
+    import tensorflow as tf
 
 FLAGS = flags.FLAGS
 flags.DEFINE_float("seconds", 3.0, "Time to spend on runs of each layer.")

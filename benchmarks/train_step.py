@@ -16,15 +16,15 @@ import sys
 import time
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras
 import numpy as np
 from absl import app, flags
 
 import repq_tf
 from repq_tf.branches import MODES
 from repq_tf.files import write_atomically
+from repq_tf.keras_api import keras
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list(

@@ -14,8 +14,10 @@ from repq_tf.deployment import (
 from repq_tf.inspection import summary
 from repq_tf.quantization import quantization_table, quantize, reestimate_batch_norm
 from repq_tf.reparameterization import reparameterize
+from repq_tf.version import __version__
 
 __all__ = [
+    "__version__",
     "branches",
     "check_parity",
     "export_c_array",
@@ -35,3 +37,8 @@ __all__ = [
     "summary",
     "with_container",
 ]
+
+
+def __dir__():
+    """Returns the public names."""
+    return __all__

@@ -8,15 +8,18 @@ TensorFlow backend; only the base classes differ.
 import functools
 import os
 
-import keras as _keras3
-from keras import ops, tree
+from repq_tf.quiet import quiet
 
 LEGACY = os.environ.get("TF_USE_LEGACY_KERAS", "0").lower() in ("1", "true")
 
-if LEGACY:
-    import tf_keras as keras
-else:
-    keras = _keras3
+with quiet():  # TensorFlow is imported here, if it is the backend
+    import keras as _keras3
+    from keras import ops, tree
+
+    if LEGACY:
+        import tf_keras as keras
+    else:
+        keras = _keras3
 
 Layer = keras.layers.Layer
 register = keras.saving.register_keras_serializable(package="repq_tf")

@@ -4,6 +4,8 @@ import time
 
 import numpy as np
 
+from repq_tf.quiet import quiet
+
 
 class Network:
     """A `.tflite` file as a function from float inputs to float outputs.
@@ -62,7 +64,8 @@ class Network:
         # Not before a shape is known: layers need not fit the size 1 that open sizes have.
         if shape != self._allocated:
             self._interpreter.resize_tensor_input(self._input["index"], shape)
-            self._interpreter.allocate_tensors()
+            with quiet():  # LiteRT tells that it uses XNNPACK
+                self._interpreter.allocate_tensors()
             self._allocated = shape
 
     def seconds(self):

@@ -190,20 +190,26 @@ flags.DEFINE_string(
     " statistics stay float32.",
 )
 flags.DEFINE_bool("jit_compile", None, "Compile with XLA. Default: except TensorFlow on CPU.")
-flags.DEFINE_integer("verbose", 1, "0: only the report, 1: progress bars, 2: a line per epoch.")
+flags.DEFINE_integer(
+    "verbose",
+    1,
+    "0: only the report, 1: progress bars, 2: a line per epoch, and all that TensorFlow tells.",
+)
 
 
 def main(argv):
     """Runs all stages; user errors end with a message on stderr and exit status 1."""
     # TensorFlow's C++ notes; what matters comes as a Python error. Read when it is imported,
     # so the imports are here, which also makes --help quick.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    everything = flags.FLAGS.verbose > 1
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if everything else "3")
     if flags.FLAGS.quantizer == "tfmot":
         os.environ["TF_USE_LEGACY_KERAS"] = "1"  # likewise
     if flags.FLAGS.deterministic:  # JAX reads it when it first computes
         wanted = "--xla_gpu_deterministic_ops=true"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {wanted}".strip()
-    logging.set_verbosity(logging.WARNING)  # TFDS and tf.distribute tell each step
+    if not everything:
+        logging.set_verbosity(logging.WARNING)  # TFDS and tf.distribute tell each step
     from repq_tf.train import pipeline
     from repq_tf.train.errors import UserError
     from repq_tf.train.settings import resolve

@@ -14,6 +14,7 @@ import numpy as np
 import repq_tf
 from repq_tf import models, quantization, quantizers
 from repq_tf.keras_api import backend, keras, ops
+from repq_tf.quiet import quiet
 from repq_tf.train import checkpoint, distribution, judgement, precision, report, tfmot
 from repq_tf.train.errors import UserError
 from repq_tf.train.run_folder import (
@@ -75,7 +76,8 @@ def _make_engine(settings, folder):
 
 def _make_repeatable(settings):
     """Seeds everything, and makes TensorFlow repeat itself exactly where that is wanted."""
-    keras.utils.set_random_seed(settings.seed)
+    with quiet():  # Keras imports TensorFlow, to seed it, whatever the backend
+        keras.utils.set_random_seed(settings.seed)
     if backend() == "tensorflow":
         import tensorflow as tf
 
@@ -95,7 +97,10 @@ class _Pipeline:
         self.task = task
         self.engine = engine
         self._check_devices()
-        self.float_model = None if folder.has(FLOAT) else self._build()
+        self.float_model = None
+        if not folder.has(FLOAT):
+            self._say("build")
+            self.float_model = self._build()
 
     def run(self):
         """Runs the stages in order."""
@@ -106,15 +111,16 @@ class _Pipeline:
         self._stage("qat", self._train_quantized, QUANTIZED, together=True)
         self._stage("merge", self._merge, MERGED)
         container, input_type = self.settings.container, self.settings.input_type
+        verbose = self.settings.verbose
         self._stage(
             "evaluate",
-            lambda: judgement.evaluate(folder, task, container),
+            lambda: judgement.evaluate(folder, task, container, verbose),
             EVALUATION,
         )
         if backend() == "tensorflow":
             self._stage(
                 "export",
-                lambda: judgement.export(folder, task, container, input_type),
+                lambda: judgement.export(folder, task, container, input_type, verbose),
                 FILE,
                 FLOAT_FILE,
             )
@@ -122,13 +128,15 @@ class _Pipeline:
             self._stage("describe", lambda: judgement.describe(folder, task), METADATA)
             if self.settings.c_array:
                 self._stage("c_array", lambda: judgement.write_c_array(folder), C_ARRAY)
-            self._stage("measure", lambda: judgement.measure(folder, task), MEASUREMENT)
+            self._stage(
+                "measure", lambda: judgement.measure(folder, task, verbose), MEASUREMENT
+            )
         else:
             notes.append(
                 "No .tflite file: the converter needs the TensorFlow backend. The same command"
                 " with KERAS_BACKEND=tensorflow goes on from here."
             )
-        self._stage("draw", lambda: judgement.draw(folder), WEIGHTS_PLOT)
+        self._stage("draw", lambda: judgement.draw(folder, verbose), WEIGHTS_PLOT)
         if not self.engine.is_chief:
             return
         results = judgement.read_results(folder)

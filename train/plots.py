@@ -12,6 +12,8 @@ _COLUMNS = 4
 def draw_curves(histories, path):
     """Draws every metric over the epochs, one row per stage.
 
+    There is a mark for each epoch, so that a single one can be seen.
+
     Args:
         histories: Stage name -> column name -> values, as `records.read_history` returns.
         path: The PNG file to write.
@@ -20,17 +22,21 @@ def draw_curves(histories, path):
     for history in histories.values():
         names += [n for n in history if n != "epoch" and not n.startswith("val_")]
     names = sorted(set(names), key=lambda n: (n == "learning_rate", n != "loss", n))
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = grid(len(histories), len(names))
     for row, (stage, history) in zip(axes, histories.items(), strict=True):
         for axis, name in zip(row, names, strict=True):
             for column, style in ((name, "-"), (f"val_{name}", "--")):
                 if column in history:
                     label = "test" if column.startswith("val_") else "training"
-                    axis.plot(history["epoch"], history[column], style, label=label)
+                    axis.plot(history["epoch"], history[column], f".{style}", label=label)
             if name == "loss":
                 axis.set_yscale("log")
             axis.set_title(f"{stage}: {name}", fontsize=9)
             axis.set_xlabel("epoch", fontsize=8)
+            axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
+            axis.set_ylabel(with_unit(name), fontsize=8)
             if f"val_{name}" in history:
                 axis.legend(fontsize=8)
     save(figure, path)
@@ -54,6 +60,8 @@ def draw_weights(before, after, path):
         for kernels, label in ((before, "before QAT"), (after, "after QAT")):
             axis.hist(kernels[name].ravel(), bins, histtype="step", label=label, log=True)
         axis.set_title(name, fontsize=8)
+        axis.set_xlabel("weight", fontsize=7)
+        axis.set_ylabel("number of weights", fontsize=7)
     axes.flat[0].legend(fontsize=7)
     save(figure, path)
 
@@ -70,14 +78,23 @@ def draw_predictions(images, labels, guesses, names, path):
     """
     columns = 5
     figure, axes = grid(-(-len(images) // columns), columns, width=1.8)
+    figure.suptitle("true / predicted", fontsize=9)
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, label, guess in zip(axes.flat, images, labels, guesses, strict=False):
         picture = np.clip((image + 1) / 2, 0, 1)
         axis.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=1)
-        title = names[label] if label == guess else f"{names[label]}, read as {names[guess]}"
-        axis.set_title(title, fontsize=8, color="black" if label == guess else "red")
+        color = "black" if label == guess else "red"
+        axis.set_title(f"{names[label]} / {names[guess]}", fontsize=8, color=color)
     save(figure, path)
+
+
+def with_unit(metric):
+    """Returns the name of a metric with its unit."""
+    for part, unit in (("accuracy", "share of images"), ("psnr", "dB")):
+        if part in metric:
+            return f"{metric}, {unit}"
+    return metric
 
 
 def merged_kernels(model):

@@ -9,13 +9,23 @@ import numpy as np
 from repq_tf.keras_api import backend, keras
 from repq_tf.text import quantity
 from repq_tf.train import checkpoint
+from repq_tf.train.plots import with_unit
 from repq_tf.train.run_folder import REPORT, REPORT_DATA
+from repq_tf.version import __version__
 
 _ROWS = (
     ("float", "float, as trained", None),
     ("float_merged", "float, merged", "model_float.tflite"),
     ("quantized", "quantized, Keras", None),
     ("file", "quantized, .tflite", "model.tflite"),
+)
+# What `report.md` lists of the record, under which title, and what its columns are.
+_PARTS = (
+    ("data", "Data", ("property", "value")),
+    ("seconds", "Time", ("stage", "seconds")),
+    ("files", "Files", ("file", "bytes")),
+    ("settings", "Settings", ("setting", "value")),
+    ("versions", "Versions", ("software", "version")),
 )
 
 
@@ -89,10 +99,10 @@ def _all_metrics(record):
     metrics = {**record.get("references", {}), **record["metrics"]}
     names = list(dict.fromkeys(name for found in metrics.values() for name in found))
     labels = {key: label for key, label, _ in _ROWS}
-    lines = [("", *(labels.get(key, key) for key in metrics))]
+    lines = [("metric", *(labels.get(key, key) for key in metrics))]
     for name in names:
         values = (found.get(name) for found in metrics.values())
-        lines.append((name, *("" if v is None else f"{v:.4f}" for v in values)))
+        lines.append((with_unit(name), *("" if v is None else f"{v:.4f}" for v in values)))
     return _aligned(lines)
 
 
@@ -140,9 +150,9 @@ def _markdown(settings, record, table, run):
     sections.append(f"## Quantization\n\n```\n{record['quantization']}\n```")
     if "parity" in record:
         sections.append(f"## Parity, layer by layer\n\n```\n{record['parity']['text']}\n```")
-    for title in ("data", "seconds", "files", "settings", "versions"):
-        rows = "".join(f"| {name} | {value} |\n" for name, value in record[title].items())
-        sections.append(f"## {title.capitalize()}\n\n| | |\n|-|-|\n{rows}")
+    for part, title, head in _PARTS:
+        rows = [(name, str(value)) for name, value in record[part].items()]
+        sections.append(f"## {title}\n\n{_aligned([head, *rows])}")
     if os.path.isdir(run.plots):
         pictures = sorted(name for name in os.listdir(run.plots) if name.endswith(".png"))
         sections += [f"![{name[:-4]}](plots/{name})" for name in pictures]
@@ -152,6 +162,7 @@ def _markdown(settings, record, table, run):
 def versions():
     """Returns name -> version of what computes: libraries, system and processor."""
     found = {
+        "repq_tf": __version__,
         "python": platform.python_version(),
         keras.__name__: keras.__version__,
         "backend": backend(),
@@ -159,7 +170,7 @@ def versions():
         "system": platform.platform(),
         "cpu": _cpu(),
     }
-    for name in ("repq_tf", backend(), "ai-edge-litert"):
+    for name in (backend(), "ai-edge-litert"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -19,12 +19,16 @@ flags.DEFINE_integer(
     lower_bound=1,
 )
 flags.DEFINE_integer("threads", os.cpu_count(), "Threads of the interpreter.", lower_bound=1)
-flags.DEFINE_bool("verbose", True, "Show a progress bar.")
+flags.DEFINE_integer(
+    "verbose", 1, "0: nothing, 1: a progress bar, 2: and all that TensorFlow tells."
+)
 
 
 def main(argv):
     """Enlarges one photograph; user errors end with a message on stderr and exit status 1."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read when TensorFlow is imported
+    everything = flags.FLAGS.verbose > 1
+    # Read when TensorFlow is imported.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if everything else "3")
     from repq_tf.train.errors import UserError
     from repq_tf.train.upscaling import upscale_file
 

@@ -115,7 +115,7 @@ class Upscaler:
         return to_pixels(self.run(to_network(pixels), progress))
 
 
-def upscale_file(source, target, model, tile=None, threads=1, verbose=True):
+def upscale_file(source, target, model, tile=None, threads=1, verbose=1):
     """Enlarges the photograph in a file.
 
     Args:
@@ -124,7 +124,7 @@ def upscale_file(source, target, model, tile=None, threads=1, verbose=True):
         model: A `.tflite` file, or the folder of a run that has written one.
         tile: See `Upscaler`.
         threads: Likewise.
-        verbose: Whether to show a progress bar and the size of the result.
+        verbose: Whether to show a progress bar and the size of the result, 0 or more.
 
     Raises:
         UserError: If one of the files is not what it must be, before anything is computed.
@@ -132,7 +132,7 @@ def upscale_file(source, target, model, tile=None, threads=1, verbose=True):
     photograph = read_photograph(source)
     upscaler = Upscaler(_find_file(model), tile, threads)
     check_writable(target, photograph, upscaler.field.scale)
-    bar = keras.utils.Progbar(None, unit_name="tile", verbose=int(verbose))
+    bar = keras.utils.Progbar(None, unit_name="tile", verbose=min(verbose, 1))
 
     def show(done, count):
         bar.target = count

@@ -6,7 +6,6 @@ and the writer in MediaPipe 1.2 imports an extension that its wheels lack.
 """
 
 import hashlib
-import importlib.metadata
 import json
 import os
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from repq_tf.deployment.pixels import check_pixels, input_levels, normalize
 from repq_tf.files import write_atomically
+from repq_tf.version import __version__
 
 _FORMULA = "real = (pixel - mean) / std"
 _PIXELS = 256
@@ -65,7 +65,7 @@ def export_metadata(tflite_path, path=None, labels=None, pixels=None, meaning=No
         "labels": None if labels is None else [str(label) for label in labels],
         "normalization": None if pixels is None else _normalization(model, pixels),
         "operators": flatbuffer.count_operators(model),
-        "repq_tf": importlib.metadata.version("repq_tf"),
+        "repq_tf": __version__,
     }
     path = path or f"{os.path.splitext(tflite_path)[0]}.json"
     write_atomically(path, (json.dumps(description, indent=2) + "\n").encode())

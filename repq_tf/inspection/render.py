@@ -20,6 +20,20 @@ _HEADER = (
     "output step",
 )
 _TEXTS = 3  # the first columns are words, the others numbers
+_GLOSSARY = {
+    "weight bits": "of the kernel; float: it is not quantized",
+    "input bits": "of the tensor that the layer reads",
+    "output bits": "of the tensor that it makes",
+    "trained": "trainable parameters: those of all branches, of batch norms and of steps",
+    "deployed": "parameters after merging: one kernel and one bias for each block",
+    "MACs": "multiply-accumulates for one image, after merging",
+    "bit-ops": "MACs x weight bits x input bits, 32 bits for float",
+    "bytes": "of the deployed parameters in the file",
+    "weight steps": "distance of neighbouring levels of the kernel; smallest to largest of its"
+    " channels",
+    "output step": "the same of the output: a stored integer times the step is the value",
+    "k, M, G, T": "thousand, million, 10^9, 10^12",
+}
 
 _STYLE = """
 body { font: 14px sans-serif; margin: 2em; }
@@ -28,6 +42,9 @@ th, td { padding: 0.25em 0.75em; text-align: right; border-bottom: 1px solid #dd
 th:nth-child(-n+3), td:nth-child(-n+3) { text-align: left; }
 thead th { position: sticky; top: 0; background: #fff; border-bottom: 2px solid #444; }
 tfoot td { font-weight: bold; border-top: 2px solid #444; }
+dl { display: grid; grid-template-columns: max-content auto; gap: 0.25em 1.5em; }
+dt { font-weight: bold; }
+dd { margin: 0; }
 """
 
 
@@ -43,6 +60,10 @@ def as_html(summary):
     name = html.escape(summary.name)
     body = "\n".join(_row(cells) for cells in _body(summary))
     notes = "".join(f"<p>{html.escape(note)}</p>\n" for note in _notes(summary))
+    glossary = "\n".join(
+        f"<dt>{html.escape(term)}</dt><dd>{html.escape(meaning)}</dd>"
+        for term, meaning in _GLOSSARY.items()
+    )
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head><meta charset="utf-8"><title>{name}</title><style>{_STYLE}</style></head>
@@ -55,7 +76,11 @@ def as_html(summary):
 </tbody>
 <tfoot>{_row(_foot(summary))}</tfoot>
 </table>
-{notes}</body>
+{notes}<h2>Glossary</h2>
+<dl>
+{glossary}
+</dl>
+</body>
 </html>
 """
 

@@ -12,6 +12,11 @@ from repq_tf.quantization.grids import own_quantizer
 from repq_tf.text import columns
 
 _LARGE_GAIN = 100.0
+_LEGEND = (
+    "BN gain: largest |gamma| / sqrt(variance + epsilon) of the batch norms in the kernel",
+    "max/rms: largest weight of the merged kernel (of its worst channel) over the root mean"
+    " square; the larger, the fewer levels most weights have",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +61,7 @@ class QuantizationTable:
             for row in self.rows
         ]
         warnings = [f"warning: {warning}" for warning in self.warnings]
-        return "\n".join([columns([header, *body]), *warnings])
+        return "\n".join([columns([header, *body]), *_LEGEND, *warnings])
 
 
 def _number(value):

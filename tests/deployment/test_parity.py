@@ -148,6 +148,7 @@ def test_top1_agreement_of_feature_maps_is_none(tmp_path):
     report = repq_tf.check_parity(qat, tmp_path / "x.tflite", X)
     assert report.top1_agreement is None and report.holds
     assert "top-1 agreement -," in str(report)
+    assert "\noutside: values of the file" in str(report)
 
 
 def test_figures_are_those_of_the_runtime(qat, folder):

@@ -181,7 +181,7 @@ class _Cells(html.parser.HTMLParser):
     def __init__(self, page):
         super().__init__()
         self.rows, self.title = [], ""
-        self.feed(page)
+        self.feed(page.split("</table>")[0])
 
     def handle_starttag(self, tag, attributes):
         if tag == "tr":
@@ -211,6 +211,12 @@ def test_text_page_and_data_agree(quantized, tmp_path):
     assert stem["macs"] == 21600 and stem["bit_operations"] == 21600 * 64
     assert "21.6 k" in text[3] and text[3].split()[:2] == ["stem", "ConvBNBlock"]
     assert total[:1] == ["total"]
+
+
+def test_the_page_explains_its_numbers(quantized):
+    page = repq_tf.summary(quantized).html()
+    for term in _Cells(page).rows[0][3:]:
+        assert f"<dt>{term}</dt><dd>" in page
 
 
 def test_names_are_escaped():

@@ -628,7 +628,7 @@ def test_the_table(model, capsys):
         "mean": ("QuantizedMean", "", "8 bits, unsigned"),
         "logits": ("DenseBlock", "8 bits, per channel", "8 bits, signed"),
     }
-    for name in rows:
+    for name in (*rows, "BN gain:", "max/rms:"):
         assert any(line.startswith(f"{name} ") for line in printed.splitlines())
     by_name = {row.name: row for row in table.rows}
     for name in ("ac", "vgg"):

@@ -245,7 +245,7 @@ def test_another_task_runs_through_the_same_pipeline(tmp_path, default):
         headline = "loss"
         columns = Task.columns
 
-        def evaluate_file(self, network):
+        def evaluate_file(self, network, verbose=0):
             assert network(self.test_inputs(3)[0]).shape == (3, 10)
             return {"loss": 0.5}
 

@@ -145,7 +145,7 @@ def test_workers_share_every_batch(workers):
     assert all(batch in one for images, _ in whole for batch in images)
 
 
-def test_soft_labels_are_trained_on_and_judged():
+def test_soft_labels_are_trained_on_and_judged(capsys):
     task = Classification(resolve(mixup=0.2, label_smoothing=0.1, augment="none"))
     model = keras.Sequential(
         [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10)]
@@ -157,8 +157,10 @@ def test_soft_labels_are_trained_on_and_judged():
     assert history["val_accuracy"][0] > 0.6  # a linear model, one epoch
     judged = task.evaluate(model)
     assert judged["accuracy"] == pytest.approx(history["val_accuracy"][0])
-    found = task.evaluate_file(lambda images: model.predict(images, verbose=0))
+    capsys.readouterr()
+    found = task.evaluate_file(lambda images: model.predict(images, verbose=0), verbose=1)
     assert found["accuracy"] == pytest.approx(judged["accuracy"])
+    assert "360/360" in capsys.readouterr().out  # images
     images, labels = task.images.test_sample(360)
     plain = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     assert judged["loss"] == pytest.approx(float(plain(labels, model(images))), rel=1e-4)

@@ -72,8 +72,12 @@ def test_the_report_holds_what_was_found(run):
         "layer  outputs\nall equal",
         "(plots/curves.png)",
         "seed",
+        "accuracy, share of images",
+        "| stage | seconds |",
+        "| file               | bytes   |",
     ):
         assert part in page
+    assert "| |" not in page.replace(" ", "")  # every column has a head
 
 
 def test_several_metrics_and_what_is_to_be_beaten(run):
@@ -95,7 +99,8 @@ def test_several_metrics_and_what_is_to_be_beaten(run):
     assert "| quantized, .tflite | 33.00 dB  | 9.5 kB  |         |" in text
     with open(run.file("report.md")) as file:
         page = file.read()
-    assert "| set5_ssim |         | 0.9000 " in page
+    assert "| set5_psnr, dB | 28.5000 | 30.0000 " in page
+    assert "| set5_ssim     |         | 0.9000 " in page
 
 
 def test_a_report_without_a_file_says_why(run):
@@ -114,7 +119,20 @@ def test_floats_become_integers_and_back():
     np.testing.assert_array_equal(_to_stored(values, plain), values)
 
 
-def test_plots_are_pictures(tmp_path):
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are saved, by the names of their files."""
+    figures, save = {}, plots.save
+
+    def keep(figure, path):
+        save(figure, path)
+        figures[Path(path).stem] = figure
+
+    monkeypatch.setattr(plots, "save", keep)
+    return figures
+
+
+def test_plots_are_pictures(tmp_path, figures):
     rng = np.random.default_rng(0)
     history = {
         "epoch": [1, 2],
@@ -131,3 +149,22 @@ def test_plots_are_pictures(tmp_path):
     plots.draw_predictions(images, labels, labels[::-1], "ab", str(tmp_path / "guesses.png"))
     for name in ("curves", "weights", "guesses"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    for axis in figures["weights"].axes[: len(kernels)]:
+        assert (axis.get_xlabel(), axis.get_ylabel()) == ("weight", "number of weights")
+    assert figures["guesses"].get_suptitle() == "true / predicted"
+    assert figures["guesses"].axes[1].get_title() == "b / b"
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_curves_are_seen_at_whole_epochs(tmp_path, figures, epochs):
+    values = list(np.linspace(0.2, 0.8, epochs))
+    names = ("loss", "accuracy", "psnr")
+    history = {"epoch": list(range(1, epochs + 1)), **dict.fromkeys(names, values)}
+    plots.draw_curves({"float": history}, str(tmp_path / "curves.png"))
+    axes = figures["curves"].axes
+    labels = ["loss", "accuracy, share of images", "psnr, dB"]
+    assert [axis.get_ylabel() for axis in axes[:3]] == labels
+    for axis in axes[:3]:
+        low, high = axis.get_xlim()
+        assert [x for x in axis.get_xticks() if low <= x <= high] == history["epoch"]
+        assert axis.lines[0].get_marker() == "."

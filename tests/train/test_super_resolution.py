@@ -88,7 +88,7 @@ def test_grey_pictures_are_judged_by_luma_too(rng):
     assert found - levels == pytest.approx(1.3219, abs=1e-3)
 
 
-def test_metrics_are_means_over_the_images_of_each_set(photographs):
+def test_metrics_are_means_over_the_images_of_each_set(photographs, capsys):
     task = _task(**_given(photographs))
     assert task.headline == "a_psnr"
     assert [title for title, _, _ in task.columns] == ["a PSNR", "b PSNR"]
@@ -106,7 +106,9 @@ def test_metrics_are_means_over_the_images_of_each_set(photographs):
         def __call__(self, inputs, training=False):
             return inputs.repeat(2, axis=1).repeat(2, axis=2)
 
-    nearest = task.evaluate_file(Nearest())
+    capsys.readouterr()
+    nearest = task.evaluate_file(Nearest(), verbose=1)
+    assert f"{len(task._test_pairs)}/{len(task._test_pairs)}" in capsys.readouterr().out
     assert bicubic["a_psnr"] > nearest["a_psnr"] and bicubic["b_ssim"] > nearest["b_ssim"]
     model = models.ecbsr_m4c8_plain(2, 1, kernel_initializer="zeros")
     assert task.evaluate(model) == pytest.approx(nearest, abs=1e-4)

@@ -294,10 +294,11 @@ def test_the_command(files, tmp_path):
     (run / "model.tflite").write_bytes(files["integer", 1].read_bytes())
     pixels = photograph(50, 41)
     write_photograph(tmp_path / "in.png", Photograph(pixels))
-    printed, _ = command(
+    printed, errors = command(
         tmp_path / "in.png", tmp_path / "out.png", f"--model={run}", "--tile=32"
     )
     assert "4/4" in printed and "out.png: 82x100, 2 times as large" in printed
+    assert not errors  # TensorFlow and LiteRT say nothing
     found = read_photograph(tmp_path / "out.png").pixels
     np.testing.assert_array_equal(found, Upscaler(files["integer", 1])(pixels))
 
@@ -361,5 +362,5 @@ def test_errors(message, names, files, tmp_path, monkeypatch):
     Path("run/SHA256SUMS").write_text(f"{'0' * 64}  model.tflite\n")
     before = sorted(os.listdir())
     with pytest.raises(UserError, match=message):
-        upscale_file(*names, verbose=False)
+        upscale_file(*names, verbose=0)
     assert sorted(os.listdir()) == before

@@ -6,6 +6,7 @@ import os
 import keras
 import numpy as np
 
+from repq_tf.quiet import quiet
 from repq_tf.train.data.arrays import ArrayImages
 from repq_tf.train.data.pictures import resize_all, stored_size
 from repq_tf.train.data.tfds_reading import Examples
@@ -70,8 +71,9 @@ def find_builder(name, data_dir):
             f" or downloads into it. Received: {data_dir}"
         )
     try:
-        import tensorflow as tf
-        import tensorflow_datasets as tfds
+        with quiet():
+            import tensorflow as tf
+            import tensorflow_datasets as tfds
     except ImportError as error:
         raise UserError(
             f"--dataset={name} is read with TFDS, which needs tensorflow and"

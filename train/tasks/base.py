@@ -64,7 +64,7 @@ class Task(abc.ABC):
         """Returns at most `count` test inputs, as a list of batches; each is one array."""
 
     @abc.abstractmethod
-    def evaluate_file(self, network):
+    def evaluate_file(self, network, verbose=0):
         """Returns metric name -> value of an `interpreter.Network` on all test data."""
 
     @abc.abstractmethod
@@ -76,11 +76,11 @@ class Task(abc.ABC):
         mean, std = (np.float32(number) for number in self.pixels)
         return (images.astype("float32") - mean) / std
 
-    def evaluate(self, model):
+    def evaluate(self, model, verbose=0):
         """Returns metric name -> value of a Keras model on all test data."""
         self.compile(model)
         batches = as_fit_wants(self.validation_batches())
-        metrics = model.evaluate(batches, verbose=0, return_dict=True)
+        metrics = model.evaluate(batches, verbose=verbose, return_dict=True)
         return {name: float(value) for name, value in metrics.items()}
 
     def reading(self):

@@ -119,14 +119,16 @@ class Classification(Task):
     def test_inputs(self, count):  # noqa: D102
         return [self.images.test_sample(count)[0]]
 
-    def evaluate_file(self, network):  # noqa: D102
+    def evaluate_file(self, network, verbose=0):  # noqa: D102
         right = right_of_five = count = 0
+        bar = keras.utils.Progbar(self.images.test_size, unit_name="image", verbose=verbose)
         for images, labels in self._test_pairs():
             logits = network(images)
             right += int((logits.argmax(-1) == labels).sum())
             best = np.argsort(-logits, axis=-1, kind="stable")[:, :5]
             right_of_five += int((best == labels[:, None]).any(-1).sum())
             count += len(labels)
+            bar.update(count)
         metrics = {"accuracy": right / count}
         if len(self.images.class_names) >= _MANY_CLASSES:
             metrics["top_5_accuracy"] = right_of_five / count

@@ -156,30 +156,33 @@ class SuperResolution(Task):
         """The network's input for an image, a batch of one."""
         return to_network(as_color(pair.low, self._settings.color))[None]
 
-    def evaluate(self, model):  # noqa: D102
-        return self._judge(lambda inputs: to_numpy(model(inputs, training=False)))
+    def evaluate(self, model, verbose=0):  # noqa: D102
+        return self._judge(lambda inputs: to_numpy(model(inputs, training=False)), verbose)
 
-    def evaluate_file(self, network):  # noqa: D102
-        return self._judge(network)
+    def evaluate_file(self, network, verbose=0):  # noqa: D102
+        return self._judge(network, verbose)
 
     def references(self):  # noqa: D102
         return {"bicubic": self._average(self._bicubic)}
 
-    def _judge(self, network):
-        return self._average(lambda pair: to_pixels(network(self._input(pair))[0]))
+    def _judge(self, network, verbose):
+        return self._average(lambda pair: to_pixels(network(self._input(pair))[0]), verbose)
 
     def _bicubic(self, pair):
         pixels = as_color(pair.low, self._settings.color).astype("float64")
         return np.clip(imresize(pixels, self._settings.scale), 0, 255)
 
-    def _average(self, upscale):
+    def _average(self, upscale, verbose=0):
         """The metrics of a function from pairs to pixels, averaged over each test set."""
         metrics = {}
+        bar = keras.utils.Progbar(len(self._test_pairs), unit_name="image", verbose=verbose)
         for name, pairs in self._tests.items():
-            found = [
-                image_quality.judge(upscale(pair), pair.high, self._settings.scale)
-                for pair in pairs
-            ]
+            found = []
+            for pair in pairs:
+                found.append(
+                    image_quality.judge(upscale(pair), pair.high, self._settings.scale)
+                )
+                bar.add(1)
             for metric in found[0]:
                 values = [one[metric] for one in found]
                 metrics[f"{name}_{metric}"] = float(np.mean(values))

@@ -75,6 +75,12 @@ def _parser():
     parser.add_argument(
         "--output", type=Path, help="a folder for the table (CSV, JSON, Markdown) and a plot"
     )
+    parser.add_argument(
+        "--verbose",
+        type=int,
+        default=1,
+        help="2, given as --verbose=2: all that TensorFlow tells",
+    )
     return parser
 
 

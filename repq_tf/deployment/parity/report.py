@@ -12,6 +12,11 @@ from repq_tf.text import columns
 # The share of values that may differ and the steps by which one may, for each set of kernels.
 BOUNDS = {"default": (0.005, 1), "reference": (0.5, 2)}
 _TICKS = 80
+_LEGEND = (
+    "different: values that are not equal in the model and in the file",
+    "largest: their largest difference, in steps of the layer's output",
+    "outside: values of the file that lie beyond the levels of the output's bits",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +125,7 @@ class ParityReport:
 
     def __str__(self):
         causes = [f"likely cause: {cause}" for cause in self.causes]
-        return "\n".join([columns(self.rows()), *causes, self.summary()])
+        return "\n".join([columns(self.rows()), *_LEGEND, *causes, self.summary()])
 
     def save(self, folder):
         """Writes `parity.csv`, `.json`, `.md` and `.png`, each whole or not at all.
@@ -160,7 +165,9 @@ class ParityReport:
         rule = "|---|---:|---:|---:|---:|---:|---|"
         table = "\n".join([head, rule, *lines])
         causes = "".join(f"- likely cause: {cause}\n" for cause in self.causes)
-        return f"# Parity\n\n{self.summary()}\n\n{causes}\n{table}\n\n![Parity](parity.png)\n"
+        legend = "".join(f"- {line}\n" for line in _LEGEND)
+        parts = ("# Parity", self.summary(), causes, table, legend, "![Parity](parity.png)")
+        return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
     def _figure(self):
         """The share of different values and the largest difference of every layer."""

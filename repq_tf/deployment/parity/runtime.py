@@ -8,6 +8,7 @@ import numpy as np
 
 from repq_tf.deployment.diagnosis import unequal_scales
 from repq_tf.quantization.nodes import fits
+from repq_tf.quiet import quiet
 
 _THREADS = 2
 
@@ -102,7 +103,7 @@ class File:
         """
         if shape == self._allocated:
             return
-        with self._refusal(f"inputs of shape {shape}: "):
+        with self._refusal(f"inputs of shape {shape}: "), quiet():
             for interpreter in (self._usual, self._keeping):
                 index = interpreter.get_input_details()[0]["index"]
                 interpreter.resize_tensor_input(index, shape)
