@@ -3,7 +3,7 @@
 import numpy as np
 
 from repq_tf.convolution import VALID
-from repq_tf.keras_api import Layer, backend, ops
+from repq_tf.keras_api import LEGACY, Layer, backend, ops
 
 
 class Reading:
@@ -81,7 +81,25 @@ class NumpyReading(Reading):
         return np.asarray(array, np.float64)
 
 
-class Branch(Layer):
+class _LegacyNode(Layer):
+    """A layer of tf_keras that can be frozen without what it holds, as Keras 3's can."""
+
+    @property
+    def trainable_weights(self):
+        """Those of its own unless it is frozen, and those of what it holds."""
+        if self.trainable:
+            return super().trainable_weights
+        held = getattr(self, "children", ())
+        return [weight for child in held for weight in child.trainable_weights]
+
+    @property
+    def non_trainable_weights(self):
+        """All others."""
+        trained = {id(weight) for weight in self.trainable_weights}
+        return [w for w in super().non_trainable_weights if id(w) not in trained]
+
+
+class Branch(_LegacyNode if LEGACY else Layer):
     """A node of a block's expression: a Keras layer with two readings.
 
     `branch(x)` runs it; `branch.merge(reading)` returns the `AffineKernel` that

@@ -71,6 +71,11 @@ class QuantizedPReLU(Quantize):
         self.prelu.build((None, *(1 for _ in input_shape[1:-1]), input_shape[-1]))
 
     @property
+    def trainable_parts(self):
+        """What holds alpha, which can be frozen alone."""
+        return {"prelu": [self.prelu]}
+
+    @property
     def alpha(self):
         """The slope for negative values, `(1, ..., channels)`."""
         return self.prelu.alpha

@@ -76,6 +76,7 @@ class DenseBlock(ConvBlock):
         return ops.squeeze(y, (1, 2))
 
     def build_from_config(self, config):
-        """Builds the layer for a saved input shape."""
+        """Builds the layer for a saved input shape, and freezes its parts."""
         if config:
-            self.build((config["input_shape"][0], config["input_shape"][-1]))
+            batch, *_, features = config["input_shape"]
+            super().build_from_config({**config, "input_shape": (batch, features)})

@@ -15,6 +15,12 @@ from repq_tf.branches import (
 from repq_tf.convolution import convolve, same_window
 from repq_tf.keras_api import LEGACY, Layer, check_same_keras, keras, ops, register
 from repq_tf.layers.arguments import explicit_window, pair, positive, tuples
+from repq_tf.layers.freezing import (
+    build_config,
+    freeze_new_weights,
+    parts,
+    read_build_config,
+)
 from repq_tf.layers.integer import integer_weights
 from repq_tf.quantizers import LSQ, check_bits
 
@@ -225,9 +231,7 @@ class ReparamConv(Layer):
             node.statistics.literal_estimate = self.literal_estimate
         if self.weight_quantizer is not None:
             self.weight_quantizer.build(None)
-        for part in (self.expression, self.restored, self.weight_quantizer):
-            if part is not None and not self.trainable:  # frozen before it had parts
-                part.trainable = False
+        freeze_new_weights(self)
         self.built = True
 
     def _share_dtype(self, expression):
@@ -277,6 +281,16 @@ class ReparamConv(Layer):
     def merged_batch_norms(self):
         """The batch norms that are merged into the kernel, inner ones first."""
         return [node for node in self.inner.walk() if isinstance(node, BatchNorm)]
+
+    @property
+    def trainable_parts(self):
+        """The layers inside that can be frozen alone; see `repq_tf.layers.freezing`."""
+        found = {"expression": parts(self.expression)}
+        if self.restored is not None:
+            found["restored"] = parts(self.restored)
+        if self.weight_quantizer is not None:
+            found["weight_quantizer"] = [self.weight_quantizer]
+        return found
 
     def window(self, spatial):
         """The zeros around an input of `(height, width)`."""
@@ -388,10 +402,11 @@ class ReparamConv(Layer):
         return config
 
     def get_build_config(self):
-        """The input shape that the block was built for."""
-        return {"input_shape": self._built_shape} if self.built else None
+        """The input shape that the block was built for, and which parts are frozen."""
+        return build_config(self, {"input_shape": self._built_shape}) if self.built else None
 
     def build_from_config(self, config):
-        """Builds the block for a saved input shape."""
+        """Builds the block for a saved input shape, and freezes its parts."""
         if config:
             self.build(config["input_shape"])
+            read_build_config(self, config)

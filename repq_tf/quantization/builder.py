@@ -2,7 +2,8 @@
 
 from repq_tf.keras_api import keras
 from repq_tf.layers import DenseBlock, Quantize, ReparamConv
-from repq_tf.quantization.graph import copy_layer
+from repq_tf.layers.freezing import copy_trainable, is_frozen
+from repq_tf.quantization.graph import copy_layer, copy_state
 from repq_tf.quantization.nodes import free_name
 from repq_tf.quantization.stock_blocks import assign, copy_stock, stock_block
 from repq_tf.quantizers import zero_point
@@ -45,7 +46,7 @@ class Builder:
         copy = copy_layer(site.layer, site.name, dtype="float32")
         if site.layer.weights:
             copy.build(site.layer.input.shape)
-            copy.set_weights(site.layer.get_weights())
+            copy_state(site.layer, copy)
         return copy
 
     def _convolution(self, site, x):
@@ -150,16 +151,25 @@ class Builder:
         return kind.from_config(config)
 
     def copy_weights(self):
-        """Copies the source layers' weights into the blocks."""
+        """Copies the source layers' weights, and what is frozen of them, into the blocks."""
         for name, block in self.blocks.items():
             site = self.placement.sites[name]
             if isinstance(site.layer, ReparamConv):
+                copy_trainable(site.layer, block)  # first: tf_keras orders weights by it
                 assign(block.expression.weights, site.layer.expression.weights)
                 if block.restored is not None and _has_trained_root(site.layer):
                     assign(block.restored.weights, site.layer.restored.weights)
             else:
                 copy_stock(site.layer, site.batch_norm, block)
-            block.trainable = site.layer.trainable
+            self._freeze_new_parts(site.layer, block)
+
+    def _freeze_new_parts(self, source, block):
+        """Freezes what a block has beside its source, where all that it serves is frozen."""
+        if block.weight_quantizer is not None and is_frozen(block.inner):
+            block.weight_quantizer.trainable = False
+        norms = block.merged_batch_norms
+        if block.restored is not None and norms and not _has_trained_root(source):
+            block.restored.trainable = block.trainable and any(n.trainable for n in norms)
 
     @property
     def fresh_roots(self):

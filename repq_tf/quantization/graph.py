@@ -6,6 +6,7 @@ Read from `model.get_config()`, the public description that `.keras` files hold.
 import dataclasses
 
 from repq_tf.keras_api import LEGACY, check_same_keras, keras, tree
+from repq_tf.layers.freezing import copy_trainable
 from repq_tf.quantization import legacy_config
 from repq_tf.quantization.nodes import (
     Graph,
@@ -238,6 +239,12 @@ def copy_layer(layer, name=None, **changes):
     return type(layer).from_config({**config, "name": name or layer.name, **changes})
 
 
+def copy_state(source, target):
+    """Gives a built layer the weights of an equal one, and freezes what is frozen of that."""
+    copy_trainable(source, target)  # first: tf_keras orders weights by it
+    target.set_weights(source.get_weights())
+
+
 def copy_call(node, args, kwargs, copies, **changes):
     """Calls the copy of a node's layer, which has its weights.
 
@@ -253,7 +260,7 @@ def copy_call(node, args, kwargs, copies, **changes):
         return copies[id(layer)](*args, **kwargs)
     copy = copies[id(layer)] = copy_layer(layer, node.name, **changes)
     outputs = copy(*args, **kwargs)
-    copy.set_weights(layer.get_weights())
+    copy_state(layer, copy)
     if isinstance(copy, keras.layers.Normalization):
         copy.finalize_state()  # it computes with constants made of its weights
     return outputs

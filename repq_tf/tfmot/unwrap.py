@@ -4,7 +4,7 @@ import dataclasses
 
 from repq_tf.keras_api import keras
 from repq_tf.layers import Quantize, QuantizedAdd, QuantizedMean, ReparamConv
-from repq_tf.quantization.graph import copy_call, copy_layer, read_graph, rebuild
+from repq_tf.quantization.graph import copy_call, copy_layer, copy_state, read_graph, rebuild
 from repq_tf.quantization.operators import FUSED, activation_name
 from repq_tf.quantization.stock_blocks import copy_stock, stock_block
 from repq_tf.quantizers import zero_point
@@ -136,7 +136,7 @@ class _Unwrapping:
         # TFMOT has put a tensor in the place of its kernel; a copy has a variable.
         copy = copy_layer(layer)
         copy.build(layer.input_shape)
-        copy.set_weights(layer.get_weights())
+        copy_state(layer, copy)
         kind, options = stock_block(copy)
         block = kind(
             **options,

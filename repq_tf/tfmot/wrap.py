@@ -4,6 +4,7 @@ from repq_tf.deployment.emission import ON_INPUT_GRID
 from repq_tf.deployment.merge import quantized_node
 from repq_tf.keras_api import keras
 from repq_tf.layers import Quantize, QuantizedAdd, QuantizedMean, ReparamConv
+from repq_tf.layers.freezing import copy_trainable
 from repq_tf.quantization.graph import copy_call, copy_layer, read_graph, rebuild
 from repq_tf.tfmot.configs import OutputQuantizeConfig, ReparamQuantizeConfig
 from repq_tf.tfmot.quantizer import LSQQuantizer
@@ -134,8 +135,8 @@ class _Wrapping:
 
 
 def copy_parts(source, target):
-    """Gives a block the branches and the restored batch norm of an equal one."""
+    """Gives a block the branches and the restored batch norm of an equal one, as frozen."""
+    copy_trainable(source, target)  # first: tf_keras orders weights by it
     target.expression.set_weights(source.expression.get_weights())
     if target.restored is not None:
         target.restored.set_weights(source.restored.get_weights())
-    target.trainable = source.trainable
