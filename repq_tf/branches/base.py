@@ -142,12 +142,37 @@ class Branch(_LegacyNode if LEGACY else Layer):
         yield self
 
 
+def check_branch(value, argument):
+    """Returns a branch, or raises ValueError that says what to write in place of the value."""
+    if isinstance(value, Branch):
+        return value
+    hint = "return the expression"
+    if isinstance(value, Layer):
+        hint = "use self.convolution(...) or self.batch_norm(...) of the block"
+    elif isinstance(value, list | tuple):
+        hint = "add them up with repq_tf.branches.Sum([...])"
+    raise ValueError(
+        f"{argument} must be a branch, which can be merged: {hint}. "
+        f"Received: {type(value).__name__}"
+    )
+
+
+def check_branches(values, name):
+    """A list of branches, of the combiner of a name; or a ValueError."""
+    if not isinstance(values, list | tuple) or not values:
+        raise ValueError(
+            f"{name}: branches must be a list of branches, and not be empty. "
+            f"Received: {values if isinstance(values, list | tuple) else type(values).__name__}"
+        )
+    return [check_branch(value, f"{name}: each of branches") for value in values]
+
+
 class Wrapper(Branch):
     """A branch made of one other."""
 
     def __init__(self, child, name, dtype=None):
         super().__init__(name=name, dtype=dtype)
-        self.child = child
+        self.child = check_branch(child, "child")
         self.kernel_size = child.kernel_size
 
     @property

@@ -48,10 +48,10 @@ def copy_trainable(source, target):
 
 def freeze_new_weights(layer):
     """Makes the weights of a layer that was just built what its flags and its parts' say."""
-    if layer.trainable:
-        _set_flags(layer, _flags(layer))
-    else:
-        layer.trainable = False
+    for found in _parts(layer).values():
+        flags = [layer.trainable and part.trainable for part in found]
+        for part, flag in zip(found, flags, strict=True):
+            part.trainable = flag
 
 
 def build_config(layer, config):

@@ -1,5 +1,6 @@
 """Plain convolutions as blocks: the trivial expressions."""
 
+from repq_tf.arguments import boolean
 from repq_tf.keras_api import ops, register
 from repq_tf.layers.reparam_conv import ReparamConv
 
@@ -15,7 +16,7 @@ class ConvBlock(ReparamConv):
 
     def __init__(self, filters, kernel_size=3, use_bias=True, **options):
         super().__init__(filters, kernel_size, **options)
-        self.use_bias = use_bias
+        self.use_bias = boolean(use_bias, "use_bias")
 
     def make_branches(self, in_channels):
         """The convolution."""

@@ -1,7 +1,7 @@
 """Squeeze and excite (arXiv 1709.01507)."""
 
+from repq_tf.arguments import positive
 from repq_tf.keras_api import Layer, keras, ops, register
-from repq_tf.layers.arguments import positive
 from repq_tf.layers.freezing import build_config, freeze_new_weights, read_build_config
 
 

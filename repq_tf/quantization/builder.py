@@ -4,6 +4,7 @@ from repq_tf.keras_api import keras
 from repq_tf.layers import DenseBlock, Quantize, ReparamConv
 from repq_tf.layers.freezing import copy_trainable, is_frozen
 from repq_tf.quantization.graph import copy_layer, copy_state
+from repq_tf.quantization.grids import OPERATOR
 from repq_tf.quantization.nodes import free_name
 from repq_tf.quantization.stock_blocks import assign, copy_stock, stock_block
 from repq_tf.quantizers import zero_point
@@ -37,13 +38,14 @@ class Builder:
                 return self._on_own_grid(site, args)
         y = self._copy(site)(*args, **kwargs)
         if site.fused:
-            name = site.fused[-1]
+            name = self.placement.ends.get(site.name, site.fused[-1])
             y = keras.layers.Activation(site.activation, name=name, dtype="float32")(y)
         return self.quantize_output(site, y)
 
     def _copy(self, site):
         """The layer itself; in float32, since half precision moves values off their grid."""
-        copy = copy_layer(site.layer, site.name, dtype="float32")
+        last = not site.fused and not self._rounds(site)
+        copy = copy_layer(site.layer, self._name(site, last), dtype="float32")
         if site.layer.weights:
             copy.build(site.layer.input.shape)
             copy_state(site.layer, copy)
@@ -70,9 +72,7 @@ class Builder:
         to it as well, its grid has 8 bits (or 16) and the shared quantizer follows: the
         operators' rounding is right for one grid alone.
         """
-        rounded = [s for s in self.placement.sites.values() if s.group == site.group]
-        several = sum(not self._on_grid(other) for other in rounded) > 1
-        shared = several and site.kind != "fixed"
+        shared = self._shares_quantizer(site) and site.kind != "fixed"
         groups = [self._input_group(site, index) for index in range(len(site.inputs))]
         if any(group not in self.steps for group in groups):
             raise ValueError(
@@ -85,7 +85,7 @@ class Builder:
             bits=max(8, site.bits.activation_bits) if shared else site.bits.activation_bits,
             signed=site.signed and site.activation == "linear",
             step=None if shared else site.step,
-            name=site.name,
+            name=self._name(site, last=not shared),
             dtype=site.layer.dtype_policy,
         )
         tensors = args[0] if isinstance(args[0], list | tuple) else args[:1]
@@ -105,7 +105,8 @@ class Builder:
         step = self.steps.get(site.group)
         if step is None:
             return self._copy(site)(x)
-        layer = site.operator.make(site, self.zero_points[site.group], name=site.name)
+        name = self._name(site, last=False)
+        layer = site.operator.make(site, self.zero_points[site.group], name=name)
         return self.quantize_output(site, layer(x, step))
 
     def apply_input(self, node, x):
@@ -114,10 +115,12 @@ class Builder:
 
     def quantize_output(self, site, y, scale=None, **rounding):
         """Puts the group's quantizer behind a site whose output needs rounding."""
-        if site.bits.activation_bits is None or self._on_grid(site):
+        if not self._rounds(site):
             return y
         if site.group not in self.quantizers:
-            name = free_name(f"{site.name}_quantize", self.placement.alias)
+            name = self._free_name(site, "_quantize")
+            if not self._shares_quantizer(site):
+                name = self.placement.ends.get(site.name, name)
             layer = Quantize(site.bits.activation_bits, site.signed, site.step, name=name)
             self.quantizers[site.group] = layer
         quantizer = self.quantizers[site.group]
@@ -125,6 +128,25 @@ class Builder:
         args = (y,) if scale is None else (y, scale)
         y, self.steps[site.group] = quantizer(*args, **rounding)
         return y
+
+    def _name(self, site, last):
+        """The name of a site's operator: the output's of the model, if it is the last layer."""
+        ends = self.placement.ends
+        if last and site.name in ends:
+            return ends[site.name]
+        return self._free_name(site, OPERATOR) if site.name in ends.values() else site.name
+
+    def _free_name(self, site, suffix):
+        placement = self.placement
+        return free_name(f"{site.name}{suffix}", {*placement.alias, *placement.ends.values()})
+
+    def _rounds(self, site):
+        """Whether a quantizer stands behind what a site computes."""
+        return site.bits.activation_bits is not None and not self._on_grid(site)
+
+    def _shares_quantizer(self, site):
+        group = [s for s in self.placement.sites.values() if s.group == site.group]
+        return sum(not self._on_grid(other) for other in group) > 1
 
     def _on_grid(self, site):
         """Whether the output of a site lies on the grid of its input without rounding."""
@@ -138,7 +160,7 @@ class Builder:
         else:
             kind, config = stock_block(site.layer, site.batch_norm)
         config.update(
-            name=site.name,
+            name=self._name(site, last=not self._rounds(site)),
             weight_bits=site.bits.weight_bits,
             per_channel=site.bits.per_channel,
             bn_statistics=self.bn_statistics,
@@ -175,7 +197,7 @@ class Builder:
     def fresh_roots(self):
         """Names of the blocks whose restored batch norm is new."""
         return {
-            name
+            block.name
             for name, block in self.blocks.items()
             if block.restored is not None
             and not _has_trained_root(self.placement.sites[name].layer)
@@ -184,7 +206,9 @@ class Builder:
     @property
     def true_moments(self):
         """Names of the blocks that were trained with exact moments."""
-        sources = {name: self.placement.sites[name].layer for name in self.blocks}
+        sources = {
+            block.name: self.placement.sites[name].layer for name, block in self.blocks.items()
+        }
         return {
             name
             for name, layer in sources.items()

@@ -9,7 +9,7 @@ from repq_tf.keras_api import keras
 from repq_tf.layers import Quantize, ReparamConv
 from repq_tf.layers.freezing import frozen_note
 from repq_tf.quantization.graph import read_graph
-from repq_tf.quantization.grids import own_quantizer
+from repq_tf.quantization.grids import known_name, own_quantizer
 from repq_tf.text import columns
 
 _LARGE_GAIN = 100.0
@@ -90,16 +90,16 @@ def quantization_table(model):
 
 
 def _row(graph, node):
-    layer, kind = node.layer, type(node.layer).__name__
+    layer, kind, name = node.layer, type(node.layer).__name__, known_name(graph, node)
     output, frozen = _output(graph, node), frozen_note(node.layer)
     if not isinstance(layer, ReparamConv):
-        return Row(node.name, kind, "", output, frozen=frozen)
+        return Row(name, kind, "", output, frozen=frozen)
     if layer.weight_quantizer is None:
-        return Row(node.name, kind, "floating point", output, frozen=frozen)
+        return Row(name, kind, "floating point", output, frozen=frozen)
     weight = f"{layer.weight_bits} bits, per {'channel' if layer.per_channel else 'tensor'}"
     gain, peak = largest_gain(layer), peak_to_rms(layer)
     warning = _warning(layer, gain, peak)
-    return Row(node.name, kind, weight, output, gain, peak, frozen, warning)
+    return Row(name, kind, weight, output, gain, peak, frozen, warning)
 
 
 def _output(graph, node):

@@ -3,6 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
+from repq_tf.arguments import boolean, number
 from repq_tf.keras_api import keras, ops, register
 from repq_tf.layers import ReparamConv
 from repq_tf.layers.freezing import is_frozen
@@ -28,9 +29,9 @@ class OutputQuantizeConfig(tfmot_keras.QuantizeConfig):
         if activation_bits is not None:
             check_bits(activation_bits, "activation_bits")
         self.activation_bits = activation_bits
-        self.signed = signed
-        self.step = step
-        self.learned = learned
+        self.signed = boolean(signed, "signed", optional=True)
+        self.step = step if step is None else number(step, "step", above=0)
+        self.learned = boolean(learned, "learned")
 
     def get_weights_and_quantizers(self, layer):
         """No weights: TFMOT would quantize those of branches."""
@@ -82,7 +83,7 @@ class _WeightConfig(OutputQuantizeConfig):
     def __init__(self, weight_bits=8, activation_bits=8, per_channel=True, **options):
         super().__init__(activation_bits, **options)
         self.weight_bits = check_bits(weight_bits, "weight_bits")
-        self.per_channel = per_channel
+        self.per_channel = boolean(per_channel, "per_channel")
 
     def weight_quantizer(self, kernel, learned):
         """The quantizer of a kernel, a NumPy array whose last axis is the outputs'.
@@ -132,7 +133,7 @@ class ReparamQuantizeConfig(_WeightConfig):
         self, weight_bits=8, activation_bits=8, per_channel=True, calibrated=False, **options
     ):
         super().__init__(weight_bits, activation_bits, per_channel, **options)
-        self.calibrated = calibrated
+        self.calibrated = boolean(calibrated, "calibrated")
 
     def get_activations_and_quantizers(self, layer):
         """The merged kernel, as the value of an activation, and its quantizer."""

@@ -7,7 +7,7 @@ import pytest
 import repq_tf
 from repq_tf.branches import BatchNorm
 from repq_tf.layers import ACBlock, ConvBNBlock, ReparamConv, RepVGGBlock, SqueezeExcite
-from tests.quantization.networks import array, images, network, quantize, train
+from tests.quantization.networks import array, block_of, images, network, quantize, train
 
 layers = keras.layers
 X = images(16)
@@ -96,7 +96,7 @@ def test_the_restored_batch_norm_stands_for_those_inside():
             norm.trainable = False
             norm.child.trainable = True
         assert len(norms) == 3
-        block = quantize(model).get_layer("ac")
+        block = block_of(quantize(model), "ac")
         return block.restored.trainable, block.weight_quantizer.trainable
 
     assert restored(freeze=2) == (True, True)
