@@ -29,7 +29,7 @@ def export_tflite(
     The file holds one convolution for each block, with the weights, the biases and the
     scales that the model computes with in inference: grids of 2 to 8 bits lie
     inside int8 tensors, activations of 16 bits are int16. Tensors are called after the
-    Keras layers that make them.
+    Keras layers that make them, and the ends in its signature as the model's.
 
     Args:
         model: what `repq_tf.quantize` returned, trained or not; or what TFMOT trained with
@@ -41,7 +41,8 @@ def export_tflite(
         output_type: likewise, what it gets.
         container: of kernels of at most 4 bits: "int8", or "int4" to store the same
             integers two a byte. The file is about half as large; its convolutions are
-            slower and round as `repq_tf.with_container(model, "int4")` does.
+            slower and round as `repq_tf.with_container(model, "int4")` does. Refused without
+            such kernels.
         pixels: for a uint8 file that takes images as cameras give them, the normalisation that
             the model was trained with: `(mean, std)` for `(pixel - mean) / std`, numbers or
             sequences with one for each channel; or the function that made float images of

@@ -80,10 +80,11 @@ class Trace:
             )
 
     def _check(self, node):
+        name = known_name(self.graph, node)
         if not isinstance(node.layer, ReparamConv):
             if node.layer.weights and not isinstance(node.layer, Quantize):
                 raise ValueError(
-                    f"layer {node.name!r} ({type(node.layer).__name__}) computes in floating "
+                    f"layer {name!r} ({type(node.layer).__name__}) computes in floating "
                     "point; export what repq_tf.quantize returned, not the merged model"
                 )
             return
@@ -93,7 +94,7 @@ class Trace:
             if all(type(reader.layer) is Quantize for reader in readers):
                 return
         raise ValueError(
-            f"layer {node.name!r} computes in floating point (its kernel, its input or its "
+            f"layer {name!r} computes in floating point (its kernel, its input or its "
             "output has no quantizer), so the file would not be all integer"
         )
 

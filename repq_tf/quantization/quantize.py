@@ -37,7 +37,8 @@ def quantize(
     activation tensor that the integer runtime stores. Statistics of batch norms are
     re-estimated with the quantizers on, channels that are constant lose their
     (huge) gain without changing the function, and steps start at the least squared error
-    on the calibration data. The given model is left as it is.
+    on the calibration data. Outputs keep their names, and what is frozen of the model is not
+    trained. The given model is left as it is.
 
     Args:
         model: a Functional or Sequential Keras 3 model of our blocks and stock layers.

@@ -177,13 +177,6 @@ def test_a_saved_model_keeps_its_rounding(qat, tmp_path):
     np.testing.assert_array_equal(array(back(X)), array(qat(X)))
 
 
-def test_8_bit_weights_have_nothing_to_pack(tmp_path):
-    qat = quantize(network(lambda x: layers.Conv2D(4, 3, name="a")(x)))
-    for kind in ("int8", "int4"):
-        repq_tf.export_tflite(qat, tmp_path / kind, container=kind)
-    assert (tmp_path / "int4").read_bytes() == (tmp_path / "int8").read_bytes()
-
-
 @pytest.mark.parametrize("value", ["int2", None, 4])
 def test_bad_containers(qat, value, tmp_path):
     for function in (

@@ -11,6 +11,7 @@ from tests.deployment.test_containers import everything
 from tests.quantization.networks import (
     SHAPE,
     array,
+    block_of,
     images,
     layers,
     network,
@@ -165,7 +166,7 @@ def weights_only(merged, model):
     plain = repq_tf.merge(model)
     for layer in plain.layers:
         if layer.weights:
-            layer.set_weights(merged.get_layer(layer.name).get_weights())
+            layer.set_weights(block_of(merged, layer.name).get_weights())
     return plain
 
 
@@ -223,7 +224,7 @@ def test_other_bits_beside_them_are_refused(bits, rules):
 def test_weights_have_8_bits_at_most():
     model = network(clamped)
     for options in ({"bits": 16}, {"weight_bits": 16}, {"rules": {"a": {"weight_bits": 16}}}):
-        with pytest.raises(ValueError, match="weight_bits must be .* 2 to 8. Received: 16"):
+        with pytest.raises(ValueError, match="bits must be .* 2 to 8. Received: 16"):
             quantize(model, **options)
     for bits in (1, 9, 15, 32, 16.0):
         with pytest.raises(ValueError, match=r"activation_bits must be .* 2 to 8, or 16"):
