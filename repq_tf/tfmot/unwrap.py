@@ -34,7 +34,7 @@ def from_tfmot(model):
     graph = read_graph(model)
     if not any(isinstance(node.layer, _WRAPPERS) for node in graph.nodes.values()):
         return model
-    ends = [_unwrapped(graph.nodes[end.node].layer)[0].name for end in graph.output_tensors]
+    ends = [_inner(graph.nodes[end.node].layer).name for end in graph.output_tensors]
     graph = dataclasses.replace(graph, output_names=tuple(ends))
     return rebuild(graph, _Unwrapping(graph).apply, name=model.name)
 
@@ -186,12 +186,17 @@ class _Unwrapping:
         return self._call(mean, (x, self.steps[id(x)]), node.layer)
 
 
+def _inner(layer):
+    """The layer inside TFMOT's wrapper, or itself."""
+    return layer.layer if isinstance(layer, tfmot_keras.QuantizeWrapper) else layer
+
+
 def _unwrapped(layer):
     """The layer inside TFMOT's wrapper and its config; without one, itself and None."""
     if not isinstance(layer, tfmot_keras.QuantizeWrapper):
         return layer, None
     config = layer.quantize_config
-    return layer.layer, _check(layer, config, OutputQuantizeConfig, "config")
+    return _inner(layer), _check(layer, config, OutputQuantizeConfig, "config")
 
 
 def _check(layer, part, kind, what):
