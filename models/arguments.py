@@ -4,8 +4,8 @@ import inspect
 import math
 from numbers import Real
 
+from repq_tf.arguments import positive
 from repq_tf.layers import ReparamConv
-from repq_tf.layers.arguments import positive
 
 # What a network decides for its blocks; every other option of a block is the user's.
 _DECIDED = {

@@ -1,7 +1,7 @@
 """What every classification network has: checked arguments, a feature map, logits."""
 
+from repq_tf.arguments import positive
 from repq_tf.keras_api import keras
-from repq_tf.layers.arguments import positive
 from repq_tf.models.arguments import check_block_options, check_input_shape, check_width
 from repq_tf.models.parts import torch_uniform
 from repq_tf.models.registry import register

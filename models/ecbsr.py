@@ -8,9 +8,9 @@ in 0 to 255.
 
 import itertools
 
+from repq_tf.arguments import positive
 from repq_tf.keras_api import keras
 from repq_tf.layers import ECB, ConvBlock
-from repq_tf.layers.arguments import positive
 from repq_tf.models.arguments import check_block_options
 from repq_tf.models.parts import torch_uniform
 from repq_tf.models.registry import register

@@ -101,7 +101,7 @@ def find(name):
 
 
 def _line(name):
-    if name not in _MODELS:
+    if not isinstance(name, str) or name not in _MODELS:
         raise ValueError(f"name must be one of: {', '.join(list_models())}. Received: {name!r}")
     return _MODELS[name]
 

@@ -10,8 +10,8 @@ import inspect
 import itertools
 
 from repq_tf import layers
+from repq_tf.arguments import positive
 from repq_tf.layers import ConvBlock, DenseBlock, ReparamConv
-from repq_tf.layers.arguments import positive
 from repq_tf.models.arguments import check_block_options
 from repq_tf.models.parts import torch_uniform
 from repq_tf.models.registry import register

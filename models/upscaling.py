@@ -1,8 +1,8 @@
 """What networks of super resolution have in common: all around their blocks."""
 
+from repq_tf.arguments import positive
 from repq_tf.keras_api import keras
 from repq_tf.layers import DepthToSpace
-from repq_tf.layers.arguments import positive
 from repq_tf.models.arguments import check_input_shape
 
 DOCUMENTATION = """{summary}

@@ -40,6 +40,7 @@ __all__ = [
     "register",
     "replica_mean",
     "to_numpy",
+    "trained_weights",
     "tree",
     "variable_path",
 ]
@@ -131,6 +132,13 @@ def add_parameter(layer, name, shape, initializer, regularizer=None, trainable=T
 def to_numpy(variable):
     """Returns a variable's values; of one with copies on several devices, what they are."""
     return variable.numpy() if LEGACY else ops.convert_to_numpy(variable)
+
+
+def trained_weights(layer):
+    """The weights of a layer that training changes, also those of a part that was thawed."""
+    if LEGACY:
+        return layer.trainable_weights
+    return [variable for variable in layer.weights if variable.trainable]
 
 
 def variable_path(variable):

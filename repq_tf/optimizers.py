@@ -11,6 +11,7 @@ import zlib
 
 import numpy as np
 
+from repq_tf.arguments import boolean
 from repq_tf.branches import NumpyReading
 from repq_tf.keras_api import LEGACY, dtype_name, keras, ops, register
 from repq_tf.layers import ConvBNBlock, CSLABlock
@@ -60,7 +61,7 @@ class RepOptimizer(keras.optimizers.Optimizer):
         super().__init__(learning_rate=0.0, name=name)
         self.inner_optimizer = _check_optimizer(optimizer)
         self.multipliers = {key: np.asarray(array) for key, array in multipliers.items()}
-        self.scale_updates = scale_updates
+        self.scale_updates = boolean(scale_updates, "scale_updates")
 
     def build(self, variables):
         """Creates the variables of both optimizers, the multipliers among them."""

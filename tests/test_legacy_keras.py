@@ -56,6 +56,20 @@ for mode in MODES:
     assert all("beta" in name for name in still), (mode, still)
 print("trained", len(MODES), "modes")
 
+model = network()
+norm = model.layers[1].expression.children[0]
+norm.trainable, norm.child.trainable = False, True  # the batch norm alone
+norm.gamma.assign([2.0, 3.0, 4.0, 5.0])
+model = repq_tf.quantize(model, calibration_data=x, bn_statistics="batch", verbose=False)
+norm = model.layers[2].expression.children[0]
+before = [weight.numpy() for weight in norm.weights]
+model.compile(keras.optimizers.SGD(0.1), "mse", run_eagerly=True)
+model.fit(x, rng.normal(size=(16, 3)), verbose=0)
+still = [np.array_equal(a, b) for a, b in zip(before, norm.weights)]
+assert still == [False, True, True, True, True], still
+assert norm.gamma.numpy().tolist() == [2.0, 3.0, 4.0, 5.0]
+print("a frozen batch norm stays")
+
 with tempfile.TemporaryDirectory() as folder:  # of other weights than the quantized model's
     np.savez(f"{folder}/other.npz", other=x)
     try:
@@ -92,4 +106,5 @@ def test_blocks_train_on_legacy_keras():
     assert done.returncode == 0, done.stderr[-3000:]
     assert "trained 5 modes" in done.stdout
     assert "refused other weights" in done.stdout
+    assert "a frozen batch norm stays" in done.stdout
     assert f"trained {len(BLOCKS)} blocks" in done.stdout

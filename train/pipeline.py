@@ -162,6 +162,8 @@ class _Pipeline:
         chief, done = self.engine.is_chief, all(map(self.folder.has, products))
         self.engine.wait(f"begin of stage {name}")  # all have looked before anything changes
         if done:
+            if chief:
+                self.folder.check_products(products)
             self._say(f"{name}: done before")
             return
         self._say(name)

@@ -7,6 +7,7 @@ import tempfile
 from repq_tf.files import is_temporary
 from repq_tf.train import checkpoint
 from repq_tf.train.errors import UserError
+from repq_tf.train.products import check_product
 
 FLOAT = "float.keras"
 QUANTIZED_START = "quantized_start.keras"
@@ -47,6 +48,15 @@ _MADE_OF = {
 }
 
 
+@contextlib.contextmanager
+def _repeatable():
+    """Says of a damaged product what to do."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error} Delete it to repeat its stage.") from error
+
+
 class RunFolder:
     """Names and small records of a run.
 
@@ -67,6 +77,16 @@ class RunFolder:
         """Says whether a product is there; products are written whole or not at all."""
         return os.path.exists(self.file(name))
 
+    def check_products(self, names):
+        """Makes sure that products are what was written.
+
+        Raises:
+            UserError: If one is damaged.
+        """
+        for name in names:
+            with _repeatable():
+                check_product(self.file(name))
+
     def remove_made_of(self, products):
         """Removes what was made of products, directly or not, before they are made anew.
 
@@ -82,10 +102,8 @@ class RunFolder:
 
     def load_model(self, name):
         """Loads a product that is a model."""
-        try:
+        with _repeatable():
             return checkpoint.load_model(self.file(name))
-        except UserError as error:
-            raise UserError(f"{error} Delete it to repeat its stage.") from error
 
     def save_model(self, model, name):
         """Writes a product that is a model, whole or not at all."""

@@ -1,6 +1,6 @@
 """Branches: the nodes of a block's expression, Keras layers that own their weights."""
 
-from repq_tf.branches.base import Branch, NumpyReading, Reading, WideReading
+from repq_tf.branches.base import Branch, NumpyReading, Reading, WideReading, check_branch
 from repq_tf.branches.batch_norm import OABN, BatchNorm
 from repq_tf.branches.convolution import Convolution, Identity, check_groups
 from repq_tf.branches.fixed import LAPLACIAN, SOBEL_X, SOBEL_Y, Fixed
@@ -39,6 +39,7 @@ __all__ = [
     "UnitNorm",
     "WideReading",
     "check_batch_norm",
+    "check_branch",
     "check_groups",
     "check_mode",
     "estimated_moments",

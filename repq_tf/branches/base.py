@@ -3,7 +3,7 @@
 import numpy as np
 
 from repq_tf.convolution import VALID
-from repq_tf.keras_api import Layer, backend, ops
+from repq_tf.keras_api import LEGACY, Layer, backend, ops
 
 
 class Reading:
@@ -81,7 +81,25 @@ class NumpyReading(Reading):
         return np.asarray(array, np.float64)
 
 
-class Branch(Layer):
+class _LegacyNode(Layer):
+    """A layer of tf_keras that can be frozen without what it holds, as Keras 3's can."""
+
+    @property
+    def trainable_weights(self):
+        """Those of its own unless it is frozen, and those of what it holds."""
+        if self.trainable:
+            return super().trainable_weights
+        held = getattr(self, "children", ())
+        return [weight for child in held for weight in child.trainable_weights]
+
+    @property
+    def non_trainable_weights(self):
+        """All others."""
+        trained = {id(weight) for weight in self.trainable_weights}
+        return [w for w in super().non_trainable_weights if id(w) not in trained]
+
+
+class Branch(_LegacyNode if LEGACY else Layer):
     """A node of a block's expression: a Keras layer with two readings.
 
     `branch(x)` runs it; `branch.merge(reading)` returns the `AffineKernel` that
@@ -132,12 +150,37 @@ class Branch(Layer):
         yield self
 
 
+def check_branch(value, argument):
+    """Returns a branch, or raises ValueError that says what to write in place of the value."""
+    if isinstance(value, Branch):
+        return value
+    hint = "return the expression"
+    if isinstance(value, Layer):
+        hint = "use self.convolution(...) or self.batch_norm(...) of the block"
+    elif isinstance(value, list | tuple):
+        hint = "add them up with repq_tf.branches.Sum([...])"
+    raise ValueError(
+        f"{argument} must be a branch, which can be merged: {hint}. "
+        f"Received: {type(value).__name__}"
+    )
+
+
+def check_branches(values, name):
+    """A list of branches, of the combiner of a name; or a ValueError."""
+    if not isinstance(values, list | tuple) or not values:
+        raise ValueError(
+            f"{name}: branches must be a list of branches, and not be empty. "
+            f"Received: {values if isinstance(values, list | tuple) else type(values).__name__}"
+        )
+    return [check_branch(value, f"{name}: each of branches") for value in values]
+
+
 class Wrapper(Branch):
     """A branch made of one other."""
 
     def __init__(self, child, name, dtype=None):
         super().__init__(name=name, dtype=dtype)
-        self.child = child
+        self.child = check_branch(child, "child")
         self.kernel_size = child.kernel_size
 
     @property

@@ -1,6 +1,7 @@
 """Batch normalization as a node: the only one whose merge needs the features."""
 
-from repq_tf.branches.base import Reading, Wrapper
+from repq_tf.arguments import number
+from repq_tf.branches.base import Reading, Wrapper, check_branch
 from repq_tf.branches.statistics import BatchNormStatistics, check_batch_norm
 from repq_tf.convolution import VALID
 from repq_tf.keras_api import add_parameter, keras, ops
@@ -32,7 +33,7 @@ class BatchNorm(Wrapper):
         name=None,
         dtype=None,
     ):
-        super().__init__(child, name or f"{child.name}_bn", dtype)
+        super().__init__(check_branch(child, "child"), name or f"{child.name}_bn", dtype)
         check_batch_norm(epsilon=epsilon)
         self.epsilon = epsilon
         self.gamma_initializer = keras.initializers.get(gamma_initializer)
@@ -112,9 +113,7 @@ class OABN(BatchNorm):
 
     def __init__(self, child, k=2.0, **options):
         super().__init__(child, **options)
-        if not k > 0:
-            raise ValueError(f"k must be positive. Received: {k!r}")
-        self.k = k
+        self.k = number(k, "k", above=0)
 
     def effective_gamma(self, reading):
         """The clipped gamma."""

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from repq_tf.arguments import boolean, pair, positive
 from repq_tf.branches.base import Branch, Reading
 from repq_tf.convolution import VALID, apply_window, convolve, subsample
 from repq_tf.keras_api import add_parameter, dtype_name, keras, ops
@@ -50,13 +51,12 @@ class Convolution(Branch):
         name=None,
         dtype=None,
     ):
-        if isinstance(kernel_size, int):
-            kernel_size = (kernel_size, kernel_size)
+        kernel_size = pair(kernel_size, "kernel_size")
         super().__init__(name=name or "conv{}x{}".format(*kernel_size), dtype=dtype)
-        self.kernel_size = tuple(kernel_size)
-        self.filters = filters
-        self.groups = groups
-        self.use_bias = use_bias
+        self.kernel_size = kernel_size
+        self.filters = positive(filters, "filters")
+        self.groups = positive(groups, "groups")
+        self.use_bias = boolean(use_bias, "use_bias")
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from repq_tf.arguments import positive
 from repq_tf.branches.base import Branch, Reading
 from repq_tf.convolution import VALID, convolve
 from repq_tf.keras_api import dtype_name
@@ -29,8 +30,13 @@ class Fixed(Branch):
     def __init__(self, kernel, groups=1, name="fixed", dtype=None):
         super().__init__(name=name, dtype=dtype)
         self.array = np.asarray(kernel, np.float64)
+        if self.array.ndim != 4:
+            raise ValueError(
+                "kernel must be (kh, kw, in_channels / groups, out_channels). Received: shape "
+                f"{self.array.shape}"
+            )
         self.kernel_size = self.array.shape[:2]
-        self.groups = groups
+        self.groups = positive(groups, "groups")
 
     @classmethod
     def depthwise(cls, filters, channels, name):

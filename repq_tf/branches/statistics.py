@@ -6,6 +6,7 @@ estimates them from the input's own moments (Eq. 5-6); `sample` is exact on a
 share of the batch; `running` and `restored` use the moving ones.
 """
 
+from repq_tf.arguments import boolean, number
 from repq_tf.branches.base import Reading
 from repq_tf.convolution import VALID, apply_window, convolve, crop_window, subsample
 from repq_tf.keras_api import Layer, add_statistic, dtype_name, ops, replica_mean
@@ -22,14 +23,9 @@ def check_mode(mode):
 
 def check_batch_norm(momentum=0.9, epsilon=1e-5, sample_fraction=1 / 8):
     """Raises ValueError, naming the argument, for options no batch norm can have."""
-    if not 0 <= momentum <= 1:
-        raise ValueError(f"momentum must be between 0 and 1. Received: {momentum!r}")
-    if not epsilon > 0:
-        raise ValueError(f"epsilon must be positive. Received: {epsilon!r}")
-    if not 0 < sample_fraction <= 1:
-        raise ValueError(
-            f"sample_fraction must be above 0 and at most 1. Received: {sample_fraction!r}"
-        )
+    number(momentum, "momentum", least=0, most=1)
+    number(epsilon, "epsilon", above=0)
+    number(sample_fraction, "sample_fraction", above=0, most=1)
 
 
 def feature_moments(y, synchronized=True):
@@ -226,8 +222,8 @@ class BatchNormStatistics(Layer):
         check_batch_norm(momentum, sample_fraction=sample_fraction)
         self.momentum = momentum
         self.sample_fraction = sample_fraction
-        self.literal_estimate = literal_estimate
-        self.synchronized = synchronized
+        self.literal_estimate = boolean(literal_estimate, "literal_estimate")
+        self.synchronized = boolean(synchronized, "synchronized")
 
     def build(self, input_shape):
         """Creates the moving mean and variance, `(channels,)`."""

@@ -1,6 +1,6 @@
 """The combiners: a sum of parallel branches, and a chain of branches."""
 
-from repq_tf.branches.base import Branch, Reading
+from repq_tf.branches.base import Branch, Reading, check_branches
 from repq_tf.convolution import VALID, crop_window
 
 
@@ -14,9 +14,7 @@ class Sum(Branch):
 
     def __init__(self, branches, name="sum", dtype=None):
         super().__init__(name=name, dtype=dtype)
-        if not branches:
-            raise ValueError(f"{name}: branches must not be empty")
-        self.children = list(branches)
+        self.children = check_branches(branches, name)
         self.kernel_size = tuple(
             max(child.kernel_size[axis] for child in self.children) for axis in range(2)
         )
@@ -74,9 +72,7 @@ class Chain(Branch):
 
     def __init__(self, branches, name="chain", dtype=None):
         super().__init__(name=name, dtype=dtype)
-        if not branches:
-            raise ValueError(f"{name}: branches must not be empty")
-        self.children = list(branches)
+        self.children = check_branches(branches, name)
         self.kernel_size = tuple(
             1 + sum(child.kernel_size[axis] - 1 for child in self.children) for axis in range(2)
         )

@@ -1,6 +1,7 @@
 """Nodes that wrap a branch and change its kernel: a scale, a norm, and where it runs."""
 
-from repq_tf.branches.base import Reading, Wrapper
+from repq_tf.arguments import boolean
+from repq_tf.branches.base import Reading, Wrapper, check_branch
 from repq_tf.branches.batch_norm import BatchNorm
 from repq_tf.convolution import VALID, convolve
 from repq_tf.keras_api import add_parameter, keras, ops
@@ -29,11 +30,11 @@ class Scale(Wrapper):
         name=None,
         dtype=None,
     ):
-        super().__init__(child, name or f"{child.name}_scale", dtype)
+        super().__init__(check_branch(child, "child"), name or f"{child.name}_scale", dtype)
         self.initializer = keras.initializers.get(initializer)
-        self.use_bias = use_bias
+        self.use_bias = boolean(use_bias, "use_bias")
         self.bias_initializer = keras.initializers.get(bias_initializer)
-        self.constant = not trainable
+        self.constant = not boolean(trainable, "trainable")
 
     def build(self, input_shape):
         """Builds the child and creates the gain and, if asked for, the shift."""
@@ -80,7 +81,7 @@ class Online(Wrapper):
 
     def __init__(self, child, name="online", dtype=None):
         super().__init__(child, name, dtype)
-        if any(isinstance(node, BatchNorm) for node in child.walk()):
+        if any(isinstance(node, BatchNorm) for node in self.child.walk()):
             raise ValueError(f"{name}: a branch with batch norms inside cannot run merged")
 
     def call(self, x, window=VALID, strides=(1, 1), training=None):
@@ -113,7 +114,7 @@ class UnitNorm(Online):
     _TINY = 1e-24
 
     def __init__(self, child, name=None, dtype=None):
-        super().__init__(child, name or f"{child.name}_unit", dtype)
+        super().__init__(check_branch(child, "child"), name or f"{child.name}_unit", dtype)
 
     def merge(self, reading=None):
         """The child's kernel, each filter of norm 1."""

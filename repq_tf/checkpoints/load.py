@@ -61,8 +61,8 @@ def load_torch_checkpoint(model, path, skip=()):
         >>> model = repq_tf.models.repvgg_a0()
         >>> repq_tf.load_torch_checkpoint(model, "RepVGG-A0-train.pth")
     """
-    tensors = read_checkpoint(path)
     graph = read_graph(model)
+    tensors = read_checkpoint(path)
     layers = {}
     for node in graph.nodes.values():
         if node.layer.weights and node.layer not in layers.values():
@@ -103,7 +103,10 @@ class _Plan:
 
 def _skipped(skip, layers):
     names = set()
-    for pattern in [skip] if isinstance(skip, str) else skip:
+    patterns = [skip] if isinstance(skip, str) else () if skip is None else skip
+    if not isinstance(patterns, list | tuple | set):
+        raise ValueError(f"skip must be name patterns of layers. Received: {skip!r}")
+    for pattern in patterns:
         matched = fnmatch.filter(layers, pattern)
         if not matched:
             raise ValueError(

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from repq_tf.arguments import file_path
+
 # Where training programs put the state dict; averaged weights before the others.
 _NESTED = (
     *("state_dict_ema", "model_ema", "params_ema", "ema"),
@@ -40,7 +42,7 @@ def read_checkpoint(path):
             other things than dense, named tensors.
         ImportError: the package that reads the format is not installed.
     """
-    path = os.fspath(path)
+    path = file_path(path)
     ending = os.path.splitext(path)[1].lower()
     if ending not in _READERS:
         raise ValueError(f"path must end in one of {', '.join(_READERS)}. Received: {path!r}")

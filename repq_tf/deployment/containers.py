@@ -23,6 +23,18 @@ def check_container(container):
         raise ValueError(f"container must be one of {CONTAINERS}. Received: {container!r}")
 
 
+def check_four_bits(graph):
+    """Raises ValueError when a model has no kernel that "int4" would store in 4 bits."""
+    layers = [node.layer for node in graph.nodes.values()]
+    found = {layer.weight_bits for layer in layers if isinstance(layer, ReparamConv)} - {None}
+    if not found or min(found) > 4:
+        there = " and ".join(map(str, sorted(found))) + " bits" if found else "floating point"
+        raise ValueError(
+            "container='int4' is for models with kernels of at most 4 bits; quantize with "
+            f"weight_bits=4 or fewer. Received: a model with kernels of {there} alone"
+        )
+
+
 def with_container(model, container):
     """Returns a copy of a quantized model that rounds like its file of a container.
 
@@ -43,6 +55,8 @@ def with_container(model, container):
     """
     check_container(container)
     graph, copies = read_deployable(model), {}
+    if container == "int4":
+        check_four_bits(graph)
     return rebuild(
         in_container(graph, container),
         lambda node, args, kwargs: copy_call(node, args, kwargs, copies),

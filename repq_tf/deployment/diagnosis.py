@@ -11,6 +11,7 @@ import numpy as np
 from repq_tf.deployment.merge import input_quantizer, quantized_node
 from repq_tf.keras_api import ops
 from repq_tf.layers import Quantize, ReparamConv
+from repq_tf.quantization.grids import known_name
 from repq_tf.quantization.operators import activation_name
 from repq_tf.quantizers import zero_point
 
@@ -139,11 +140,11 @@ class _Part:
         self.tensors = model.subgraphs[0].tensors
         self.types = [flatbuffer.type_name(tensor) for tensor in self.tensors]
         self.index = int(index)
-        self.quantizers = {
-            quantized_node(graph, node).name: node.layer
-            for node in graph.nodes.values()
-            if isinstance(node.layer, Quantize)
-        }
+        stored = [n for n in graph.nodes.values() if isinstance(n.layer, Quantize)]
+        makers = [(quantized_node(graph, node), node.layer) for node in stored]
+        self.quantizers = {known_name(graph, maker): layer for maker, layer in makers}
+        found = {known_name(graph, maker): maker for maker, _ in makers}
+        self.node = found.get(name, graph.nodes.get(name))
         self.operators, self.sources = self._walk()
 
     def _walk(self):
@@ -205,7 +206,7 @@ class _Part:
 
     def weights(self):
         """Kernel and bias that are not the model's integers."""
-        node = self.graph.nodes.get(self.name)
+        node = self.node
         operators = [op for op in self.operators if self._kind(op) in self.schema.WEIGHTED]
         if node is None or not isinstance(node.layer, ReparamConv) or len(operators) != 1:
             return
@@ -262,8 +263,8 @@ class _Part:
         """Values beyond the model's levels."""
         layer = self.quantizers.get(self.name)
         if outside and layer is not None:
-            low, high = levels_of(layer, self.graph.nodes.get(self.name))
-            activation = _activation(self.graph.nodes.get(self.name))
+            low, high = levels_of(layer, self.node)
+            activation = _activation(self.node)
             yield (
                 "clamp",
                 f"missing clamp: {outside} values lie outside the levels {low} ... {high} of "

@@ -74,6 +74,32 @@ def set_end_types(content, input_type, output_type, pixel_table=None):
     return dump(model)
 
 
+def set_signature(content, names):
+    """Calls what goes in and out by the model's names in a file's signature.
+
+    Args:
+        content: the bytes of a file, with a signature or, from models of variables, without.
+        names: `{the converter's name: the model's}`, of the input and the outputs in order.
+    """
+    model = load(content)
+    if not model.signatureDefs:
+        model.signatureDefs = [_signature(model.subgraphs[0], list(names))]
+    for entry in (*model.signatureDefs[0].inputs, *model.signatureDefs[0].outputs):
+        entry.name = names[entry.name.decode()].encode()
+    return dump(model)
+
+
+def _signature(graph, names):
+    signature, entries = schema.SignatureDefT(), []
+    for name, index in zip(names, (*graph.inputs, *graph.outputs), strict=True):
+        entry = schema.TensorMapT()
+        entry.name, entry.tensorIndex = name.encode(), int(index)
+        entries.append(entry)
+    signature.signatureKey, signature.subgraphIndex = b"serving_default", 0
+    signature.inputs, signature.outputs = entries[:1], entries[1:]
+    return signature
+
+
 def _look_up(model, table):
     """Puts `GATHER(table, CAST(pixels))` before the input; channels may differ by an ADD.
 

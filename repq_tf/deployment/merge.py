@@ -5,6 +5,7 @@ import numpy as np
 from repq_tf.branches import NumpyReading
 from repq_tf.keras_api import LEGACY, keras, ops
 from repq_tf.layers import DenseBlock, Quantize, ReparamConv
+from repq_tf.layers.freezing import is_frozen
 from repq_tf.quantization.graph import copy_call, read_graph, rebuild
 from repq_tf.quantization.nodes import free_name
 
@@ -128,7 +129,7 @@ def _convolution(node, x, kernel, bias, groups, weights, pad):
     options = dict(
         activation=block.activation,
         name=node.name,
-        trainable=block.trainable,
+        trainable=block.trainable and not is_frozen(block),
         dtype="float32",
     )
     if isinstance(block, DenseBlock):

@@ -11,8 +11,9 @@ import os
 
 import numpy as np
 
+from repq_tf.arguments import file_path
 from repq_tf.deployment.pixels import check_pixels, input_levels, normalize
-from repq_tf.files import write_atomically
+from repq_tf.files import new_file, write_atomically
 from repq_tf.version import __version__
 
 _FORMULA = "real = (pixel - mean) / std"
@@ -48,6 +49,8 @@ def export_metadata(tflite_path, path=None, labels=None, pixels=None, meaning=No
     """
     from repq_tf.deployment import ends, flatbuffer  # LiteRT's schema, not needed to train
 
+    tflite_path = file_path(tflite_path, "tflite_path")
+    path = new_file(f"{os.path.splitext(tflite_path)[0]}.json" if path is None else path)
     content, model = flatbuffer.read(tflite_path)
     described = ends.describe(model)
     (first, *_) = described["outputs"]
@@ -67,7 +70,6 @@ def export_metadata(tflite_path, path=None, labels=None, pixels=None, meaning=No
         "operators": flatbuffer.count_operators(model),
         "repq_tf": __version__,
     }
-    path = path or f"{os.path.splitext(tflite_path)[0]}.json"
     write_atomically(path, (json.dumps(description, indent=2) + "\n").encode())
     return description
 

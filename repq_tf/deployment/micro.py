@@ -4,7 +4,8 @@ import hashlib
 import os
 import re
 
-from repq_tf.files import write_atomically
+from repq_tf.arguments import file_path
+from repq_tf.files import new_file, write_atomically
 
 # The builtin operators that `MicroMutableOpResolver` has an `Add...` for, read in November 2026
 # from tensorflow/lite/micro/micro_mutable_op_resolver.h of github.com/tensorflow/tflite-micro.
@@ -65,6 +66,8 @@ def export_c_array(tflite_path, header_path, name="g_model"):
     identifier = isinstance(name, str) and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name)
     if not identifier or name in _KEYWORDS:
         raise ValueError(f"name must be a C identifier, no keyword. Received: {name!r}")
+    tflite_path = file_path(tflite_path, "tflite_path")
+    header_path = new_file(header_path, "header_path")
     content, model = flatbuffer.read(tflite_path)
     operators = flatbuffer.count_operators(model)
     _check(tflite_path, model, operators)

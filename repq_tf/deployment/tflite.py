@@ -4,13 +4,15 @@ import warnings
 
 from absl import logging
 
-from repq_tf.deployment.containers import check_container, four_bit_layers
+from repq_tf.deployment.containers import check_container, check_four_bits, four_bit_layers
 from repq_tf.deployment.merge import merge, read_deployable
 from repq_tf.deployment.pixels import pixel_table
-from repq_tf.deployment.trace import Trace
-from repq_tf.files import check_folder, write_atomically
+from repq_tf.deployment.trace import Trace, end_names
+from repq_tf.files import new_file, write_atomically
 from repq_tf.keras_api import backend
 from repq_tf.layers import Quantize
+from repq_tf.quantization.graph import pairs, read_graph
+from repq_tf.quantization.grids import known_name
 
 
 def export_tflite(
@@ -27,7 +29,7 @@ def export_tflite(
     The file holds one convolution for each block, with the weights, the biases and the
     scales that the model computes with in inference: grids of 2 to 8 bits lie
     inside int8 tensors, activations of 16 bits are int16. Tensors are called after the
-    Keras layers that make them.
+    Keras layers that make them, and the ends in its signature as the model's.
 
     Args:
         model: what `repq_tf.quantize` returned, trained or not; or what TFMOT trained with
@@ -39,7 +41,8 @@ def export_tflite(
         output_type: likewise, what it gets.
         container: of kernels of at most 4 bits: "int8", or "int4" to store the same
             integers two a byte. The file is about half as large; its convolutions are
-            slower and round as `repq_tf.with_container(model, "int4")` does.
+            slower and round as `repq_tf.with_container(model, "int4")` does. Refused without
+            such kernels.
         pixels: for a uint8 file that takes images as cameras give them, the normalisation that
             the model was trained with: `(mean, std)` for `(pixel - mean) / std`, numbers or
             sequences with one for each channel; or the function that made float images of
@@ -73,8 +76,10 @@ def export_tflite(
             f"pixels goes with input_type='uint8'. Received: input_type={input_type!r}"
         )
     _need_tensorflow("export_tflite")
-    check_folder(path)
+    path = new_file(path)
     graph = read_deployable(model)
+    if container == "int4":
+        check_four_bits(graph)
     trace = Trace(graph, input_shape)
     bits = trace.input_layer.bits
     input_type = ends.check_type("input_type", input_type, bits)
@@ -94,6 +99,7 @@ def export_tflite(
     else:
         content = editing.clamp_in_rescale(content)
     content = ends.set_end_types(content, input_type, output_type, table)
+    content = ends.set_signature(content, trace.names)
     if container == "int4":
         content = storage.store_int4(content, _four_bit_layers(graph))
     operators = flatbuffer.integer_operators(content)
@@ -102,7 +108,10 @@ def export_tflite(
 
 
 def _four_bit_layers(graph):
-    names, left = four_bit_layers(graph)
+    names, left = (
+        [known_name(graph, graph.nodes[name]) for name in found]
+        for found in four_bit_layers(graph)
+    )
     if left:
         warnings.warn(
             f"layers {left} stay in the int8 container: a channel with a negative batch-norm "
@@ -124,8 +133,10 @@ def export_tflite_float(model, path):
         FileNotFoundError: the folder of `path` does not exist.
         RuntimeError: Keras does not run on TensorFlow.
     """
+    from repq_tf.deployment import ends  # LiteRT's schema
+
     _need_tensorflow("export_tflite_float")
-    check_folder(path)
+    path = new_file(path)
     for node in read_deployable(model).nodes.values():
         if isinstance(node.layer, Quantize) or getattr(node.layer, "weight_quantizer", None):
             raise ValueError(
@@ -133,11 +144,16 @@ def export_tflite_float(model, path):
                 f"Received: {model.name!r}, whose layer {node.name!r} is quantized"
             )
     merged = merge(model)
+    graph = read_graph(merged)
+    names = end_names(graph)
+    _, *keys = names
 
     def run(x):
-        return {"output": merged(x, training=False)}
+        outputs = pairs(graph.outputs, merged(x, training=False))
+        return {key: y for key, (_, y) in zip(keys, outputs, strict=True)}
 
-    write_atomically(path, _convert(run, merged.input_shape[1:], integer=False))
+    content = _convert(run, merged.input_shape[1:], integer=False)
+    write_atomically(path, ends.set_signature(content, names))
 
 
 def _need_tensorflow(caller):

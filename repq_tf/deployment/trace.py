@@ -18,10 +18,17 @@ from repq_tf.deployment.merge import (
 from repq_tf.keras_api import keras, ops
 from repq_tf.layers import DenseBlock, DepthToSpace, Quantize, QuantizedPReLU, ReparamConv
 from repq_tf.quantization.graph import evaluate
-from repq_tf.quantization.grids import own_quantizer
+from repq_tf.quantization.grids import known_name, own_quantizer
 from repq_tf.quantization.nodes import check_input_shape, leaves
 from repq_tf.quantization.operators import activation_name
 from repq_tf.quantizers import levels, zero_point
+
+
+def end_names(graph):
+    """What the converter, which sorts them, calls a model's ends: `{that: the file's name}`."""
+    (source,) = (node.name for node in graph.nodes.values() if node.is_input)
+    outputs = {f"output{index:03}": key for index, key in enumerate(graph.output_keys)}
+    return {"input": source, **outputs}
 
 
 class Trace:
@@ -40,7 +47,8 @@ class Trace:
         self.input_shape = source.input_shape[1:]
         if input_shape is not None:
             self.input_shape = check_input_shape(self.input_shape, input_shape)
-        self.outputs = [f"output{index}" for index in range(len(graph.output_tensors))]
+        self.names = end_names(graph)
+        _, *self.outputs = self.names
         # Numbers are taken now: inside the trace, variables have none.
         self.weights, self.steps, self.slopes = {}, {}, {}
         for node in graph.nodes.values():
@@ -72,10 +80,11 @@ class Trace:
             )
 
     def _check(self, node):
+        name = known_name(self.graph, node)
         if not isinstance(node.layer, ReparamConv):
             if node.layer.weights and not isinstance(node.layer, Quantize):
                 raise ValueError(
-                    f"layer {node.name!r} ({type(node.layer).__name__}) computes in floating "
+                    f"layer {name!r} ({type(node.layer).__name__}) computes in floating "
                     "point; export what repq_tf.quantize returned, not the merged model"
                 )
             return
@@ -85,7 +94,7 @@ class Trace:
             if all(type(reader.layer) is Quantize for reader in readers):
                 return
         raise ValueError(
-            f"layer {node.name!r} computes in floating point (its kernel, its input or its "
+            f"layer {name!r} computes in floating point (its kernel, its input or its "
             "output has no quantizer), so the file would not be all integer"
         )
 
@@ -154,7 +163,11 @@ class Trace:
         y = layer(*args, **kwargs)
         relu = isinstance(layer, keras.layers.ReLU | keras.layers.Activation)
         readers = self.graph.consumers(node.name)
-        if relu and not any(type(reader.layer) is Quantize for reader in readers):
+        if (
+            relu
+            and activation_name(layer) != "linear"
+            and not any(type(reader.layer) is Quantize for reader in readers)
+        ):
             # A ReLU that stands alone keeps the scale of its input.
             y = self.fake_quantize(y, grid_layer(self.graph, node.inputs[0]))
         return y
@@ -175,7 +188,7 @@ class Trace:
             low = levels(layer.bits, True, narrow=False)[0] * self.steps[layer.name]
             y = tf.maximum(y, self.fake_quantize(tf.constant(float(low)), layer))
             y = self.fake_quantize(y, layer)
-        return self.tap(y, self.grid(layer, source.name, *weights))
+        return self.tap(y, self.grid(layer, known_name(self.graph, source), *weights))
 
     def _convolution(self, node, x):
         import tensorflow as tf

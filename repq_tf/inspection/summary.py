@@ -5,7 +5,7 @@ import math
 
 from repq_tf.deployment.containers import check_container, four_bit_layers
 from repq_tf.deployment.merge import input_quantizer, read_deployable
-from repq_tf.files import write_atomically
+from repq_tf.files import new_file, write_atomically
 from repq_tf.inspection.costs import (
     FLOAT_BITS,
     deployed_parameters,
@@ -16,7 +16,7 @@ from repq_tf.inspection.render import as_html, as_text
 from repq_tf.inspection.shapes import output_shapes
 from repq_tf.keras_api import ops
 from repq_tf.layers import Quantize, ReparamConv
-from repq_tf.quantization.grids import output_quantizer, own_quantizer
+from repq_tf.quantization.grids import known_name, output_quantizer, own_quantizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Summary:
 
     def save(self, path):
         """Writes `html()` to a file, whole or not at all."""
-        write_atomically(path, self.html().encode())
+        write_atomically(new_file(path), self.html().encode())
 
 
 def summary(model, input_shape=None, container="int8"):
@@ -152,7 +152,7 @@ def _row(graph, node, shapes, counted, packed):
     bits = getattr(layer, "weight_bits", None)
     again = id(layer) in counted  # a layer that is called twice has its weights once
     return LayerSummary(
-        name=node.name,
+        name=known_name(graph, node),
         kind=type(layer).__name__,
         shape=shape,
         weight_bits=bits,

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from repq_tf.arguments import boolean, number
 from repq_tf.branches import WideReading
 from repq_tf.keras_api import UNCAST, Layer, keras, ops, register
 from repq_tf.layers import runtime
@@ -60,7 +61,7 @@ class QuantizedPReLU(Quantize):
         self.prelu = _PReLU(
             alpha_regularizer=alpha_regularizer,
             alpha_constraint=alpha_constraint,
-            trainable=trainable_alpha,
+            trainable=boolean(trainable_alpha, "trainable_alpha"),
             dtype=self.variable_dtype,
             name="prelu",
         )
@@ -69,6 +70,11 @@ class QuantizedPReLU(Quantize):
         """Creates the step and alpha."""
         super().build(input_shape)
         self.prelu.build((None, *(1 for _ in input_shape[1:-1]), input_shape[-1]))
+
+    @property
+    def trainable_parts(self):
+        """What holds alpha, which can be frozen alone."""
+        return {"prelu": [self.prelu]}
 
     @property
     def alpha(self):
@@ -139,11 +145,7 @@ class QuantizedLeakyReLU(Layer):
     def __init__(self, negative_slope=0.3, **kwargs):
         kwargs.setdefault("autocast", False)
         super().__init__(**kwargs)
-        if not 0 <= negative_slope <= 128:
-            raise ValueError(
-                f"negative_slope must be from 0 to 128. Received: {negative_slope!r}"
-            )
-        self.negative_slope = negative_slope
+        self.negative_slope = number(negative_slope, "negative_slope", least=0, most=128)
         self.numerator = round(256 * negative_slope)
 
     def values(self, x):

@@ -1,9 +1,9 @@
 """Average pooling of a stored tensor, in the integer runtime's arithmetic."""
 
+from repq_tf.arguments import pair
 from repq_tf.branches import WideReading
 from repq_tf.convolution import convolve, same_window
 from repq_tf.keras_api import Layer, ops, register
-from repq_tf.layers.arguments import pair
 
 
 @register

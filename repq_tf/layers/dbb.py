@@ -1,5 +1,6 @@
 """The diverse branch block (arXiv 2103.13425)."""
 
+from repq_tf.arguments import boolean, positive
 from repq_tf.branches import Chain, Fixed, Identity, Sum
 from repq_tf.keras_api import register
 from repq_tf.layers.reparam_conv import ReparamConv
@@ -29,8 +30,10 @@ class DiverseBranchBlock(ReparamConv):
         self, filters, kernel_size=3, internal_channels=None, single_init=False, **options
     ):
         super().__init__(filters, kernel_size, **options)
+        if internal_channels is not None:
+            positive(internal_channels, "internal_channels")
         self.internal_channels = internal_channels
-        self.single_init = single_init
+        self.single_init = boolean(single_init, "single_init")
 
     def make_branches(self, in_channels):
         """The four normalized branches; three in a depthwise block."""

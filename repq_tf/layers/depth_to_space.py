@@ -1,7 +1,7 @@
 """Depth to space: the upscaling at the end of super-resolution networks."""
 
+from repq_tf.arguments import positive
 from repq_tf.keras_api import Layer, backend, ops, register
-from repq_tf.layers.arguments import positive
 
 
 @register

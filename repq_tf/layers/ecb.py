@@ -1,5 +1,6 @@
 """ECBSR's edge-oriented convolution block (ACM MM 2021)."""
 
+from repq_tf.arguments import boolean, number
 from repq_tf.branches import LAPLACIAN, SOBEL_X, SOBEL_Y, Chain, Fixed, Identity, Scale, Sum
 from repq_tf.keras_api import keras, register
 from repq_tf.layers.reparam_conv import ReparamConv
@@ -37,10 +38,8 @@ class ECB(ReparamConv):
                 1 / 3, mode="fan_in", distribution="uniform"
             )
         super().__init__(filters, kernel_initializer=kernel_initializer, **options)
-        if not multiplier > 0:
-            raise ValueError(f"multiplier must be positive. Received: {multiplier!r}")
-        self.multiplier = multiplier
-        self.identity = identity
+        self.multiplier = number(multiplier, "multiplier", above=0)
+        self.identity = boolean(identity, "identity")
 
     def make_branches(self, in_channels):
         """The sum of the convolution, the expanded one, the edges and the identity."""

@@ -1,8 +1,8 @@
 """ExpandNets' linear expansions of a convolution (arXiv 1811.10495)."""
 
+from repq_tf.arguments import boolean, positive
 from repq_tf.branches import Chain
 from repq_tf.keras_api import register
-from repq_tf.layers.arguments import positive
 from repq_tf.layers.reparam_conv import ReparamConv
 
 _EXPANSIONS = ("CL", "CK")
@@ -50,8 +50,8 @@ class ExpandNet(ReparamConv):
             )
         self.expansion = expansion
         self.rate = positive(rate, "rate")
-        self.use_bias = use_bias
-        self.use_batch_norm = use_batch_norm
+        self.use_bias = boolean(use_bias, "use_bias")
+        self.use_batch_norm = boolean(use_batch_norm, "use_batch_norm")
 
     def make_branches(self, in_channels):
         """The chain, normalized if it is to be."""

@@ -1,8 +1,8 @@
 """MobileOne's block (arXiv 2206.04040)."""
 
+from repq_tf.arguments import positive
 from repq_tf.branches import Identity, Sum
 from repq_tf.keras_api import register
-from repq_tf.layers.arguments import positive
 from repq_tf.layers.reparam_conv import ReparamConv
 
 

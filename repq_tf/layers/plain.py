@@ -1,5 +1,6 @@
 """Plain convolutions as blocks: the trivial expressions."""
 
+from repq_tf.arguments import boolean
 from repq_tf.keras_api import ops, register
 from repq_tf.layers.reparam_conv import ReparamConv
 
@@ -15,7 +16,7 @@ class ConvBlock(ReparamConv):
 
     def __init__(self, filters, kernel_size=3, use_bias=True, **options):
         super().__init__(filters, kernel_size, **options)
-        self.use_bias = use_bias
+        self.use_bias = boolean(use_bias, "use_bias")
 
     def make_branches(self, in_channels):
         """The convolution."""
@@ -76,6 +77,7 @@ class DenseBlock(ConvBlock):
         return ops.squeeze(y, (1, 2))
 
     def build_from_config(self, config):
-        """Builds the layer for a saved input shape."""
+        """Builds the layer for a saved input shape, and freezes its parts."""
         if config:
-            self.build((config["input_shape"][0], config["input_shape"][-1]))
+            batch, *_, features = config["input_shape"]
+            super().build_from_config({**config, "input_shape": (batch, features)})

@@ -38,7 +38,7 @@ class QARepVGGBlock(ReparamConv):
 
     def __init__(self, filters, kernel_size=3, variant="S4", **options):
         super().__init__(filters, kernel_size, **options)
-        if variant not in _VARIANTS:
+        if not isinstance(variant, str) or variant not in _VARIANTS:
             raise ValueError(
                 f"variant must be one of {', '.join(_VARIANTS)}. Received: {variant!r}"
             )

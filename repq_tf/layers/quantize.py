@@ -5,6 +5,7 @@ so do quantized blocks. In training they fake-quantize; in inference they comput
 integer runtime (LiteRT with XNNPACK) computes, in its order and its rounding.
 """
 
+from repq_tf.arguments import boolean, number
 from repq_tf.branches import WideReading
 from repq_tf.keras_api import Layer, keras, ops, register
 from repq_tf.layers import runtime
@@ -41,10 +42,10 @@ class Quantize(Layer):
     def __init__(self, bits=8, signed=True, step=None, **kwargs):
         kwargs.setdefault("autocast", False)
         super().__init__(**kwargs)
-        if step is not None and not step > 0:
-            raise ValueError(f"step must be positive. Received: {step!r}")
+        if step is not None:
+            number(step, "step", above=0)
         self.bits = bits
-        self.signed = signed
+        self.signed = boolean(signed, "signed")
         self.fixed_step = step
         self.activation_quantizer = LSQ(
             bits=bits,
@@ -232,7 +233,7 @@ class QuantizedMean(Quantize):
 
     def __init__(self, bits=8, signed=True, keepdims=False, input_zero_point=0, **options):
         super().__init__(bits, signed, **options)
-        self.keepdims = keepdims
+        self.keepdims = boolean(keepdims, "keepdims")
         self.input_zero_point = input_zero_point
 
     def values(self, x, *steps):

@@ -1,5 +1,6 @@
 """The base of every re-parameterized convolution."""
 
+from repq_tf.arguments import boolean, explicit_window, number, pair, positive, tuples
 from repq_tf.branches import (
     OABN,
     BatchNorm,
@@ -9,12 +10,18 @@ from repq_tf.branches import (
     Reading,
     WideReading,
     check_batch_norm,
+    check_branch,
     check_groups,
     check_mode,
 )
 from repq_tf.convolution import convolve, same_window
 from repq_tf.keras_api import LEGACY, Layer, check_same_keras, keras, ops, register
-from repq_tf.layers.arguments import explicit_window, pair, positive, tuples
+from repq_tf.layers.freezing import (
+    build_config,
+    freeze_new_weights,
+    parts,
+    read_build_config,
+)
 from repq_tf.layers.integer import integer_weights
 from repq_tf.quantizers import LSQ, check_bits
 
@@ -114,20 +121,18 @@ class ReparamConv(Layer):
         self.padding = tuples(padding)
         self.groups = positive(groups, "groups")
         self.activation = keras.activations.get(activation)
-        self.merged = merged
+        self.merged = boolean(merged, "merged")
         self.bn_statistics = bn_statistics
-        self.restore_batch_norm = restore_batch_norm
+        self.restore_batch_norm = boolean(restore_batch_norm, "restore_batch_norm", True)
         self.weight_bits = weight_bits
-        self.per_channel = per_channel
+        self.per_channel = boolean(per_channel, "per_channel")
         check_batch_norm(momentum, epsilon, sample_fraction)
         self.momentum = momentum
         self.epsilon = epsilon
-        self.synchronized = synchronized
+        self.synchronized = boolean(synchronized, "synchronized")
         self.sample_fraction = sample_fraction
-        self.literal_estimate = literal_estimate
-        if oabn_k is not None and not oabn_k > 0:
-            raise ValueError(f"oabn_k must be positive or None. Received: {oabn_k!r}")
-        self.oabn_k = oabn_k
+        self.literal_estimate = boolean(literal_estimate, "literal_estimate")
+        self.oabn_k = None if oabn_k is None else number(oabn_k, "oabn_k", above=0)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
         # What is put here quantizes the merged kernel from outside (TFMOT).
@@ -137,7 +142,7 @@ class ReparamConv(Layer):
             self.weight_quantizer = LSQ(
                 bits=check_bits(weight_bits, "weight_bits"),
                 signed=True,
-                channels=self.filters if per_channel else None,
+                channels=self.filters if self.per_channel else None,
                 name="weight_quantizer",
                 dtype=self.dtype_policy,
             )
@@ -197,7 +202,8 @@ class ReparamConv(Layer):
         check_groups(self, channels)
         if self._window == "same":
             same_window(self.kernel_size, self.strides, input_shape[1:3])
-        self.expression = self.make_branches(channels)
+        expression = self.make_branches(channels)
+        self.expression = check_branch(expression, f"{self.name}: make_branches's result")
         inner = self.inner
         if inner.kernel_size != self.kernel_size:
             raise ValueError(
@@ -225,9 +231,7 @@ class ReparamConv(Layer):
             node.statistics.literal_estimate = self.literal_estimate
         if self.weight_quantizer is not None:
             self.weight_quantizer.build(None)
-        for part in (self.expression, self.restored, self.weight_quantizer):
-            if part is not None and not self.trainable:  # frozen before it had parts
-                part.trainable = False
+        freeze_new_weights(self)
         self.built = True
 
     def _share_dtype(self, expression):
@@ -277,6 +281,16 @@ class ReparamConv(Layer):
     def merged_batch_norms(self):
         """The batch norms that are merged into the kernel, inner ones first."""
         return [node for node in self.inner.walk() if isinstance(node, BatchNorm)]
+
+    @property
+    def trainable_parts(self):
+        """The layers inside that can be frozen alone; see `repq_tf.layers.freezing`."""
+        found = {"expression": parts(self.expression)}
+        if self.restored is not None:
+            found["restored"] = parts(self.restored)
+        if self.weight_quantizer is not None:
+            found["weight_quantizer"] = [self.weight_quantizer]
+        return found
 
     def window(self, spatial):
         """The zeros around an input of `(height, width)`."""
@@ -388,10 +402,11 @@ class ReparamConv(Layer):
         return config
 
     def get_build_config(self):
-        """The input shape that the block was built for."""
-        return {"input_shape": self._built_shape} if self.built else None
+        """The input shape that the block was built for, and which parts are frozen."""
+        return build_config(self, {"input_shape": self._built_shape}) if self.built else None
 
     def build_from_config(self, config):
-        """Builds the block for a saved input shape."""
+        """Builds the block for a saved input shape, and freezes its parts."""
         if config:
             self.build(config["input_shape"])
+            read_build_config(self, config)

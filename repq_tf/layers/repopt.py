@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from repq_tf.arguments import boolean, number
 from repq_tf.branches import Identity, NumpyReading, Scale, Sum
 from repq_tf.keras_api import keras, register
 from repq_tf.kernels import AffineKernel
@@ -41,8 +42,8 @@ class CSLABlock(ReparamConv):
     ):
         super().__init__(filters, kernel_size, **options)
         self.scales = scales
-        self.identity_scale = identity_scale
-        self.trainable_scales = trainable_scales
+        self.identity_scale = number(identity_scale, "identity_scale")
+        self.trainable_scales = boolean(trainable_scales, "trainable_scales")
 
     def make_branches(self, in_channels):
         """The normalized sum of scaled convolutions and, if shapes allow, the input."""

@@ -1,5 +1,6 @@
 """RepVGG's block (arXiv 2101.03697)."""
 
+from repq_tf.arguments import boolean, number
 from repq_tf.branches import Identity, Sum
 from repq_tf.keras_api import ops, register
 from repq_tf.kernels import centre_offset
@@ -48,16 +49,15 @@ class RepVGGBlock(ReparamConv):
         **options,
     ):
         super().__init__(filters, kernel_size, **options)
-        if not custom_l2 >= 0:
-            raise ValueError(f"custom_l2 must be at least 0. Received: {custom_l2!r}")
+        number(custom_l2, "custom_l2", least=0)
         if custom_l2 and not use_batch_norm:
             raise ValueError(
                 "custom_l2 must be 0 without batch norms, of whose gains it is made. "
                 f"Received: {custom_l2!r}"
             )
         self.custom_l2 = custom_l2
-        self.custom_l2_denominator = custom_l2_denominator
-        self.use_batch_norm = use_batch_norm
+        self.custom_l2_denominator = boolean(custom_l2_denominator, "custom_l2_denominator")
+        self.use_batch_norm = boolean(use_batch_norm, "use_batch_norm")
 
     def make_branches(self, in_channels):
         """The two convolutions and, if shapes allow, the input, each of them normalized."""

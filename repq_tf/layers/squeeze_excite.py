@@ -1,7 +1,8 @@
 """Squeeze and excite (arXiv 1709.01507)."""
 
+from repq_tf.arguments import positive
 from repq_tf.keras_api import Layer, keras, ops, register
-from repq_tf.layers.arguments import positive
+from repq_tf.layers.freezing import build_config, freeze_new_weights, read_build_config
 
 
 @register
@@ -38,7 +39,13 @@ class SqueezeExcite(Layer):
         )
         self.reduce.build((None, channels))
         self.expand.build((None, self.reduced))
+        freeze_new_weights(self)
         self.built = True
+
+    @property
+    def trainable_parts(self):
+        """The two dense maps, each of which can be frozen alone."""
+        return {"reduce": [self.reduce], "expand": [self.expand]}
 
     def call(self, x):
         """Weighs the channels."""
@@ -48,6 +55,17 @@ class SqueezeExcite(Layer):
     def compute_output_shape(self, input_shape):
         """The input's shape."""
         return input_shape
+
+    def get_build_config(self):
+        """The input shape that the layer was built for, and which parts are frozen."""
+        config = super().get_build_config()
+        return build_config(self, config) if config else config
+
+    def build_from_config(self, config):
+        """Builds the layer for a saved input shape, and freezes its parts."""
+        super().build_from_config(config)
+        if config:
+            read_build_config(self, config)
 
     def get_config(self):
         """The arguments of the constructor."""

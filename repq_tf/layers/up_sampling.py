@@ -1,7 +1,7 @@
 """Upsampling of a stored tensor, in the integer runtime's arithmetic."""
 
+from repq_tf.arguments import pair
 from repq_tf.keras_api import Layer, ops, register
-from repq_tf.layers.arguments import pair
 
 INTERPOLATIONS = ("nearest", "bilinear")
 _ONE = 2**11  # of the runtime's weights

@@ -1,5 +1,6 @@
 """Kernels as a direction times a length: DiracNets and weight normalization."""
 
+from repq_tf.arguments import boolean
 from repq_tf.branches import Fixed, Scale, Sum, UnitNorm
 from repq_tf.keras_api import keras, register
 from repq_tf.layers.reparam_conv import ReparamConv
@@ -10,7 +11,7 @@ class _NormedConv(ReparamConv):
 
     def __init__(self, filters, kernel_size=3, use_batch_norm=True, **options):
         super().__init__(filters, kernel_size, **options)
-        self.use_batch_norm = use_batch_norm
+        self.use_batch_norm = boolean(use_batch_norm, "use_batch_norm")
 
     def _normed(self, length):
         direction = UnitNorm(self.convolution(name="direction"))

@@ -2,7 +2,9 @@
 
 from repq_tf.keras_api import keras
 from repq_tf.layers import DenseBlock, Quantize, ReparamConv
-from repq_tf.quantization.graph import copy_layer
+from repq_tf.layers.freezing import copy_trainable, is_frozen
+from repq_tf.quantization.graph import copy_layer, copy_state
+from repq_tf.quantization.grids import OPERATOR
 from repq_tf.quantization.nodes import free_name
 from repq_tf.quantization.stock_blocks import assign, copy_stock, stock_block
 from repq_tf.quantizers import zero_point
@@ -36,16 +38,17 @@ class Builder:
                 return self._on_own_grid(site, args)
         y = self._copy(site)(*args, **kwargs)
         if site.fused:
-            name = site.fused[-1]
+            name = self.placement.ends.get(site.name, site.fused[-1])
             y = keras.layers.Activation(site.activation, name=name, dtype="float32")(y)
         return self.quantize_output(site, y)
 
     def _copy(self, site):
         """The layer itself; in float32, since half precision moves values off their grid."""
-        copy = copy_layer(site.layer, site.name, dtype="float32")
+        last = not site.fused and not self._rounds(site)
+        copy = copy_layer(site.layer, self._name(site, last), dtype="float32")
         if site.layer.weights:
             copy.build(site.layer.input.shape)
-            copy.set_weights(site.layer.get_weights())
+            copy_state(site.layer, copy)
         return copy
 
     def _convolution(self, site, x):
@@ -69,9 +72,7 @@ class Builder:
         to it as well, its grid has 8 bits (or 16) and the shared quantizer follows: the
         operators' rounding is right for one grid alone.
         """
-        rounded = [s for s in self.placement.sites.values() if s.group == site.group]
-        several = sum(not self._on_grid(other) for other in rounded) > 1
-        shared = several and site.kind != "fixed"
+        shared = self._shares_quantizer(site) and site.kind != "fixed"
         groups = [self._input_group(site, index) for index in range(len(site.inputs))]
         if any(group not in self.steps for group in groups):
             raise ValueError(
@@ -84,7 +85,7 @@ class Builder:
             bits=max(8, site.bits.activation_bits) if shared else site.bits.activation_bits,
             signed=site.signed and site.activation == "linear",
             step=None if shared else site.step,
-            name=site.name,
+            name=self._name(site, last=not shared),
             dtype=site.layer.dtype_policy,
         )
         tensors = args[0] if isinstance(args[0], list | tuple) else args[:1]
@@ -104,7 +105,8 @@ class Builder:
         step = self.steps.get(site.group)
         if step is None:
             return self._copy(site)(x)
-        layer = site.operator.make(site, self.zero_points[site.group], name=site.name)
+        name = self._name(site, last=False)
+        layer = site.operator.make(site, self.zero_points[site.group], name=name)
         return self.quantize_output(site, layer(x, step))
 
     def apply_input(self, node, x):
@@ -113,10 +115,12 @@ class Builder:
 
     def quantize_output(self, site, y, scale=None, **rounding):
         """Puts the group's quantizer behind a site whose output needs rounding."""
-        if site.bits.activation_bits is None or self._on_grid(site):
+        if not self._rounds(site):
             return y
         if site.group not in self.quantizers:
-            name = free_name(f"{site.name}_quantize", self.placement.alias)
+            name = self._free_name(site, "_quantize")
+            if not self._shares_quantizer(site):
+                name = self.placement.ends.get(site.name, name)
             layer = Quantize(site.bits.activation_bits, site.signed, site.step, name=name)
             self.quantizers[site.group] = layer
         quantizer = self.quantizers[site.group]
@@ -124,6 +128,25 @@ class Builder:
         args = (y,) if scale is None else (y, scale)
         y, self.steps[site.group] = quantizer(*args, **rounding)
         return y
+
+    def _name(self, site, last):
+        """The name of a site's operator: the output's of the model, if it is the last layer."""
+        ends = self.placement.ends
+        if last and site.name in ends:
+            return ends[site.name]
+        return self._free_name(site, OPERATOR) if site.name in ends.values() else site.name
+
+    def _free_name(self, site, suffix):
+        placement = self.placement
+        return free_name(f"{site.name}{suffix}", {*placement.alias, *placement.ends.values()})
+
+    def _rounds(self, site):
+        """Whether a quantizer stands behind what a site computes."""
+        return site.bits.activation_bits is not None and not self._on_grid(site)
+
+    def _shares_quantizer(self, site):
+        group = [s for s in self.placement.sites.values() if s.group == site.group]
+        return sum(not self._on_grid(other) for other in group) > 1
 
     def _on_grid(self, site):
         """Whether the output of a site lies on the grid of its input without rounding."""
@@ -137,7 +160,7 @@ class Builder:
         else:
             kind, config = stock_block(site.layer, site.batch_norm)
         config.update(
-            name=site.name,
+            name=self._name(site, last=not self._rounds(site)),
             weight_bits=site.bits.weight_bits,
             per_channel=site.bits.per_channel,
             bn_statistics=self.bn_statistics,
@@ -150,22 +173,31 @@ class Builder:
         return kind.from_config(config)
 
     def copy_weights(self):
-        """Copies the source layers' weights into the blocks."""
+        """Copies the source layers' weights, and what is frozen of them, into the blocks."""
         for name, block in self.blocks.items():
             site = self.placement.sites[name]
             if isinstance(site.layer, ReparamConv):
+                copy_trainable(site.layer, block)  # first: tf_keras orders weights by it
                 assign(block.expression.weights, site.layer.expression.weights)
                 if block.restored is not None and _has_trained_root(site.layer):
                     assign(block.restored.weights, site.layer.restored.weights)
             else:
                 copy_stock(site.layer, site.batch_norm, block)
-            block.trainable = site.layer.trainable
+            self._freeze_new_parts(site.layer, block)
+
+    def _freeze_new_parts(self, source, block):
+        """Freezes what a block has beside its source, where all that it serves is frozen."""
+        if block.weight_quantizer is not None and is_frozen(block.inner):
+            block.weight_quantizer.trainable = False
+        norms = block.merged_batch_norms
+        if block.restored is not None and norms and not _has_trained_root(source):
+            block.restored.trainable = block.trainable and any(n.trainable for n in norms)
 
     @property
     def fresh_roots(self):
         """Names of the blocks whose restored batch norm is new."""
         return {
-            name
+            block.name
             for name, block in self.blocks.items()
             if block.restored is not None
             and not _has_trained_root(self.placement.sites[name].layer)
@@ -174,7 +206,9 @@ class Builder:
     @property
     def true_moments(self):
         """Names of the blocks that were trained with exact moments."""
-        sources = {name: self.placement.sites[name].layer for name in self.blocks}
+        sources = {
+            block.name: self.placement.sites[name].layer for name, block in self.blocks.items()
+        }
         return {
             name
             for name, layer in sources.items()

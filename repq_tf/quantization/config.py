@@ -2,7 +2,9 @@
 
 import dataclasses
 import fnmatch
+from collections.abc import Iterable
 
+from repq_tf.arguments import boolean
 from repq_tf.quantizers import ACTIVATION_BITS, BITS, check_bits
 
 _KEYS = ("weight_bits", "activation_bits", "per_channel")
@@ -27,13 +29,15 @@ def check_rules(rules):
     """Returns rules as a list of `(pattern, settings)`; raises ValueError on a bad one.
 
     Args:
-        rules: a dict or a sequence of pairs, `pattern -> settings`: a shell-style
+        rules: None, a dict or a sequence of pairs, `pattern -> settings`: a shell-style
             pattern of layer names and a dict with some of `weight_bits`,
             `activation_bits` and `per_channel`.
     """
-    pairs = list(rules.items()) if isinstance(rules, dict) else [tuple(rule) for rule in rules]
+    pairs = rules.items() if isinstance(rules, dict) else () if rules is None else rules
+    pairs = list(pairs) if isinstance(pairs, Iterable) else [pairs]
     for pair in pairs:
-        if len(pair) != 2 or not isinstance(pair[0], str) or not isinstance(pair[1], dict):
+        whole = isinstance(pair, list | tuple) and len(pair) == 2
+        if not whole or not isinstance(pair[0], str) or not isinstance(pair[1], dict):
             raise ValueError(
                 f"rules must be pairs of a name pattern and a dict. Received: {pair!r}"
             )
@@ -41,15 +45,18 @@ def check_rules(rules):
         unknown = set(settings) - set(_KEYS)
         if unknown:
             raise ValueError(
-                f"rule {pattern!r}: settings must be among {_KEYS}. Received: {sorted(unknown)}"
+                f"rule {pattern!r}: settings must be among {_KEYS}. "
+                f"Received: {sorted(map(str, unknown))}"
             )
         for key, allowed in (("weight_bits", BITS), ("activation_bits", ACTIVATION_BITS)):
             if settings.get(key) is not None:
                 check_bits(settings[key], f"rule {pattern!r}: {key}", allowed)
+        if "per_channel" in settings:
+            boolean(settings["per_channel"], f"rule {pattern!r}: per_channel")
     return pairs
 
 
-def apply_rules(rules, wholes, defaults):
+def apply_rules(rules, wholes, defaults, weighted):
     """The settings of each layer; later rules win.
 
     A rule for a layer that has become several is one for all their kernels and for the output
@@ -60,9 +67,10 @@ def apply_rules(rules, wholes, defaults):
         wholes: for the name of each layer there is, that of the layer it is a part of (its
             own, if it is whole), in topological order.
         defaults: `{name: LayerBits}`.
+        weighted: the names of the layers that have kernels.
 
     Raises:
-        ValueError: a rule matches no layer.
+        ValueError: a rule matches no layer, or sets weights and matches none that has any.
     """
     settings, last = dict(defaults), {whole: name for name, whole in wholes.items()}
     for pattern, values in rules:
@@ -73,10 +81,16 @@ def apply_rules(rules, wholes, defaults):
                 f"rule {pattern!r} matches no layer that can be quantized; these are: "
                 f"{', '.join(wholes)}"
             )
-        for name, whole in wholes.items():
-            if name in parts or whole in layers:
-                given = dict(values)
-                if whole in layers and name != last[whole] and given.get("activation_bits"):
-                    del given["activation_bits"]
-                settings[name] = dataclasses.replace(settings[name], **given)
+        matched = [name for name in wholes if name in parts or wholes[name] in layers]
+        of_weights = [k for k in ("weight_bits", "per_channel") if values.get(k) is not None]
+        if of_weights and not weighted.intersection(matched):
+            raise ValueError(
+                f"rule {pattern!r}: {' and '.join(of_weights)} must be for layers with weights."
+                f" Received: {', '.join(matched)}, without any"
+            )
+        for name in matched:
+            given, whole = dict(values), wholes[name]
+            if whole in layers and name != last[whole] and given.get("activation_bits"):
+                del given["activation_bits"]
+            settings[name] = dataclasses.replace(settings[name], **given)
     return settings

@@ -6,7 +6,7 @@ import numpy as np
 
 from repq_tf.keras_api import keras, ops
 from repq_tf.layers import ReparamConv, SqueezeExcite
-from repq_tf.quantization.graph import copy_layer
+from repq_tf.quantization.graph import copy_layer, copy_state
 from repq_tf.quantization.nodes import Node, Tensor, free_name, replace_tensors
 from repq_tf.quantization.operators import APART, activation_name, is_one_pixel
 
@@ -83,15 +83,14 @@ def _linear(layer):
     """A copy of a weighted layer without its activation."""
     copy = copy_layer(layer, activation="linear")
     copy.build_from_config(layer.get_build_config())
-    copy.set_weights(layer.get_weights())
-    copy.trainable = layer.trainable
+    copy_state(layer, copy)
     return copy
 
 
 def _squeeze_excite(node, taken):
     """On features `(batch, 1, 1, channels)`, which the product broadcasts without a reshape."""
     layer = node.layer
-    options = {"dtype": layer.dtype_policy, "trainable": layer.trainable}
+    options = {"dtype": layer.dtype_policy}
     name = free_name(f"{node.name}_mean", taken)
     mean = _layers.GlobalAveragePooling2D(keepdims=True, name=name, **options)
     parts = [] if is_one_pixel(layer) else [Node(name, mean, tuple(node.inputs))]
@@ -102,6 +101,7 @@ def _squeeze_excite(node, taken):
         pixel = _layers.Conv2D(dense.units, 1, activation=activation, name=name, **options)
         pixel.build((None, 1, 1, kernel.shape[0]))
         pixel.set_weights([np.reshape(kernel, (1, 1, *kernel.shape)), bias])
+        pixel.trainable = dense.trainable
         source = (Tensor(parts[-1].name),) if parts else tuple(node.inputs)
         parts.append(Node(name, pixel, source))
     before = dataclasses.replace(node, args=(Tensor(parts[-1].name),), kwargs={})

@@ -29,7 +29,7 @@ class FloatPass:
 
     Attributes:
         moments: `Moments` of each convolution's output, before a batch norm at the root,
-            by site.
+            by the name of the block.
         samples: a `Sampler` of each tensor that shares a quantizer with others, by the name
             of the quantizer: `{layer name: list}`.
     """
@@ -42,7 +42,7 @@ class FloatPass:
         for name, merged in self._merged.items():
             if not np.isfinite(ops.convert_to_numpy(merged.affine.kernel)).all():
                 raise ValueError(f"layer {name!r}: its merged kernel holds NaN or infinity")
-        self.moments = {name: Moments() for name in builder.blocks}
+        self.moments = {block.name: Moments() for block in builder.blocks.values()}
         self._samplers, self.samples = {}, {}
         for group, quantizer in builder.quantizers.items():
             origins = builder.placement.origins(group)
@@ -72,10 +72,13 @@ class FloatPass:
         return value
 
     def _convolution(self, name, x):
-        y = self._merged[name].convolution(x)
-        self.moments[name].add(len(y), *feature_moments(y))
-        root = None if name in self._fresh_roots else self._builder.blocks[name].root
-        return self._merged[name].finish(y, root)
+        block, merged = self._builder.blocks[name], self._merged[name]
+        y = merged.convolution(x)
+        self.moments[block.name].add(len(y), *feature_moments(y))
+        return merged.finish(y, self._learned_root(block))
+
+    def _learned_root(self, block):
+        return None if block.name in self._fresh_roots else block.root
 
     def check(self):
         """Judges what was measured.
@@ -91,33 +94,34 @@ class FloatPass:
                 raise ValueError(
                     f"layer {name!r}: its output holds NaN or infinity on calibration data"
                 )
-        for name, block in self._builder.blocks.items():
-            ratio = self._size(name, block)
+        for block in self._builder.blocks.values():
+            ratio = self._size(block)
             if ratio is None:
                 continue
             if not 1 / _OTHER_RANGE < ratio < _OTHER_RANGE:
                 warnings.warn(
-                    f"calibration_data: features of layer {name!r} are {ratio:.3g} times as "
-                    "large as those that its batch norm was trained on; give images "
+                    f"calibration_data: features of layer {block.name!r} are {ratio:.3g} times "
+                    "as large as those that its batch norm was trained on; give images "
                     "preprocessed as in training",
                     stacklevel=4,
                 )
             return
 
-    def _size(self, name, block):
+    def _size(self, block):
         """The features' root mean square as a part of what batch norms know; or None."""
-        moments = self.moments[name]
-        if block.root is not None and name not in self._fresh_roots:
-            statistics = block.root.statistics
-            offset = moments.mean - ops.convert_to_numpy(statistics.moving_mean)
-            known = ops.convert_to_numpy(statistics.moving_variance)
+        moments, root = self.moments[block.name], self._learned_root(block)
+        # The last ones of branches, whose sum has about these moments.
+        last = [
+            node for node in block.merged_batch_norms if node.gamma.shape[0] == block.filters
+        ]
+        if root is not None:
+            offset = moments.mean - ops.convert_to_numpy(root.statistics.moving_mean)
+            known = ops.convert_to_numpy(root.statistics.moving_variance)
             squares = moments.variance + offset**2
-        elif block.merged_batch_norms:
+        elif last:
             gammas, betas = (
-                np.stack([ops.convert_to_numpy(v) for v in variables])
-                for variables in zip(
-                    *((node.gamma, node.beta) for node in block.merged_batch_norms), strict=True
-                )
+                np.stack([ops.convert_to_numpy(variable) for variable in variables])
+                for variables in ([n.gamma for n in last], [n.beta for n in last])
             )
             known = (gammas**2).sum(0) + betas.sum(0) ** 2
             squares = moments.variance + moments.mean**2

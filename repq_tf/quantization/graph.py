@@ -6,12 +6,14 @@ Read from `model.get_config()`, the public description that `.keras` files hold.
 import dataclasses
 
 from repq_tf.keras_api import LEGACY, check_same_keras, keras, tree
+from repq_tf.layers.freezing import copy_trainable
 from repq_tf.quantization import legacy_config
 from repq_tf.quantization.nodes import (
     Graph,
     Node,
     Tensor,
     leaves,
+    map_leaves,
     map_tensors,
     replace_tensors,
     tensors_of,
@@ -41,7 +43,7 @@ def read_graph(model):
             f"Received: {type(model).__name__}"
         )
     layers = {layer.name: layer for layer in model.layers}
-    nodes, produced = {}, {}
+    nodes, produced, owners = {}, {}, {}
     for entry in config["layers"]:
         name = entry["name"]
         if name not in layers:
@@ -55,7 +57,7 @@ def read_graph(model):
         calls = calls or [{"args": [], "kwargs": {}}]
         for index, call in enumerate(calls):
             unique = name if index == 0 else f"{name}_call{index}"
-            produced[name, index] = unique
+            produced[name, index], owners[unique] = unique, name
             args, kwargs = _decode(call["args"]), _decode(call["kwargs"])
             nodes[unique] = Node(unique, layers[name], tuple(args), kwargs)
 
@@ -83,7 +85,8 @@ def read_graph(model):
         )
         for name, node in nodes.items()
     }
-    return _inline(Graph(model.name, _sort(nodes), inputs, outputs))
+    names = tuple(owners[tensor.node] for tensor in tensors_of(outputs))
+    return _inline(Graph(model.name, _sort(nodes), inputs, outputs, names))
 
 
 def _decode(value):
@@ -100,6 +103,8 @@ def _decode(value):
 
 
 def _read_sequential(model):
+    if not model.layers:
+        raise ValueError(f"model {model.name!r} must have layers. Received: none")
     if not model.built:
         raise ValueError(
             f"model {model.name!r} is not built; give it a keras.Input or call it once"
@@ -110,7 +115,7 @@ def _read_sequential(model):
     for layer in model.layers:
         nodes[layer.name] = Node(layer.name, layer, (Tensor(last),))
         last = layer.name
-    return _inline(Graph(model.name, nodes, Tensor("input"), Tensor(last)))
+    return _inline(Graph(model.name, nodes, Tensor("input"), Tensor(last), (last,)))
 
 
 def _sort(nodes):
@@ -137,7 +142,7 @@ def _inline(graph):
             continue
         inner = read_graph(node.layer)
         given = (*node.args, *node.kwargs.values())[0]
-        inside = {tensor.node: source for tensor, source in _pairs(inner.inputs, given)}
+        inside = {tensor.node: source for tensor, source in pairs(inner.inputs, given)}
         for item in inner.nodes.values():
             if item.is_input:
                 continue
@@ -156,13 +161,14 @@ def _inline(graph):
             inside[item.name] = (name,)
         for index, tensor in enumerate(tree.flatten(inner.outputs)):
             renamed[Tensor(node.name, index)] = relink(tensor)
-    return Graph(graph.name, nodes, graph.inputs, replace_tensors(graph.outputs, renamed))
+    outputs = replace_tensors(graph.outputs, renamed)
+    return dataclasses.replace(graph, nodes=nodes, outputs=outputs)
 
 
-def _pairs(structure, values):
-    """The leaves of a structure with those of another one of the same form."""
+def pairs(structure, values):
+    """The leaves of a structure, in order, with those of another one of the same form."""
     if isinstance(structure, dict) and isinstance(values, dict):
-        return [pair for key, item in structure.items() for pair in _pairs(item, values[key])]
+        return [pair for key, item in structure.items() for pair in pairs(item, values[key])]
     return list(zip(leaves(structure), leaves(values), strict=True))
 
 
@@ -213,7 +219,8 @@ def rebuild(graph, apply, apply_input=None, name=None):
         name: of the new model.
 
     Returns:
-        A `keras.Model` with the graph's inputs and outputs.
+        A `keras.Model` with the graph's inputs and outputs. Where the layer that makes an
+        output has another name than in the graph's model, one of that name follows it.
     """
     inputs = {}
 
@@ -227,15 +234,33 @@ def rebuild(graph, apply, apply_input=None, name=None):
     ends = graph.inputs
     if isinstance(ends, list) and len(ends) == 1:
         ends = ends[0]
-    return keras.Model(
-        map_tensors(lambda end: inputs[end.node], ends), outputs, name=name or graph.name
-    )
+    ends = map_tensors(lambda end: inputs[end.node], ends)
+    return keras.Model(ends, _named(ends, outputs, graph.output_names), name=name or graph.name)
+
+
+def _named(inputs, outputs, names):
+    """Outputs made by layers of the given names, unless other layers have these."""
+    tensors = leaves(outputs)
+    model = keras.Model(inputs, tensors)
+    taken, named = {layer.name for layer in model.layers}, {}
+    for tensor, there, name in zip(tensors, model.output_names, names, strict=True):
+        if there != name and name not in taken:
+            taken.add(name)
+            layer = keras.layers.Activation("linear", name=name, dtype=tensor.dtype)
+            named[id(tensor)] = layer(tensor)
+    return map_leaves(lambda tensor: named.get(id(tensor), tensor), outputs)
 
 
 def copy_layer(layer, name=None, **changes):
     """A new, unbuilt layer of the same configuration, but for the changes."""
     config = layer.get_config()
     return type(layer).from_config({**config, "name": name or layer.name, **changes})
+
+
+def copy_state(source, target):
+    """Gives a built layer the weights of an equal one, and freezes what is frozen of that."""
+    copy_trainable(source, target)  # first: tf_keras orders weights by it
+    target.set_weights(source.get_weights())
 
 
 def copy_call(node, args, kwargs, copies, **changes):
@@ -253,7 +278,7 @@ def copy_call(node, args, kwargs, copies, **changes):
         return copies[id(layer)](*args, **kwargs)
     copy = copies[id(layer)] = copy_layer(layer, node.name, **changes)
     outputs = copy(*args, **kwargs)
-    copy.set_weights(layer.get_weights())
+    copy_state(layer, copy)
     if isinstance(copy, keras.layers.Normalization):
         copy.finalize_state()  # it computes with constants made of its weights
     return outputs

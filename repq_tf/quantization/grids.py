@@ -3,6 +3,15 @@
 from repq_tf.keras_api import keras
 from repq_tf.layers import Quantize
 
+# What stands behind the name of a layer whose own name an output of the model bears.
+OPERATOR = "_operator"
+
+
+def known_name(graph, node):
+    """The name by which the user of a quantized model knows a node: its float model's."""
+    name = node.name.removesuffix(OPERATOR)
+    return name if name in graph.output_names else node.name
+
 
 def own_quantizer(graph, node):
     """The `Quantize` layer that rounds a node's output, itself or behind it; or None.

@@ -59,12 +59,15 @@ class Graph:
         nodes: nodes by name.
         inputs: a `Tensor`, or a list or dict of them: what the model is called with.
         outputs: a `Tensor`, or a list or dict of them.
+        output_names: of the outputs, in order: what the model's layers that make them are
+            called, and losses and metrics keyed by.
     """
 
     name: str
     nodes: dict
     inputs: Any
     outputs: Any
+    output_names: tuple = ()
 
     def consumers(self, name):
         """The nodes that read a node's outputs."""
@@ -78,6 +81,17 @@ class Graph:
     def output_tensors(self):
         """The outputs as a flat list."""
         return tensors_of(self.outputs)
+
+    @property
+    def output_keys(self):
+        """What the outputs are called where each name is that of one: in the file, say."""
+        keys = self.output_names
+        if isinstance(self.outputs, dict) and len(self.outputs) == len(keys):
+            keys = self.outputs
+        found = []
+        for key in keys:
+            found.append(free_name(key, found))
+        return found
 
     def is_output(self, name):
         """Whether a node's tensor leaves the model."""
@@ -128,13 +142,18 @@ def tensors_of(structure):
 
 def map_tensors(function, structure):
     """Applies a function to the `Tensor`s of a nested structure; returns a like one."""
-    if isinstance(structure, Tensor):
-        return function(structure)
+    return map_leaves(
+        lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, structure
+    )
+
+
+def map_leaves(function, structure):
+    """Applies a function to the items of nested lists, tuples and dicts; returns a like one."""
     if isinstance(structure, dict):
-        return {key: map_tensors(function, value) for key, value in structure.items()}
+        return {key: map_leaves(function, value) for key, value in structure.items()}
     if isinstance(structure, list | tuple):
-        return type(structure)(map_tensors(function, item) for item in structure)
-    return structure
+        return type(structure)(map_leaves(function, item) for item in structure)
+    return function(structure)
 
 
 def replace_tensors(structure, tensors):

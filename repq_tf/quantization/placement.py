@@ -58,7 +58,8 @@ def place(graph, bits, rules, signed_inputs, steps=()):
         for name, site in sites.items()
         if site.kind not in ("same_scale", "fixed")
     }
-    for name, value in apply_rules(rules, wholes, defaults).items():
+    weighted = {site.name for site in sites.values() if site.kind == "convolution"}
+    for name, value in apply_rules(rules, wholes, defaults, weighted).items():
         sites[name].bits = value
     outputs = {whole: sites[name].bits.activation_bits for name, whole in wholes.items()}
     floats = [name for name in sites if outputs.get(graph.nodes[name].part_of, 8) is None]

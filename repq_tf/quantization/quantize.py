@@ -1,10 +1,10 @@
 """`quantize`: a float model in, a model ready for quantization-aware training out."""
 
-import math
 import warnings
 
+from repq_tf.arguments import boolean, number
 from repq_tf.branches import check_mode
-from repq_tf.layers import ReparamConv
+from repq_tf.layers import Quantize, ReparamConv
 from repq_tf.layers.stock import extras
 from repq_tf.quantization.builder import Builder
 from repq_tf.quantization.calibration import calibrate
@@ -15,7 +15,7 @@ from repq_tf.quantization.graph import read_graph, rebuild
 from repq_tf.quantization.images import store_images
 from repq_tf.quantization.placement import place
 from repq_tf.quantization.table import quantization_table
-from repq_tf.quantizers import ACTIVATION_BITS, check_bits
+from repq_tf.quantizers import ACTIVATION_BITS, BITS, check_bits
 
 
 def quantize(
@@ -39,8 +39,9 @@ def quantize(
     activation tensor that the integer runtime stores. The function that was learned stays:
     batch norms are corrected for what quantization does to the mean and the deviation of
     what they normalize, and for nothing else; channels that are constant lose their
-    (huge) gain; and steps start at the least squared error on the calibration data. The
-    given model is left as it is.
+    (huge) gain; and steps start at the least squared error on the calibration data. Outputs
+    keep their names, and what is frozen of the model is not trained. The given model is left
+    as it is.
 
     Args:
         model: a Functional or Sequential Keras 3 model of our blocks and stock layers.
@@ -92,11 +93,13 @@ def quantize(
     """
     default = default_bits(bits, weight_bits, activation_bits, per_channel)
     check_mode(bn_statistics)
+    boolean(restore_batch_norm, "restore_batch_norm", optional=True)
+    boolean(verbose, "verbose")
     rules = check_rules(rules)
     for name, step in (("input_step", input_step), ("output_step", output_step)):
-        if step is not None and not 0 < step < math.inf:
-            raise ValueError(f"{name} must be a positive number. Received: {step!r}")
-    graph = expand(read_graph(model))
+        if step is not None:
+            number(step, name, above=0)
+    graph = read_float(model)
     _warn_of_extras(graph)
     steps = [(_one_input(graph), input_step)]
     steps += [(tensor.node, output_step) for tensor in graph.output_tensors]
@@ -131,21 +134,36 @@ def check_quantizable(model, bits=8, weight_bits=None, activation_bits=None):
     Raises:
         ValueError: A layer cannot be quantized; it is named.
     """
-    graph = expand(read_graph(model))
+    graph = read_float(model)
     default = default_bits(bits, weight_bits, activation_bits)
     place(graph, default, (), {_one_input(graph): True})
 
 
+def read_float(model):
+    """The expanded graph of a model that is to be quantized.
+
+    Raises:
+        ValueError: it is quantized already, or no model whose graph can be read.
+    """
+    graph = read_graph(model)
+    if any(isinstance(node.layer, Quantize) for node in graph.nodes.values()):
+        raise ValueError(
+            f"model {graph.name!r} is quantized already; give the float model it was made of"
+        )
+    return expand(graph)
+
+
 def default_bits(bits, weight_bits=None, activation_bits=None, per_channel=True):
     """The `LayerBits` of layers that no rule names, from the arguments of `quantize`."""
+
+    def checked(value, name, allowed):
+        value, name = (bits, "bits") if value is None else (value, name)
+        return check_bits(value, name, allowed)
+
     return LayerBits(
-        check_bits(bits if weight_bits is None else weight_bits, "weight_bits"),
-        check_bits(
-            bits if activation_bits is None else activation_bits,
-            "activation_bits",
-            ACTIVATION_BITS,
-        ),
-        per_channel,
+        checked(weight_bits, "weight_bits", BITS),
+        checked(activation_bits, "activation_bits", ACTIVATION_BITS),
+        boolean(per_channel, "per_channel"),
     )
 
 

@@ -5,7 +5,7 @@ import numpy as np
 from repq_tf.keras_api import ops
 
 # How many values decide on a quantizer's step.
-_VALUES = 2**18
+_VALUES = 2**16
 
 
 class Sampler:

@@ -72,10 +72,12 @@ class Placement:
     Attributes:
         sites: sites by name.
         alias: for each node of the source graph, the site that makes its tensor.
+        ends: for each site that makes an output of the model, the output's name.
     """
 
     sites: dict
     alias: dict
+    ends: dict = dataclasses.field(default_factory=dict)
 
     def origins(self, group):
         """The sites whose outputs a group's quantizer rounds."""
@@ -107,6 +109,10 @@ def find_sites(graph):
             _refuse(node, "it is called more than once; give each call a layer of its own")
         _add_site(placement, graph, node)
     _refuse_twins(placement.sites)
+    for tensor, name in zip(graph.output_tensors, graph.output_names, strict=True):
+        site = placement.sites[placement.alias[tensor.node]]
+        if site.kind != "input" and name not in placement.ends.values():
+            placement.ends.setdefault(site.name, name)
     return placement
 
 

@@ -31,7 +31,7 @@ def stock_block(layer, norm=None):
 
 
 def copy_stock(layer, norm, block):
-    """Copies the weights of stock layers into their block."""
+    """Copies the weights of stock layers, and what is frozen of them, into their block."""
     convolution = block.inner
     kernel = stock_kernel(layer)
     convolution.kernel.assign(np.reshape(kernel, convolution.kernel.shape))
@@ -46,6 +46,10 @@ def copy_stock(layer, norm, block):
         statistics = root.statistics
         assign([statistics.moving_mean], [norm.moving_mean])
         assign([statistics.moving_variance], [norm.moving_variance])
+    block.trainable = layer.trainable or (norm is not None and norm.trainable)
+    if norm is not None:
+        block.expression.trainable = norm.trainable
+    block.inner.trainable = layer.trainable
 
 
 def assign(targets, sources):

@@ -7,8 +7,9 @@ import numpy as np
 from repq_tf.branches import NumpyReading
 from repq_tf.keras_api import keras
 from repq_tf.layers import Quantize, ReparamConv
+from repq_tf.layers.freezing import frozen_note
 from repq_tf.quantization.graph import read_graph
-from repq_tf.quantization.grids import own_quantizer
+from repq_tf.quantization.grids import known_name, own_quantizer
 from repq_tf.text import columns
 
 _LARGE_GAIN = 100.0
@@ -31,6 +32,7 @@ class Row:
         gain: the largest `|gamma| / sqrt(variance + epsilon)` of its batch norms, or None.
         peak: the merged kernel's max/rms (the worst channel's, where steps are per
             channel), or None.
+        frozen: which of its parts training leaves as they are: "", "all", or their names.
         warning: what endangers the bits asked for, or "".
     """
 
@@ -40,6 +42,7 @@ class Row:
     output: str
     gain: float | None = None
     peak: float | None = None
+    frozen: str = ""
     warning: str = ""
 
 
@@ -55,11 +58,16 @@ class QuantizationTable:
         return [f"{row.name}: {row.warning}" for row in self.rows if row.warning]
 
     def __str__(self):
-        header = ("layer", "class", "weights", "output", "BN gain", "max/rms")
+        header = ("layer", "class", "weights", "output", "BN gain", "max/rms", "frozen")
         body = [
-            (row.name, row.kind, row.weight, row.output, _number(row.gain), _number(row.peak))
+            (
+                *(row.name, row.kind, row.weight, row.output),
+                *(_number(row.gain), _number(row.peak), row.frozen),
+            )
             for row in self.rows
         ]
+        if not any(row.frozen for row in self.rows):
+            header, *body = (line[:-1] for line in (header, *body))
         warnings = [f"warning: {warning}" for warning in self.warnings]
         return "\n".join([columns([header, *body]), *_LEGEND, *warnings])
 
@@ -87,15 +95,16 @@ def quantization_table(model):
 
 
 def _row(graph, node):
-    layer, kind = node.layer, type(node.layer).__name__
-    output = _output(graph, node)
+    layer, kind, name = node.layer, type(node.layer).__name__, known_name(graph, node)
+    output, frozen = _output(graph, node), frozen_note(node.layer)
     if not isinstance(layer, ReparamConv):
-        return Row(node.name, kind, "", output)
+        return Row(name, kind, "", output, frozen=frozen)
     if layer.weight_quantizer is None:
-        return Row(node.name, kind, "floating point", output)
+        return Row(name, kind, "floating point", output, frozen=frozen)
     weight = f"{layer.weight_bits} bits, per {'channel' if layer.per_channel else 'tensor'}"
     gain, peak = largest_gain(layer), peak_to_rms(layer)
-    return Row(node.name, kind, weight, output, gain, peak, _warning(layer, gain, peak))
+    warning = _warning(layer, gain, peak)
+    return Row(name, kind, weight, output, gain, peak, frozen, warning)
 
 
 def _output(graph, node):

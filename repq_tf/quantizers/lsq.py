@@ -5,6 +5,7 @@ import numbers
 
 import numpy as np
 
+from repq_tf.arguments import boolean, number, positive
 from repq_tf.keras_api import Layer, add_parameter, add_statistic, ops, register
 from repq_tf.quantizers.step_init import lsq_step, min_error_step
 
@@ -238,14 +239,18 @@ class LSQ(Layer):
     ):
         super().__init__(name=name, dtype=dtype, autocast=False, **kwargs)
         self.bits = check_bits(bits, allowed=ACTIVATION_BITS)
-        self.signed = signed
+        self.signed = boolean(signed, "signed")
+        narrow = boolean(narrow, "narrow", optional=True)
         self.narrow = bits == 8 if narrow is None else narrow
-        self.channels = channels
+        self.channels = None if channels is None else positive(channels, "channels")
+        if gradient_scale != "auto":
+            number(gradient_scale, "gradient_scale, if it is not 'auto',", least=0)
         self.gradient_scale = gradient_scale
-        self.per_image = per_image
+        self.per_image = boolean(per_image, "per_image")
         auto = not per_image and gradient_scale == "auto"
+        bounded = boolean(bounded, "bounded", optional=True)
         self.bounded = auto if bounded is None else bounded
-        self.trainable_step = trainable_step
+        self.trainable_step = boolean(trainable_step, "trainable_step")
         self.low, self.high = levels(self.bits, self.signed, self.narrow)
 
     def build(self, input_shape=None):

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
+from repq_tf.arguments import positive
 from repq_tf.layers import (
     ECB,
     ACBlock,
@@ -18,7 +19,6 @@ from repq_tf.layers import (
     RepVGGBlock,
     WeightNormConv,
 )
-from repq_tf.layers.arguments import positive
 
 PATTERNS = {
     "acnet": ACBlock,
@@ -72,10 +72,13 @@ def read_settings(settings):
         raise ValueError(f"settings must be among {_KEYS}. Received: {unknown}")
     block = _block(given.get("pattern"))
     layers = given.get("layers", "*")
-    layers = (layers,) if isinstance(layers, str) else tuple(layers)
-    if not layers or not all(isinstance(pattern, str) for pattern in layers):
+    layers = (layers,) if isinstance(layers, str) else layers
+    several = isinstance(layers, list | tuple | set) and len(layers) > 0
+    if not several or not all(isinstance(pattern, str) for pattern in layers):
         raise ValueError(f"layers must be name patterns. Received: {given['layers']!r}")
-    options = dict(given.get("options") or {})
+    options = given.get("options") or {}
+    if not isinstance(options, dict):
+        raise ValueError(f"options must be a dict. Received: {options!r}")
     taken = sorted(set(options) & set(_STOCK_OPTIONS))
     if taken:
         raise ValueError(f"options {taken} come from the layers that are converted")
@@ -84,7 +87,7 @@ def read_settings(settings):
         raise ValueError(f"initialize must be a function. Received: {initialize!r}")
     smallest = 1 if block in _POINTWISE or block not in PATTERNS.values() else 2
     smallest = positive(given.get("min_kernel_size", smallest), "min_kernel_size")
-    return Settings(block, layers, options, smallest, initialize)
+    return Settings(block, tuple(layers), dict(options), smallest, initialize)
 
 
 def _block(pattern):

@@ -4,6 +4,7 @@ import fnmatch
 
 import numpy as np
 
+from repq_tf.arguments import boolean
 from repq_tf.branches import NumpyReading
 from repq_tf.layers.stock import stock_options
 from repq_tf.quantization.execution import fitting
@@ -63,6 +64,7 @@ def reparameterize(
         >>> new = repq_tf.reparameterize(model, {"pattern": "acnet", "layers": "conv[2-5]_*"})
     """
     settings = read_settings(settings)
+    boolean(verbose, "verbose")
     graph = read_graph(model)
     images = None
     if calibration_data is not None:

@@ -3,8 +3,10 @@
 import numpy as np
 import tensorflow as tf
 
+from repq_tf.arguments import boolean, number
 from repq_tf.keras_api import keras, ops, register
 from repq_tf.layers import ReparamConv
+from repq_tf.layers.freezing import is_frozen
 from repq_tf.layers.stock import stock_kernel
 from repq_tf.quantizers import check_bits, levels, min_error_step
 from repq_tf.tfmot.quantizer import LSQQuantizer
@@ -27,9 +29,9 @@ class OutputQuantizeConfig(tfmot_keras.QuantizeConfig):
         if activation_bits is not None:
             check_bits(activation_bits, "activation_bits")
         self.activation_bits = activation_bits
-        self.signed = signed
-        self.step = step
-        self.learned = learned
+        self.signed = boolean(signed, "signed", optional=True)
+        self.step = step if step is None else number(step, "step", above=0)
+        self.learned = boolean(learned, "learned")
 
     def get_weights_and_quantizers(self, layer):
         """No weights: TFMOT would quantize those of branches."""
@@ -81,17 +83,19 @@ class _WeightConfig(OutputQuantizeConfig):
     def __init__(self, weight_bits=8, activation_bits=8, per_channel=True, **options):
         super().__init__(activation_bits, **options)
         self.weight_bits = check_bits(weight_bits, "weight_bits")
-        self.per_channel = per_channel
+        self.per_channel = boolean(per_channel, "per_channel")
 
-    def weight_quantizer(self, kernel):
+    def weight_quantizer(self, kernel, learned):
         """The quantizer of a kernel, a NumPy array whose last axis is the outputs'.
 
-        Its step is MinError's for this kernel.
+        Its step is MinError's for this kernel; `learned`, as it is trained.
         """
         low, high = levels(self.weight_bits, True, narrow=self.weight_bits == 8)
         step = ops.convert_to_numpy(min_error_step(kernel, low, high, self.per_channel))
         channels = kernel.shape[-1] if self.per_channel else None
-        return LSQQuantizer(self.weight_bits, channels=channels, step=step.tolist())
+        return LSQQuantizer(
+            self.weight_bits, channels=channels, step=step.tolist(), learned=learned
+        )
 
     def get_config(self):
         """The arguments of the constructor."""
@@ -129,7 +133,7 @@ class ReparamQuantizeConfig(_WeightConfig):
         self, weight_bits=8, activation_bits=8, per_channel=True, calibrated=False, **options
     ):
         super().__init__(weight_bits, activation_bits, per_channel, **options)
-        self.calibrated = calibrated
+        self.calibrated = boolean(calibrated, "calibrated")
 
     def get_activations_and_quantizers(self, layer):
         """The merged kernel, as the value of an activation, and its quantizer."""
@@ -138,13 +142,14 @@ class ReparamQuantizeConfig(_WeightConfig):
                 f"layer {layer.name!r}: ReparamQuantizeConfig is for blocks of repq_tf.layers. "
                 f"Received: {type(layer).__name__}"
             )
+        learned = not is_frozen(layer.inner)
         if self.calibrated:
             with tf.init_scope():
                 kernel = ops.convert_to_numpy(layer.inner.merge().kernel)
-            quantizer = self.weight_quantizer(kernel)
+            quantizer = self.weight_quantizer(kernel, learned)
         else:
             channels = layer.filters if self.per_channel else None
-            quantizer = LSQQuantizer(self.weight_bits, channels=channels)
+            quantizer = LSQQuantizer(self.weight_bits, channels=channels, learned=learned)
         return [(keras.activations.linear, quantizer)]
 
     def set_quantize_activations(self, layer, quantize_activations):
@@ -180,7 +185,8 @@ class LSQQuantizeConfig(_WeightConfig):
         with tf.init_scope():
             kernel = stock_kernel(layer)
         variable = getattr(layer, kernel_name(layer))
-        return [(variable, self.weight_quantizer(np.reshape(kernel, (-1, kernel.shape[-1]))))]
+        kernel = np.reshape(kernel, (-1, kernel.shape[-1]))
+        return [(variable, self.weight_quantizer(kernel, learned=layer.trainable))]
 
     def set_quantize_weights(self, layer, quantize_weights):
         """Puts the quantized kernel into the layer."""

@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from repq_tf.arguments import boolean
 from repq_tf.keras_api import (
     add_parameter,
     add_statistic,
@@ -50,11 +51,11 @@ class LSQQuantizer(tfmot_keras.quantizers.Quantizer):
         tensors=1,
     ):
         self.bits = check_bits(bits)
-        self.signed = signed
+        self.signed = boolean(signed, "signed")
         self.channels = channels
-        self.per_image = per_image
+        self.per_image = boolean(per_image, "per_image")
         self.step = step
-        self.learned = learned
+        self.learned = boolean(learned, "learned")
         self.tensors = tensors
         # An 8-bit weight's grid is symmetric, as in `LSQ`.
         self.low, self.high = levels(bits, signed, narrow=bits == 8 and not per_image)

@@ -2,14 +2,13 @@
 
 import glob
 
+from repq_tf.arguments import boolean
 from repq_tf.branches import check_mode
 from repq_tf.keras_api import keras
 from repq_tf.layers import ReparamConv
 from repq_tf.quantization import quantize
 from repq_tf.quantization.config import check_rules
-from repq_tf.quantization.expand import expand
-from repq_tf.quantization.graph import read_graph
-from repq_tf.quantization.quantize import default_bits, uncalibrated
+from repq_tf.quantization.quantize import default_bits, read_float, uncalibrated
 from repq_tf.tfmot.configs import LSQQuantizeConfig, OutputQuantizeConfig, ReparamQuantizeConfig
 from repq_tf.tfmot.requirements import tfmot_keras
 from repq_tf.tfmot.wrap import to_tfmot
@@ -85,7 +84,7 @@ class RepQScheme(tfmot_keras.QuantizeScheme):
         if bn_statistics is None:
             bn_statistics = "running" if calibration_data is None else "restored"
         self._bn_statistics = check_mode(bn_statistics)
-        self._restore_batch_norm = restore_batch_norm
+        self._restore_batch_norm = boolean(restore_batch_norm, "restore_batch_norm", True)
         if calibration_data is None and (bn_statistics == "restored" or restore_batch_norm):
             raise ValueError(
                 "calibration_data must be given to restore batch norms, which start from the "
@@ -109,7 +108,7 @@ class RepQScheme(tfmot_keras.QuantizeScheme):
             "restore_batch_norm": self._restore_batch_norm,
         }
         if self._data is None:
-            graph = expand(read_graph(model))
+            graph = read_float(model)
             return uncalibrated(graph, self._bits, rules, True, **options)[0]
         return quantize(
             model,

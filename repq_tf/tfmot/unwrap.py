@@ -4,7 +4,8 @@ import dataclasses
 
 from repq_tf.keras_api import keras
 from repq_tf.layers import Quantize, QuantizedAdd, QuantizedMean, ReparamConv
-from repq_tf.quantization.graph import copy_call, copy_layer, read_graph, rebuild
+from repq_tf.quantization.graph import copy_call, copy_layer, copy_state, read_graph, rebuild
+from repq_tf.quantization.grids import OPERATOR
 from repq_tf.quantization.operators import FUSED, activation_name
 from repq_tf.quantization.stock_blocks import copy_stock, stock_block
 from repq_tf.quantizers import zero_point
@@ -33,6 +34,8 @@ def from_tfmot(model):
     graph = read_graph(model)
     if not any(isinstance(node.layer, _WRAPPERS) for node in graph.nodes.values()):
         return model
+    ends = [_inner(graph.nodes[end.node].layer).name for end in graph.output_tensors]
+    graph = dataclasses.replace(graph, output_names=tuple(ends))
     return rebuild(graph, _Unwrapping(graph).apply, name=model.name)
 
 
@@ -56,11 +59,13 @@ class _Unwrapping:
         if isinstance(layer, QuantizeLayer):
             return self._quantize(args[0], node.layer, layer.quantizer, layer.name, layer.name)
         quantizers = config.get_output_quantizers(layer) if config else []
-        x = args[0]
+        x, name, quantizer = args[0], layer.name, f"{layer.name}_quantize"
+        if quantizers and self.graph.is_output(node.name):
+            name, quantizer = f"{name}{OPERATOR}", name
         if isinstance(layer, ReparamConv):
-            y = self._block(node.layer, layer, config, x)
+            y = self._block(node.layer, layer, config, x, name)
         elif isinstance(config, LSQQuantizeConfig):
-            y = self._stock(node.layer, layer, config, x)
+            y = self._stock(node.layer, layer, config, x, name)
         elif self._awaits_activation(node, layer):
             return list(x)
         elif quantizers and isinstance(x, list):
@@ -68,14 +73,13 @@ class _Unwrapping:
         elif quantizers and isinstance(layer, keras.layers.GlobalAveragePooling2D):
             return self._mean(node, layer, quantizers[0], x)
         else:
-            plain = dataclasses.replace(node, name=layer.name, layer=layer)
+            plain = dataclasses.replace(node, name=name, layer=layer)
             y = copy_call(plain, args, kwargs, self.copies)
             first = x[0] if isinstance(x, list) else x
             self._on_grid(y, self.steps.get(id(first)), self.zero_points.get(id(first)))
         if not quantizers:
             return y
-        name = f"{layer.name}_quantize"
-        return self._quantize(y, node.layer, quantizers[0], "output", name)
+        return self._quantize(y, node.layer, quantizers[0], "output", quantizer)
 
     def _on_grid(self, y, step, zero):
         if step is not None:
@@ -114,19 +118,19 @@ class _Unwrapping:
         _copy_step(owner, prefix, block.weight_quantizer)
         return y
 
-    def _block(self, owner, layer, config, x):
+    def _block(self, owner, layer, config, x, name):
         if not hasattr(config, "weight_bits"):  # rules left it in floating point
-            block = copy_layer(layer)
+            block = copy_layer(layer, name)
             y = block(x)
         else:
             block = copy_layer(
-                layer, weight_bits=config.weight_bits, per_channel=config.per_channel
+                layer, name, weight_bits=config.weight_bits, per_channel=config.per_channel
             )
             y = self._convolution(owner, block, "post_activation", x)
         copy_parts(layer, block)
         return y
 
-    def _stock(self, owner, layer, config, x):
+    def _stock(self, owner, layer, config, x, name):
         activation = activation_name(layer)
         if activation not in FUSED:
             raise ValueError(
@@ -136,11 +140,11 @@ class _Unwrapping:
         # TFMOT has put a tensor in the place of its kernel; a copy has a variable.
         copy = copy_layer(layer)
         copy.build(layer.input_shape)
-        copy.set_weights(layer.get_weights())
+        copy_state(layer, copy)
         kind, options = stock_block(copy)
         block = kind(
             **options,
-            name=layer.name,
+            name=name,
             activation=activation,
             weight_bits=config.weight_bits,
             per_channel=config.per_channel,
@@ -182,12 +186,17 @@ class _Unwrapping:
         return self._call(mean, (x, self.steps[id(x)]), node.layer)
 
 
+def _inner(layer):
+    """The layer inside TFMOT's wrapper, or itself."""
+    return layer.layer if isinstance(layer, tfmot_keras.QuantizeWrapper) else layer
+
+
 def _unwrapped(layer):
     """The layer inside TFMOT's wrapper and its config; without one, itself and None."""
     if not isinstance(layer, tfmot_keras.QuantizeWrapper):
         return layer, None
     config = layer.quantize_config
-    return layer.layer, _check(layer, config, OutputQuantizeConfig, "config")
+    return _inner(layer), _check(layer, config, OutputQuantizeConfig, "config")
 
 
 def _check(layer, part, kind, what):

@@ -1,10 +1,14 @@
 """From our quantized model to what TFMOT wraps."""
 
+import dataclasses
+
 from repq_tf.deployment.emission import ON_INPUT_GRID
 from repq_tf.deployment.merge import quantized_node
 from repq_tf.keras_api import keras
 from repq_tf.layers import Quantize, QuantizedAdd, QuantizedMean, ReparamConv
+from repq_tf.layers.freezing import copy_trainable
 from repq_tf.quantization.graph import copy_call, copy_layer, read_graph, rebuild
+from repq_tf.quantization.grids import known_name
 from repq_tf.tfmot.configs import OutputQuantizeConfig, ReparamQuantizeConfig
 from repq_tf.tfmot.quantizer import LSQQuantizer
 from repq_tf.tfmot.requirements import QuantizeLayer
@@ -58,8 +62,9 @@ class _Wrapping:
             )
         quantizer = self._output_quantizer(node)
         if quantizer is not None:
-            self._set(node.name, quantizer)
-        return copy_call(node, args, kwargs, self.copies)
+            self._set(known_name(self.graph, node), quantizer)
+        known = dataclasses.replace(node, name=known_name(self.graph, node))
+        return copy_call(known, args, kwargs, self.copies)
 
     def _quantize(self, node, x):
         """A quantizer of its own, unless the layer before is wrapped with it."""
@@ -88,14 +93,14 @@ class _Wrapping:
         return None
 
     def _block(self, node, x):
-        layer = node.layer
-        block = copy_layer(layer, weight_bits=None, merged=True)
+        layer, name = node.layer, known_name(self.graph, node)
+        block = copy_layer(layer, name, weight_bits=None, merged=True)
         y = block(x)
         copy_parts(layer, block)
         quantizer = self._output_quantizer(node)
         if layer.weight_quantizer is not None:
             self._set(
-                node.name,
+                name,
                 quantizer,
                 ReparamQuantizeConfig,
                 weight_bits=layer.weight_bits,
@@ -103,7 +108,7 @@ class _Wrapping:
                 calibrated=self.calibrated,
             )
         elif quantizer is not None:
-            self._set(node.name, quantizer)
+            self._set(name, quantizer)
         return y
 
     def _sum(self, layer, terms):
@@ -134,8 +139,8 @@ class _Wrapping:
 
 
 def copy_parts(source, target):
-    """Gives a block the branches and the restored batch norm of an equal one."""
+    """Gives a block the branches and the restored batch norm of an equal one, as frozen."""
+    copy_trainable(source, target)  # first: tf_keras orders weights by it
     target.expression.set_weights(source.expression.get_weights())
     if target.restored is not None:
         target.restored.set_weights(source.restored.get_weights())
-    target.trainable = source.trainable

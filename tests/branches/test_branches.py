@@ -248,9 +248,13 @@ def test_half_precision_features_keep_the_algebra_in_float32(dtype):
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="branches must not be empty"):
+    with pytest.raises(
+        ValueError, match="branches must be a list of branches, and not be empty"
+    ):
         Sum([])
-    with pytest.raises(ValueError, match="branches must not be empty"):
+    with pytest.raises(
+        ValueError, match="branches must be a list of branches, and not be empty"
+    ):
         Chain([])
     unequal = Sum([Convolution(3, 1, name="three"), Convolution(4, 1, name="four")])
     with pytest.raises(ValueError, match="equal output channels.*'three': 3, 'four': 4"):

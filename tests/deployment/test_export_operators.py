@@ -10,10 +10,12 @@ from tests.deployment.files import TYPES, Convolution, assert_exact, parity, rea
 from tests.quantization.networks import (
     SHAPE,
     array,
+    block_of,
     images,
     layers,
     network,
     quantize,
+    quantizer_of,
     residual,
     settle,
     train,
@@ -258,7 +260,7 @@ def exported(tmp_path_factory):
 @pytest.mark.parametrize("name", KINDS)
 def test_weights_biases_and_scales(exported, name):
     qat, model = exported
-    block, found = qat.get_layer(name), Convolution(model, name)
+    block, found = block_of(qat, name), Convolution(model, name)
     kind, axis = KINDS[name]
     assert found.name == kind
     step = qat.get_layer(SOURCES[name]).step
@@ -292,7 +294,7 @@ def test_activation_grids(exported):
     zero_points = {"image": 0, "first": 96, "deep": 96, "ac": 96, "grouped": 96, "f": 0}
     for name, zero in zero_points.items():
         quantization = tensors[name].quantization
-        step = array(qat.get_layer(f"{name}_quantize").step)
+        step = array(quantizer_of(qat, name).step)
         np.testing.assert_array_equal(quantization.scale, [step])
         assert quantization.zeroPoint[0] == zero, name
 
@@ -306,17 +308,17 @@ def test_negative_zero_and_tiny_gammas(bits, tmp_path):
 
     qat = quantize(network(function), bits=bits)
     for name in ("a", "b"):
-        gamma = array(qat.get_layer(name).root.gamma).copy()
+        gamma = array(block_of(qat, name).root.gamma).copy()
         gamma[:6] = (-0.7, 0.0, 1e-9, -1e-30, 1e-38, -2e-5)
-        qat.get_layer(name).root.gamma.assign(gamma)
-        qat.get_layer(name).root.beta.assign(np.linspace(-1, 1, 8))
+        block_of(qat, name).root.gamma.assign(gamma)
+        block_of(qat, name).root.beta.assign(np.linspace(-1, 1, 8))
     _, report = parity(qat, tmp_path / "x.tflite", X)
     assert_exact(report)
     found = Convolution(read(tmp_path / "x.tflite"), "a")
     scales = found.kernel.quantization.scale
     assert (scales > 0).all() and np.isfinite(scales).all()
-    reference = array(qat.get_layer("a").weight_quantizer.step)
-    integers = array(qat.get_layer("a").inner.merge().kernel)[..., 0] / reference[0]
+    reference = array(block_of(qat, "a").weight_quantizer.step)
+    integers = array(block_of(qat, "a").inner.merge().kernel)[..., 0] / reference[0]
     flipped = -np.rint(integers).ravel()
     assert np.mean(found.data(found.kernel)[0].ravel() == flipped) > 0.99
 
@@ -440,10 +442,10 @@ def test_the_6_of_a_relu6_between_two_sums(parts, tmp_path):
 
     qat = quantize(network(function), rules={"a": {"per_channel": False}})
     qat.get_layer("image_quantize").activation_quantizer.set_step(0.05)
-    qat.get_layer("a").weight_quantizer.set_step(1.7)
-    qat.get_layer("a_quantize").activation_quantizer.set_step(6 / parts)
-    step = array(qat.get_layer("a_quantize").step)
-    inner = keras.Model(qat.input, qat.get_layer("a_quantize").output[0])
+    block_of(qat, "a").weight_quantizer.set_step(1.7)
+    quantizer_of(qat, "a").activation_quantizer.set_step(6 / parts)
+    step = array(quantizer_of(qat, "a").step)
+    inner = keras.Model(qat.input, quantizer_of(qat, "a").output[0])
     assert array(inner(4 * X)).max() == np.float32(np.rint(6 / step) * step)
     _, report = parity(qat, tmp_path / "x.tflite", 4 * X)
     assert_exact(report)

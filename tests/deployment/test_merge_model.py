@@ -219,12 +219,12 @@ def test_a_merged_quantized_model_computes_the_same(bits):
     train(qat, images())
     merged = repq_tf.merge(qat)
     kinds = {layer.name: type(layer) for layer in merged.layers}
-    assert [kinds[n] for n in ("stem", "ac", "logits")] == [
+    assert [kinds[n] for n in ("stem", "ac", "logits_operator")] == [
         *(layers.Conv2D, layers.Conv2D, layers.Dense)
     ]
     y, expected = array(merged(X)), array(qat(X))
     # Its convolutions are floating point, so a tie may round the other way.
-    step = float(qat.get_layer("logits_quantize").step)
+    step = float(qat.get_layer("logits").step)
     assert np.mean(y == expected) > 0.99 and np.abs(y - expected).max() < 1.5 * step
 
 
@@ -232,7 +232,11 @@ def test_a_merged_quantized_model_computes_the_same(bits):
 def test_merged_quantized_kernels_are_whole_numbers_of_steps(bits):
     qat = quantize(network(residual), bits=bits, rules={"logits": {"weight_bits": bits}})
     merged = repq_tf.merge(qat)
-    for name, source in (("ac", "stem_quantize"), ("vgg", "ac_quantize"), ("logits", "mean")):
+    for name, source in (
+        ("ac", "stem_quantize"),
+        ("vgg", "ac_quantize"),
+        ("logits_operator", "mean"),
+    ):
         block, layer = qat.get_layer(name), merged.get_layer(name)
         step = qat.get_layer(source).step
         integers, scale, bias, _ = block.integer_weights(step)

@@ -157,7 +157,7 @@ def test_figures_are_those_of_the_runtime(qat, folder):
     step = np.float32(qat.get_layer("image_quantize").step)
     given = np.rint(np.clip(X / step, -128, 127)).astype("int8")
     (got,), _, _ = run(folder / "bad.tflite", given)
-    want = np.rint(array(qat(X)) / array(qat.get_layer("logits_quantize").step))
+    want = np.rint(array(qat(X)) / array(qat.get_layer("logits").step))
     difference = np.abs(got - want)
     assert report.equal_outputs == pytest.approx((difference == 0).mean())
     assert report.largest_difference == difference.max()

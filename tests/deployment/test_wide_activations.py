@@ -11,10 +11,12 @@ from tests.deployment.test_containers import everything
 from tests.quantization.networks import (
     SHAPE,
     array,
+    block_of,
     images,
     layers,
     network,
     quantize,
+    quantizer_of,
     residual,
     train,
 )
@@ -91,7 +93,7 @@ def test_averages_of_wide_windows(tmp_path):
 def test_the_6_of_a_relu6_inside_the_grid(tmp_path):
     qat = wide(clamped)
     for k, name in enumerate("abcd"):
-        quantizer = qat.get_layer(f"{name}_quantize").activation_quantizer
+        quantizer = quantizer_of(qat, name).activation_quantizer
         quantizer.set_step((7.3 + 0.1 * k) / 32767)
     assert_exact(parity(qat, tmp_path / "x.tflite", X)[1])
 
@@ -135,9 +137,9 @@ def test_other_ends_are_refused(value, tmp_path):
 
 def test_a_trained_and_saved_model(tmp_path):
     qat = wide(residual)
-    before = qat.get_layer("ac_quantize").step
+    before = quantizer_of(qat, "ac").step
     losses = train(qat, X, steps=3)
-    assert np.isfinite(losses).all() and qat.get_layer("ac_quantize").step != before
+    assert np.isfinite(losses).all() and quantizer_of(qat, "ac").step != before
     qat.save(tmp_path / "x.keras")
     again = keras.models.load_model(tmp_path / "x.keras")
     np.testing.assert_array_equal(array(again(X)), array(qat(X)))
@@ -151,7 +153,7 @@ def test_it_is_much_closer_to_the_float_model(tmp_path):
     for bits in (8, 16):
         qat = quantize(model, activation_bits=bits, weight_bits=8)
         # With the integer weights, so that activations alone make the difference.
-        layer = qat.get_layer("stem_quantize")
+        layer = quantizer_of(qat, "stem")
         assert (layer.bits, float(layer.activation_quantizer.low)) == (bits, 0)
         weights = repq_tf.merge(qat)
         reference = weights_only(weights, model)(X)
@@ -164,7 +166,7 @@ def weights_only(merged, model):
     plain = repq_tf.merge(model)
     for layer in plain.layers:
         if layer.weights:
-            layer.set_weights(merged.get_layer(layer.name).get_weights())
+            layer.set_weights(block_of(merged, layer.name).get_weights())
     return plain
 
 
@@ -222,7 +224,7 @@ def test_other_bits_beside_them_are_refused(bits, rules):
 def test_weights_have_8_bits_at_most():
     model = network(clamped)
     for options in ({"bits": 16}, {"weight_bits": 16}, {"rules": {"a": {"weight_bits": 16}}}):
-        with pytest.raises(ValueError, match="weight_bits must be .* 2 to 8. Received: 16"):
+        with pytest.raises(ValueError, match="bits must be .* 2 to 8. Received: 16"):
             quantize(model, **options)
     for bits in (1, 9, 15, 32, 16.0):
         with pytest.raises(ValueError, match=r"activation_bits must be .* 2 to 8, or 16"):
@@ -236,6 +238,6 @@ def test_first_and_last_layers():
     assert {bits for name, bits in found.items() if "/activation" in name} == {16}
     assert {name for name, bits in found.items() if bits == 8} == {
         "stem/weight",
-        "logits/weight",
+        "logits_operator/weight",
     }
     assert qat.input_shape[1:] == SHAPE

@@ -98,7 +98,7 @@ def test_leaky_relu_has_a_slope_in_units_of_one_256th(slope):
 
 def test_bad_slopes_are_refused():
     for slope in (-0.1, 129):
-        with pytest.raises(ValueError, match=f"from 0 to 128. Received: {slope}"):
+        with pytest.raises(ValueError, match=f"at least 0 and at most 128. Received: {slope}"):
             QuantizedLeakyReLU(slope)
 
 

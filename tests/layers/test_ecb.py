@@ -98,7 +98,7 @@ class TestECB(BlockCase):
     def test_other_kernel_sizes_are_refused(self):
         with pytest.raises(ValueError, match="kernel_size of ECB is 3"):
             ECB(4, kernel_size=5)
-        with pytest.raises(ValueError, match="multiplier must be positive"):
+        with pytest.raises(ValueError, match="multiplier must be a number above 0"):
             ECB(4, multiplier=0)
 
     def test_configuration(self):

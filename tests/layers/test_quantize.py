@@ -114,5 +114,5 @@ def test_configuration_and_bad_bits(kind):
     for bits in (1, 9, 2.5):
         with pytest.raises(ValueError, match="bits must be a whole number from 2 to 8"):
             kind(bits=bits)
-    with pytest.raises(ValueError, match="step must be positive"):
+    with pytest.raises(ValueError, match="step must be a number above 0"):
         Quantize(step=0.0).build((None, 3))

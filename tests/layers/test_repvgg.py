@@ -85,7 +85,9 @@ class TestRepVGGBlock(BlockCase):
         assert np.isfinite(array(block._kernel_energy()))
 
     def test_a_negative_custom_l2_is_named(self):
-        with pytest.raises(ValueError, match="custom_l2 must be at least 0. Received: -1"):
+        with pytest.raises(
+            ValueError, match="custom_l2 must be a number at least 0. Received: -1"
+        ):
             RepVGGBlock(4, custom_l2=-1)
 
     def test_without_batch_norms_there_are_no_gains_to_regularize(self):

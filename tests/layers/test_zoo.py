@@ -65,7 +65,7 @@ def test_a_dead_channel_makes_no_outlier_with_oabn():
 
 @pytest.mark.parametrize("k", [0, -1.0])
 def test_a_bad_bound_is_named(k):
-    with pytest.raises(ValueError, match=f"oabn_k must be positive or None. Received: {k}"):
+    with pytest.raises(ValueError, match=f"oabn_k must be a number above 0. Received: {k}"):
         layers.ACBlock(4, oabn_k=k)
 
 

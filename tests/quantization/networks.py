@@ -68,6 +68,18 @@ def quantize(model, **options):
     return repq_tf.quantize(model, verbose=False, **options)
 
 
+def block_of(model, name):
+    """The block that a layer has become; before an output, whose name that bears, another's."""
+    names = [layer.name for layer in model.layers]
+    return model.get_layer(f"{name}_operator" if f"{name}_operator" in names else name)
+
+
+def quantizer_of(model, name):
+    """The quantizer behind a layer; before an output, it has that one's name."""
+    names = [layer.name for layer in model.layers]
+    return model.get_layer(f"{name}_quantize" if f"{name}_quantize" in names else name)
+
+
 def residual(x):
     """Every block, a residual sum, a mean and logits."""
     x = ConvBNBlock(8, activation="relu", name="stem")(x)

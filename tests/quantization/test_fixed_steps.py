@@ -69,7 +69,7 @@ def test_the_input_alone_can_be_fixed(pixels):
 @pytest.mark.parametrize("name", ["input_step", "output_step"])
 @pytest.mark.parametrize("step", [0, -1.0, float("nan"), float("inf")])
 def test_steps_must_be_positive(pixels, name, step):
-    with pytest.raises(ValueError, match=f"{name} must be a positive number. Received: {step}"):
+    with pytest.raises(ValueError, match=f"{name} must be a number above 0. Received: {step}"):
         _quantized(pixels, **{name: step})
 
 

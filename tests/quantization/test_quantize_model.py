@@ -15,6 +15,7 @@ from repq_tf.quantizers import find
 from tests.quantization.networks import (
     SHAPE,
     array,
+    block_of,
     images,
     layers,
     network,
@@ -75,7 +76,7 @@ def test_branch_weights_are_kept(model, qat):
         for path, value in sources.items():
             if "moving" not in path:
                 np.testing.assert_array_equal(kept[path], value, err_msg=path)
-    dense, block = model.get_layer("logits"), qat.get_layer("logits")
+    dense, block = model.get_layer("logits"), block_of(qat, "logits")
     np.testing.assert_array_equal(array(block.inner.kernel)[0, 0], array(dense.kernel))
     np.testing.assert_allclose(array(block.inner.bias), array(dense.bias), atol=0.05)
 
@@ -157,21 +158,21 @@ def test_estimate_compensates_gamma_and_beta(model):
 
 def test_a_restored_batch_norm_starts_as_the_identity(model, qat):
     for name in ("ac", "vgg"):
-        restored = qat.get_layer(name).restored
+        restored = block_of(qat, name).restored
         gain, shift = map(array, restored.gain_and_shift())
         np.testing.assert_allclose(gain, 1, rtol=0.02)  # but for what it corrects
         np.testing.assert_allclose(shift, 0, atol=0.1)
         # And the moments are those of what it normalizes, so that training starts there too.
         assert (array(restored.statistics.moving_variance) > 0).all()
-    assert qat.get_layer("logits").restored is None
+    assert block_of(qat, "logits").restored is None
     assert relative(qat(X, training=True), qat(X)) < 0.2
 
 
 def test_restored_batch_norms_where_asked_for(tiny):
     def restored(**options):
         qat = quantize(tiny, calibration_data=X[:8], **options)
-        assert qat.get_layer("stem").restored is None  # it has its own, at the root
-        return qat.get_layer("ac").restored is not None
+        assert block_of(qat, "stem").restored is None  # it has its own, at the root
+        return block_of(qat, "ac").restored is not None
 
     assert restored()
     assert not restored(bn_statistics="batch")
@@ -182,7 +183,7 @@ def test_restored_batch_norms_where_asked_for(tiny):
 def test_the_merged_baseline_gets_a_batch_norm(model):
     merged = repq_tf.merge(model)
     qat = quantize(merged, restore_batch_norm=True)
-    assert [qat.get_layer(n).restored is not None for n in ("stem", "ac", "logits")] == [
+    assert [block_of(qat, n).restored is not None for n in ("stem", "ac", "logits")] == [
         *(True, True, False)
     ]
     assert relative(qat(X), model(X)) < 0.05
@@ -201,7 +202,7 @@ def test_a_trained_restored_batch_norm_is_kept():
     repq_tf.reestimate_batch_norm(model, X)
     for mode in ("restored", "batch", "running"):
         qat = quantize(model, bn_statistics=mode)
-        gain, _ = qat.get_layer("b").restored.gain_and_shift()
+        gain, _ = block_of(qat, "b").restored.gain_and_shift()
         assert not np.allclose(array(gain), 1, atol=0.1)
         assert relative(qat(X), model(X)) < 0.05
 
@@ -758,7 +759,7 @@ def test_reestimated_blocks_have_the_moments_of_their_branches(kind, strides):
                 model, bits=int(kind[-1]), rules={"b": {"weight_bits": int(kind[-1])}}
             )
             x = model.get_layer("image_quantize")(X)[0]
-        block = model.get_layer("b")
+        block = block_of(model, "b")
         for variable in block.non_trainable_variables:
             if "moving" in variable.path:
                 variable.assign(np.full(variable.shape, 3.0))

@@ -203,6 +203,8 @@ def test_a_damaged_product_is_named(tmp_path, default):
     shutil.copytree(default[0], tmp_path, dirs_exist_ok=True)
     whole = (tmp_path / run_folder.QUANTIZED).read_bytes()
     (tmp_path / run_folder.QUANTIZED).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="quantized.keras is damaged.*Delete it"):
+        _run(tmp_path)  # although nothing reads it again
     for name in (run_folder.MERGED, "evaluation.json"):
         os.remove(tmp_path / name)
     with pytest.raises(UserError, match="quantized.keras is damaged.*Delete it"):

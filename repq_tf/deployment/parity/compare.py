@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from repq_tf.arguments import file_path
 from repq_tf.deployment.containers import in_container
 from repq_tf.deployment.diagnosis import diagnose, levels_of
 from repq_tf.deployment.merge import grid_layer, quantized_node, read_deployable
@@ -15,6 +16,7 @@ from repq_tf.keras_api import ops
 from repq_tf.layers import Quantize
 from repq_tf.progress import Progress
 from repq_tf.quantization.execution import run_batch
+from repq_tf.quantization.grids import known_name
 from repq_tf.quantization.images import read_images
 from repq_tf.quantization.nodes import leaves
 
@@ -56,13 +58,14 @@ def check_parity(model, path, images, batch_size=None, kernels="default", verbos
         >>> print(report)
         >>> report.save("parity")
     """
-    if kernels not in BOUNDS:
+    if not isinstance(kernels, str) or kernels not in BOUNDS:
         raise ValueError(f"kernels must be one of {tuple(BOUNDS)}. Received: {kernels!r}")
     whole = batch_size is None or isinstance(batch_size, numbers.Integral)
     if not whole or (batch_size is not None and batch_size < 1):
         raise ValueError(f"batch_size must be positive and whole. Received: {batch_size!r}")
-    file = File(Path(path), kernels)
-    graph = in_container(read_deployable(model), file.container)
+    graph = read_deployable(model)
+    file = File(Path(file_path(path)), kernels)
+    graph = in_container(graph, file.container)
     comparison = _Comparison(graph, file, kernels)
 
     def fitting(shape):
@@ -105,14 +108,18 @@ class _Comparison:
         names = [quantized_node(graph, node) for node in stored]
         if not any(node.is_input for node in names) or all(node.is_input for node in names):
             raise ValueError(f"model {graph.name!r} is not quantized")
-        missing = [n.name for n in names if not n.is_input and n.name not in file.indices]
+        layers = [known_name(graph, node) for node in names if not node.is_input]
+        missing = [name for name in layers if name not in file.indices]
         if missing or len(file.outputs) != len(graph.output_tensors):
             what = f"tensor for {missing[:5]}" if missing else "equal number of outputs"
             raise ValueError(
                 f"{file.path} was not exported from model {graph.name!r}: it has no {what}"
             )
         self.ends = [
-            (quantized_node(graph, graph.nodes[end.node]).name, grid_layer(graph, end))
+            (
+                known_name(graph, quantized_node(graph, graph.nodes[end.node])),
+                grid_layer(graph, end),
+            )
             for end in graph.output_tensors
         ]
         self.end_counts = [_Count() for _ in self.ends]
@@ -146,10 +153,11 @@ class _Comparison:
         if source.is_input:
             self.file.run(integers, step)
             return None
-        got = self.file.tensor(self.file.indices[source.name], step)
-        self._check(source.name, integers, got)
+        name = known_name(self.graph, source)
+        got = self.file.tensor(self.file.indices[name], step)
+        self._check(name, integers, got)
         bounds = levels_of(node.layer, source)
-        self.layers.setdefault(source.name, _Count()).add(integers, got, bounds)
+        self.layers.setdefault(name, _Count()).add(integers, got, bounds)
         if not self.local:
             return None
         features = (got.reshape(integers.shape) * step).astype(np.float32)

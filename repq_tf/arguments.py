@@ -1,0 +1,102 @@
+"""Checks of arguments: they return the value, or raise a ValueError that names the argument."""
+
+import math
+import numbers
+import os
+import reprlib
+
+import numpy as np
+
+from repq_tf.convolution import VALID
+
+_PADDING = (
+    'padding must be "same", "valid", zeros as a number, (height, width) or ((top, bottom), '
+    "(left, right))"
+)
+
+
+def boolean(value, argument, optional=False):
+    """True or False (or 1 or 0, as of NumPy), and where it is `optional`, None."""
+    if optional and value is None:
+        return None
+    if not isinstance(value, bool | np.bool_ | numbers.Integral) or value not in (0, 1):
+        allowed = "True, False or None" if optional else "True or False"
+        raise ValueError(f"{argument} must be {allowed}. Received: {value!r}")
+    return bool(value)
+
+
+def number(value, argument, least=None, above=None, most=None):
+    """A finite number within bounds.
+
+    Args:
+        value: what the user gave.
+        argument: what the error calls it.
+        least: the smallest one allowed.
+        above: a number that it must be above.
+        most: the largest one allowed.
+    """
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    outside = real and (
+        (least is not None and value < least)
+        or (above is not None and value <= above)
+        or (most is not None and value > most)
+    )
+    if not real or outside or not math.isfinite(value):
+        bounds = {"at least": least, "above": above, "at most": most}
+        given = [f"{text} {bound}" for text, bound in bounds.items() if bound is not None]
+        what = f"a number {' and '.join(given)}" if given else "a finite number"
+        raise ValueError(f"{argument} must be {what}. Received: {value!r}")
+    return value
+
+
+def file_path(value, argument="path"):
+    """The path of a file, which is no folder, as a string."""
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+        received = reprlib.repr(value)  # of an array, a line
+        raise ValueError(f"{argument} must be the path of a file. Received: {received}")
+    path = os.fspath(value)
+    if os.path.isdir(path):
+        raise ValueError(f"{argument} must be the path of a file. Received: {path!r}, a folder")
+    return path
+
+
+def _is_positive(value):
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return whole and value >= 1
+
+
+def positive(value, argument):
+    """A positive whole number, or a ValueError that names the argument."""
+    if not _is_positive(value):
+        raise ValueError(f"{argument} must be a positive whole number. Received: {value!r}")
+    return int(value)
+
+
+def pair(value, argument):
+    """A positive whole number or a pair of them, as a pair."""
+    sizes = tuple(value) if isinstance(value, tuple | list) else (value, value)
+    if len(sizes) != 2 or not all(_is_positive(size) for size in sizes):
+        raise ValueError(
+            f"{argument} must be a positive whole number or a pair of them. Received: {value!r}"
+        )
+    return tuple(int(size) for size in sizes)
+
+
+def tuples(value):
+    """Lists, which is what `.keras` files make of tuples, as tuples."""
+    return tuple(map(tuples, value)) if isinstance(value, tuple | list) else value
+
+
+def explicit_window(padding):
+    """`padding` as "same", or as explicit `((top, bottom), (left, right))`."""
+    if isinstance(padding, str):
+        if padding.lower() not in ("same", "valid"):
+            raise ValueError(f"{_PADDING}. Received: {padding!r}")
+        return VALID if padding.lower() == "valid" else "same"
+    pairs = padding if isinstance(padding, tuple | list) else (padding, padding)
+    pairs = tuple(tuple(n) if isinstance(n, tuple | list) else (n, n) for n in pairs)
+    zeros = [n for pair in pairs for n in pair]
+    whole = all(isinstance(n, numbers.Integral) and n >= 0 for n in zeros)
+    if [len(pair) for pair in pairs] != [2, 2] or not whole:
+        raise ValueError(f"{_PADDING}. Received: {padding!r}")
+    return pairs
