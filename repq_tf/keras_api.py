@@ -36,6 +36,7 @@ __all__ = [
     "dtype_name",
     "fold",
     "keras",
+    "overrides",
     "ops",
     "register",
     "replica_mean",
@@ -74,6 +75,21 @@ def check_same_keras(thing, name):
             "TF_USE_LEGACY_KERAS=1, or set it in os.environ before the first import of "
             "tensorflow, keras or repq_tf."
         )
+
+
+def overrides(kind, name, beyond):
+    """Whether a class defines a method anew in a subclass of the one that defines another.
+
+    Args:
+        kind: the class.
+        name: of the method.
+        beyond: of the other method.
+    """
+    owners = {
+        method: next(k for k, c in enumerate(kind.__mro__) if method in vars(c))
+        for method in (name, beyond)
+    }
+    return owners[name] < owners[beyond]
 
 
 def dtype_name(array):

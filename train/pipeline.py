@@ -235,6 +235,7 @@ class _Pipeline:
                 weight_bits=settings.weight_bits,
                 activation_bits=settings.activation_bits,
                 calibration_data=self.task.calibration_data(settings.calibration_images),
+                calibration_images=settings.calibration_images,
                 verbose=bool(settings.verbose),
                 **options,
             )

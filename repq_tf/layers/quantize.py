@@ -7,7 +7,7 @@ integer runtime (LiteRT with XNNPACK) computes, in its order and its rounding.
 
 from repq_tf.arguments import boolean, number
 from repq_tf.branches import WideReading
-from repq_tf.keras_api import Layer, keras, ops, register
+from repq_tf.keras_api import Layer, keras, ops, overrides, register
 from repq_tf.layers import runtime
 from repq_tf.layers.rescale import rescale
 from repq_tf.quantizers import LSQ
@@ -101,6 +101,17 @@ class Quantize(Layer):
         if training:
             return self._fake_quantize(self.values(x, scale)), self.step
         return self.integers(x, scale, **rounding) * self.step, self.step
+
+    def compute_output_spec(self, x, *args, **kwargs):
+        """The shapes and dtypes of `call`'s outputs, without tracing it where that is easy."""
+        if isinstance(x, tuple | list) or overrides(
+            type(self), "values", "compute_output_spec"
+        ):
+            return super().compute_output_spec(x, *args, **kwargs)
+        training = kwargs.get("training", args[1] if len(args) > 1 else False)
+        step = self.activation_quantizer.change.dtype
+        output = keras.KerasTensor(x.shape, self.compute_dtype if training else step)
+        return output, keras.KerasTensor((), step)
 
     def _fake_quantize(self, x):
         return self.activation_quantizer(ops.cast(x, self.compute_dtype))

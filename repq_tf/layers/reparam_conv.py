@@ -15,7 +15,15 @@ from repq_tf.branches import (
     check_mode,
 )
 from repq_tf.convolution import convolve, same_window
-from repq_tf.keras_api import LEGACY, Layer, check_same_keras, keras, ops, register
+from repq_tf.keras_api import (
+    LEGACY,
+    Layer,
+    check_same_keras,
+    keras,
+    ops,
+    overrides,
+    register,
+)
 from repq_tf.layers.freezing import (
     build_config,
     freeze_new_weights,
@@ -325,6 +333,33 @@ class ReparamConv(Layer):
         y = self.activation(ops.cast(y, self.compute_dtype))
         # The scale matters to inference alone.
         return (y, ops.broadcast_to(input_step, (self.filters,))) if integer else y
+
+    def compute_output_spec(self, inputs, input_step=None, training=False, wide=False):
+        """The shape and dtype of `call`'s outputs, without tracing it.
+
+        A subclass with a `call` of its own is traced, unless it says that this holds for it.
+        """
+        if overrides(type(self), "call", beyond="compute_output_spec"):
+            return super().compute_output_spec(inputs, input_step, training=training, wide=wide)
+        check_same_keras(inputs, f"the input of {self.name}")
+        spatial = [
+            None if size is None else (size + sum(zeros) - kernel) // stride + 1
+            for size, zeros, kernel, stride in zip(
+                inputs.shape[1:3],
+                self.window(inputs.shape[1:3]),
+                self.kernel_size,
+                self.strides,
+                strict=True,
+            )
+        ]
+        shape = (inputs.shape[0], *spatial, self.filters)
+        if self.weight_quantizer is None or input_step is None:
+            return keras.KerasTensor(shape, self.compute_dtype)
+        if training:
+            step = keras.KerasTensor((self.filters,), input_step.dtype)
+            return keras.KerasTensor(shape, self.compute_dtype), step
+        dtype = WideReading.dtype if wide else "float32"
+        return keras.KerasTensor(shape, dtype), keras.KerasTensor((self.filters,), dtype)
 
     def _merged_convolution(self, x, window, training):
         reading = FeatureReading(x, window, self.strides) if training else Reading()

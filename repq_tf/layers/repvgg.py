@@ -77,6 +77,8 @@ class RepVGGBlock(ReparamConv):
             self.add_loss(0.5 * self.custom_l2 * self._kernel_energy())
         return super().call(inputs, input_step, training, wide)
 
+    compute_output_spec = ReparamConv.compute_output_spec  # the loss does not change it
+
     def _kernel_energy(self):
         square, pointwise = self.expression.children[:2]
         gains = [ops.stop_gradient(node.gain_and_shift()[0]) for node in (square, pointwise)]

@@ -58,9 +58,10 @@ class RepQScheme(tfmot_keras.QuantizeScheme):
             "running", which needs none and is stable.
         restore_batch_norm: likewise; True needs calibration data.
         per_channel: likewise.
-        calibration_data: an array of images, or an iterable of batches: sets the steps,
-            re-estimates the batch norms and tells whether the input has negative values.
+        calibration_data: images, as in `repq_tf.quantize`: they set the steps, correct the
+            batch norms and tell whether the input has negative values.
             Without, the first training batch sets the steps, and the input is signed.
+        calibration_images: likewise.
 
     Raises:
         ValueError: an argument is bad; or, from `quantize_apply`, a layer cannot be
@@ -77,10 +78,12 @@ class RepQScheme(tfmot_keras.QuantizeScheme):
         restore_batch_norm=None,
         per_channel=True,
         calibration_data=None,
+        calibration_images=512,
     ):
         self._bits = default_bits(bits, weight_bits, activation_bits, per_channel)
         self._rules = check_rules(rules)
         self._data = calibration_data
+        self._images = calibration_images
         if bn_statistics is None:
             bn_statistics = "running" if calibration_data is None else "restored"
         self._bn_statistics = check_mode(bn_statistics)
@@ -117,6 +120,7 @@ class RepQScheme(tfmot_keras.QuantizeScheme):
             per_channel=self._bits.per_channel,
             rules=rules,
             calibration_data=self._data,
+            calibration_images=self._images,
             verbose=False,
             **options,
         )

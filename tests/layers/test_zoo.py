@@ -94,3 +94,49 @@ class TestSqueezeExcite:
     def test_bad_numbers_are_named(self):
         with pytest.raises(ValueError, match="reduced must be a positive"):
             layers.SqueezeExcite(0)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_shapes_and_dtypes_are_those_of_a_trace(name, policy):
+    """They are arithmetic, so that networks are built sooner; Keras's own way is a trace."""
+    trace = keras.layers.Layer.compute_output_spec
+    sizes = {"strides": 2, "padding": "same"} if name != "ECB" else {}
+    for quantized, spatial in ((False, (9, 8)), (True, (9, 8)), (False, (None, 8))):
+        options = {**BLOCKS[name], **(sizes if spatial[0] else {}), "dtype": policy}
+        options.pop("identity", None)
+        block = getattr(layers, name)(4, weight_bits=8 if quantized else None, **options)
+        x = keras.KerasTensor((None, *spatial, 4), "float32")
+        args = (x, keras.KerasTensor((), "float32")) if quantized else (x,)
+        block.build(x.shape)
+        cases = [{}, {"training": True}] + [{"wide": True}] * quantized
+        for kwargs in cases:
+            specs, traced = (
+                block.compute_output_spec(*args, **kwargs),
+                trace(block, *args, **kwargs),
+            )
+            for one, other in zip(*map(keras.tree.flatten, (specs, traced)), strict=True):
+                assert (one.shape, one.dtype) == (other.shape, other.dtype), kwargs
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_shapes_and_dtypes_of_quantizers_are_those_of_a_trace(policy):
+    trace = keras.layers.Layer.compute_output_spec
+    layer = layers.Quantize(bits=8, dtype=policy)
+    layer.build((None, 5, 5, 3))
+    x, scale = keras.KerasTensor((None, 5, 5, 3)), keras.KerasTensor((3,))
+    for args, kwargs in (((x,), {}), ((x, scale), {}), ((x, scale), {"training": True})):
+        specs, traced = (
+            layer.compute_output_spec(*args, **kwargs),
+            trace(layer, *args, **kwargs),
+        )
+        for one, other in zip(specs, traced, strict=True):
+            assert (one.shape, one.dtype) == (other.shape, other.dtype)
+
+
+def test_a_block_with_a_call_of_its_own_is_traced():
+    class Twice(layers.ConvBlock):
+        def call(self, inputs, *args, **kwargs):
+            return keras.ops.concatenate([super().call(inputs, *args, **kwargs)] * 2, axis=-1)
+
+    assert Twice(3)(keras.Input((5, 5, 2))).shape == (None, 5, 5, 6)
