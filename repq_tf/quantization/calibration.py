@@ -56,7 +56,7 @@ def calibrate(model, graph, builder, images, verbose=True):
             if layer.name not in calibrated:
                 calibrated.add(layer.name)
                 samplers = real.samples.get(layer.name) or [_sampled(layer, calls, images)]
-                values = np.concatenate([sampler.values for sampler in samplers])
+                values = np.concatenate([sampler.values(layer.bits) for sampler in samplers])
                 layer.activation_quantizer.initialize(values)
 
     quantized = read_graph(model)
@@ -82,7 +82,8 @@ def calibrate_block(block, calls, real, fresh_root, true_moments):
     readings = Readings(block, calls)
     for node in block.merged_batch_norms:
         neutralise_dead_channels(node)
-    if block.bn_statistics == "estimate" and true_moments:
+    # A block that runs its branches normalizes them exactly, whatever its mode.
+    if block.uses_merged_kernel and block.bn_statistics == "estimate" and true_moments:
         affine = block.inner.merge(KeepingReading(readings))
     else:
         affine = block.inner.merge()
@@ -90,7 +91,8 @@ def calibrate_block(block, calls, real, fresh_root, true_moments):
         block.weight_quantizer.initialize(ops.convert_to_numpy(affine.kernel))
     kernels = (affine, quantized_kernel(block, affine))
     unrounded, quantized = readings.moments(*kernels)
-    if block.root is None:
+    unused = block.root is block.restored and not block.uses_merged_kernel
+    if block.root is None or unused:
         block.inner.shift(real.mean - quantized.mean)
         return
     if fresh_root:
@@ -120,18 +122,20 @@ def clip_rates(model, data, calibration_images=512):
     Returns:
         `{"LAYER/weight": rate, "LAYER/activation": rate}`.
     """
-    graph, rates, count = read_graph(model), {}, 0
+    graph, found = read_graph(model), {}
 
     def visit(node, args):
         if isinstance(node.layer, Quantize):
-            found = node.layer.activation_quantizer.clip_rate(node.layer.values(*args))
+            rate = node.layer.activation_quantizer.clip_rate(node.layer.values(*args))
             name = f"{node.layer.name}/activation"
-            rates[name] = rates.get(name, 0.0) + len(batch) * float(found)
+            found.setdefault(name, []).append((len(batch), float(rate)))
 
     for batch in read_images(data, model, fitting(graph), calibration_images):
         run_batch(graph, batch, visit)
-        count += len(batch)
-    rates = {name: rate / count for name, rate in rates.items()}
+    rates = {
+        name: float(np.average([r for _, r in pairs], weights=[count for count, _ in pairs]))
+        for name, pairs in found.items()
+    }
     for node in graph.nodes.values():
         layer = node.layer
         if isinstance(layer, ReparamConv) and layer.weight_quantizer is not None:

@@ -2,13 +2,14 @@
 
 import functools
 import tempfile
+import weakref
 
 import numpy as np
 
 from repq_tf.keras_api import ops
-from repq_tf.layers import Quantize
+from repq_tf.layers import Quantize, ReparamConv
 from repq_tf.quantization.graph import evaluate
-from repq_tf.quantization.prepared import call, prepare
+from repq_tf.quantization.prepared import call, positional, prepare
 
 # Bytes of a tensor that stay in memory; more lie in a temporary file.
 _IN_MEMORY = 2**23
@@ -38,6 +39,7 @@ class Stored(Batches):
         self._step = None if step is None else np.float32(step)
         self._dtype = np.dtype("float32" if step is None else "int16")
         self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY)
+        weakref.finalize(self, self._file.close)
         self._places = []
 
     def append(self, batch):
@@ -135,12 +137,13 @@ def run_layers(graph, images, visit, progress):
     """
 
     def apply(node, args, kwargs):
-        calls = Calls(args, kwargs, len(images))
+        calls = Calls(*positional(node.layer, args, kwargs), len(images))
         visit(node, calls)
         computed = _Computed(node.layer, calls)
         columns = [_Column(computed, index) for index in range(len(computed.outputs(0)))]
-        if _is_stored(graph, node):
-            # What follows the tensor is its step, equal for all batches.
+        ours = isinstance(node.layer, ReparamConv | Quantize)
+        if _is_stored(graph, node) and (ours or len(columns) == 1):
+            # What follows the tensor of our layers is its step, equal for all batches.
             columns[1:] = [_Constant(column[0]) for column in columns[1:]]
             stored = Stored(node.layer.step if isinstance(node.layer, Quantize) else None)
             for k in range(len(images)):
@@ -175,6 +178,7 @@ def run_batch(graph, batch, visit=None, observe=None):
     """
 
     def apply(node, args, kwargs):
+        args, kwargs = positional(node.layer, args, kwargs)
         if visit is not None:
             visit(node, args)
         first, *more = call(node.layer, args, kwargs)

@@ -1,9 +1,8 @@
 """Images that users pass, from whatever holds them, as float32 batches."""
 
-import numbers
-
 import numpy as np
 
+from repq_tf.arguments import positive
 from repq_tf.keras_api import keras, ops
 from repq_tf.quantization.execution import Stored
 from repq_tf.quantization.nodes import fits
@@ -30,8 +29,11 @@ def read_images(data, model, batch_size=None, limit=None, name="images"):
         ValueError: the data are no images of the model's shape, or not finite; or endless,
             without a limit.
     """
-    expected = tuple(model.input_shape[1:])
-    left = limit
+    if isinstance(model.input_shape, list | dict):
+        raise ValueError(f"{name}: model {model.name!r} must have one input")
+    if limit is not None:
+        positive(limit, "calibration_images")
+    expected, left = tuple(model.input_shape[1:]), limit
     for part in _parts(data, name, may_be_endless=limit is not None):
         images, chosen = _images(part, expected, name), None
         count = len(images)
@@ -65,11 +67,6 @@ def store_images(data, model, batch_size, limit, name="calibration data"):
     Raises:
         ValueError: as `read_images`, or all values are equal.
     """
-    whole = isinstance(limit, numbers.Integral) and not isinstance(limit, bool) and limit > 0
-    if limit is not None and not whole:
-        raise ValueError(
-            f"calibration_images must be a positive whole number or None. Received: {limit!r}"
-        )
     stored, lowest, highest = Stored(), np.inf, -np.inf
     for batch in read_images(data, model, batch_size, limit, name):
         stored.append(batch)
@@ -118,7 +115,11 @@ def _is_iterable(data):
 def _items(data):
     """The items of an iterable; Keras's own datasets do not end by themselves."""
     if isinstance(data, keras.utils.Sequence):
-        return (data[index] for index in range(len(data)))
+        try:
+            count = len(data)
+        except TypeError as error:
+            raise ValueError(f"{type(data).__name__} must have a length, __len__") from error
+        return (data[index] for index in range(count))
     return data
 
 
@@ -140,7 +141,7 @@ def _images(part, expected, name):
             f"{name} must be arrays of images. Received: pictures of PIL; stack them, "
             "np.stack([np.asarray(picture) for picture in pictures])"
         )
-    if not _is_array(images):
+    if not _is_array(images) or not hasattr(images, "__len__"):  # ragged tensors have none
         raise ValueError(
             f"{name} must be batches of images of shape {expected}, arrays. Received: "
             f"{type(images).__name__}"
@@ -156,8 +157,8 @@ def _images(part, expected, name):
             f"{name} must be batches of images of shape {expected}. Received: an array of "
             f"shape {shape}"
         )
-    if shape[0] == 0:
-        raise ValueError(f"{name} must not be empty")
+    if 0 in shape:
+        raise ValueError(f"{name} must not be empty. Received: an array of shape {shape}")
     return images
 
 
@@ -167,10 +168,9 @@ def _batch(images, rows, name):
         batch = ops.convert_to_numpy(images[rows])
     else:  # one by one, which all kinds of arrays know
         batch = np.stack([ops.convert_to_numpy(images[int(row)]) for row in rows])
-    try:
-        batch = np.asarray(batch, np.float32)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be numbers. Received: {batch.dtype}") from error
+    if np.asarray(batch).dtype.kind not in "biufV":  # V: bfloat16, which NumPy does not know
+        raise ValueError(f"{name} must be real numbers. Received: {batch.dtype}")
+    batch = np.asarray(batch, np.float32)
     largest = np.abs(batch).max()
     if not np.isfinite(largest):
         raise ValueError(f"{name} must be finite; it holds NaN or infinity")

@@ -11,7 +11,7 @@ from repq_tf.quantizers import quantize_levels
 
 
 class MergedBlock:
-    """A block as a convolution with its merged kernel, in float32.
+    """A block as a convolution with its merged kernel.
 
     Args:
         block: a `ReparamConv`.
@@ -29,7 +29,7 @@ class MergedBlock:
         """The convolution of a batch with the kernel and its bias, without a root."""
         r = feature_reading(self._block, x)
         y = convolve(r.x, self._kernel, self.affine.groups, r.strides, r.window)
-        return y + self.affine.bias if self.affine.has_bias else y
+        return y + ops.cast(self.affine.bias, y.dtype) if self.affine.has_bias else y
 
     def finish(self, y, root):
         """What a batch norm at the root, or none, and the activation make of it."""
@@ -39,8 +39,8 @@ class MergedBlock:
 
 
 def feature_reading(block, x):
-    """The `FeatureReading` of a block's input, in float32."""
-    x = ops.cast(x, "float32")
+    """The `FeatureReading` of a block's input, in the dtype of its variables."""
+    x = ops.cast(x, block.variable_dtype)
     if isinstance(block, DenseBlock):
         x = ops.expand_dims(x, (1, 2))
     return FeatureReading(x, block.window(x.shape[1:3]), block.strides)
@@ -73,6 +73,14 @@ def _prepare_block(block):
         return (y,) if len(args) == 1 else (y, ops.broadcast_to(args[1], (block.filters,)))
 
     return run
+
+
+def positional(layer, args, kwargs):
+    """The arguments of a call of our layers, with those by name where `call` has them."""
+    if not isinstance(layer, ReparamConv | Quantize):
+        return args, kwargs
+    bound = inspect.signature(layer.call).bind(*args, **kwargs)
+    return bound.args, bound.kwargs
 
 
 def call(layer, args, kwargs):

@@ -38,10 +38,11 @@ def quantize(
     Every convolution's merged kernel gets an LSQ quantizer, and so does every
     activation tensor that the integer runtime stores. The function that was learned stays:
     batch norms are corrected for what quantization does to the mean and the deviation of
-    what they normalize, and for nothing else; channels that are constant lose their
-    (huge) gain; and steps start at the least squared error on the calibration data. Outputs
-    keep their names, and what is frozen of the model is not trained. The given model is left
-    as it is.
+    what they normalize, and where there is none, a bias for what it does to the mean (those
+    of frozen layers too; a convolution with neither gets no correction). Channels that are
+    constant lose their (huge) gain, and steps start at the least squared error on the
+    calibration data. Outputs keep their names, and what is frozen of the model is not
+    trained. The given model is left as it is.
 
     Args:
         model: a Functional or Sequential Keras 3 model of our blocks and stock layers.
@@ -70,7 +71,8 @@ def quantize(
             or a tuple whose first item is one: a list, a generator, a `tf.data.Dataset`, a
             Keras `PyDataset`, a PyTorch `DataLoader`.
         calibration_images: how many of them to read at most: of an array as many at equal
-            distances, of an iterable the first ones. None reads all.
+            distances, of an iterable the first ones. None reads all. They decide whether
+            the model's input has negative values, too.
         input_step: the fixed step of the model's input, where its values lie on a grid
             anyway: 1/128 for pixels that are given as (p - 128)/128. Default: it is learned.
         output_step: likewise, of the model's outputs.

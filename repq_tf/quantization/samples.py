@@ -31,7 +31,7 @@ class Sampler:
         ends = np.float32([values.min(), values.max()])
         if not np.isfinite(ends).all():
             raise ValueError(
-                f"layer {self._name!r}: its input holds NaN or infinity on calibration data"
+                f"layer {self._name!r}: features there hold NaN or infinity on calibration data"
             )
         self._largest = max(self._largest, np.abs(ends).max())
         if values.shape[1] > self._of_an_image:
@@ -40,12 +40,15 @@ class Sampler:
             values = np.take_along_axis(values, places, axis=1)
         self._chosen.append(values.ravel().copy())
 
-    @property
-    def values(self):
-        """What was drawn; the largest magnitude, where that is nothing but zeros.
+    def values(self, bits):
+        """What was drawn, for the step of a grid.
 
-        It does not always stand among them: one value that is the largest of a million
-        would weigh as much as one of a thousand does.
+        The largest magnitude stands among them at 16 bits, where clipping is the only error
+        that counts, and where they are nothing but zeros. Below it does not: one that is the
+        largest of a million would weigh as much as one of a thousand does.
+
+        Args:
+            bits: of the grid.
         """
         values = np.concatenate(self._chosen)
-        return values if values.any() else np.append(values, self._largest)
+        return values if bits <= 8 and values.any() else np.append(values, self._largest)

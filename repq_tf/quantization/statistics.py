@@ -5,6 +5,7 @@ Layer by layer, on the features as the layers before make them in inference.
 
 import numpy as np
 
+from repq_tf.arguments import positive
 from repq_tf.branches import (
     Reading,
     estimated_moments,
@@ -56,7 +57,8 @@ def reestimate_batch_norm(model, data, batch_size=None, calibration_images=512, 
             node.layer.moving_mean.assign(moments.mean)
             node.layer.moving_variance.assign(moments.variance)
 
-    images, _ = store_images(data, model, batch_size or fitting(graph), calibration_images)
+    size = fitting(graph) if batch_size is None else positive(batch_size, "batch_size")
+    images, _ = store_images(data, model, size, calibration_images)
     progress = Progress("re-estimating batch norms", len(graph.nodes), "layer", verbose)
     run_layers(graph, images, visit, progress)
 
@@ -69,7 +71,10 @@ def _axis_moments(layer, x):
 
 
 class Moments:
-    """Mean and variance, `(channels,)`, of features that come batch by batch, in float64."""
+    """Mean and variance, `(channels,)`, of features that come batch by batch, in float64.
+
+    Images of several sizes have equal weights.
+    """
 
     def __init__(self):
         self._count, self.mean, self.variance = 0, 0.0, 0.0
@@ -189,9 +194,14 @@ def match_moments(batch_norm, real, kernel, quantized):
     alive = least > _DEAD * epsilon
     ratio = np.divide(kernel.variance, quantized.variance, out=np.ones_like(least), where=alive)
     rho = np.clip(np.sqrt(ratio), 1 / _LARGEST_CHANGE, _LARGEST_CHANGE)
-    statistics.moving_mean.assign(quantized.mean + (mean - real.mean) / rho)
+    before = ops.convert_to_numpy(batch_norm.gain_and_shift()[0])
     corrected = (variance + epsilon) / rho**2 - epsilon
     statistics.moving_variance.assign(np.maximum(corrected, 0.0))
+    # What rho has become where a variance cannot be negative, or a gain is bounded (OABN).
+    after = ops.convert_to_numpy(batch_norm.gain_and_shift()[0])
+    rho = np.divide(after, before, out=np.ones_like(rho), where=before != 0)
+    shift = np.divide(mean - real.mean, rho, out=np.zeros_like(rho), where=rho != 0)
+    statistics.moving_mean.assign(quantized.mean + shift)
 
 
 class CalibrationReading(Reading):

@@ -72,7 +72,7 @@ def check_parity(model, path, images, batch_size=None, kernels="default", verbos
         kept, largest = file.image_bytes(shape)
         return batch_size or max(1, _FEATURES // (kept + _KERAS * largest))
 
-    total = len(images) if hasattr(images, "shape") else None
+    total = len(images) if getattr(images, "shape", ()) else None
     progress = Progress("comparing model and file", total, "image", verbose)
     for batch in read_images(images, model, fitting):
         comparison.add(batch)
