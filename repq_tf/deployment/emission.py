@@ -14,6 +14,7 @@ from repq_tf.layers import (
     QuantizedPReLU,
     QuantizedUpSampling2D,
 )
+from repq_tf.quantization.grids import known_name
 
 ON_INPUT_GRID = QuantizedAveragePooling2D | QuantizedLeakyReLU | QuantizedUpSampling2D
 
@@ -145,7 +146,7 @@ def _up_sampling(trace, node, x):
         # A resize to a computed size would be left to the runtime's slow kernels.
         return tf.nn.depth_to_space(tf.concat([x] * rows**2, axis=-1), rows)
     raise ValueError(
-        f"layer {node.name!r}: of images of any size a file can hold only "
+        f"layer {known_name(trace.graph, node)!r}: of images of any size a file can hold only "
         f"interpolation='nearest' by one factor; give input_shape. Received: "
         f"interpolation={layer.interpolation!r}, size={layer.size}"
     )

@@ -152,8 +152,8 @@ class Trace:
             shape = layer.compute_output_shape(x.shape)[1:]
             if None in shape:
                 raise ValueError(
-                    f"layer {node.name!r} makes {shape} of images of any size, which a file "
-                    "cannot; give input_shape"
+                    f"layer {known_name(self.graph, node)!r} makes {shape} of images of any "
+                    "size, which a file cannot; give input_shape"
                 )
             return tf.reshape(x, (-1, *shape))
         if isinstance(layer, ON_INPUT_GRID):

@@ -8,9 +8,16 @@ OPERATOR = "_operator"
 
 
 def known_name(graph, node):
-    """The name by which the user of a quantized model knows a node: its float model's."""
+    """The name by which the user of a quantized model knows a node: its float model's.
+
+    Not where an operator has that name, such as the sigmoid of a convolution.
+    """
     name = node.name.removesuffix(OPERATOR)
-    return name if name in graph.output_names else node.name
+    end = graph.nodes.get(name)
+    if name == node.name or end is None or name not in graph.output_names:
+        return node.name
+    linear = getattr(end.layer, "activation", None) is keras.activations.linear
+    return name if type(end.layer) is Quantize or linear else node.name
 
 
 def own_quantizer(graph, node):

@@ -130,7 +130,11 @@ def sums(x):
     return layers.ReLU(name="relu")(layers.Add(name="add")([a, b]))
 
 
-@pytest.mark.parametrize("function", [shared, nested, fused, twice, sums])
+def gate(x):
+    return layers.Conv2D(2, 3, activation="sigmoid", name="g")(x)
+
+
+@pytest.mark.parametrize("function", [shared, nested, fused, twice, sums, gate])
 def test_unusual_outputs(function, tmp_path):
     model = network(function)
     qat = quantize(model)
@@ -140,6 +144,7 @@ def test_unusual_outputs(function, tmp_path):
     assert len(signature(tmp_path / "model.tflite")["outputs"]) == len(model.output_names)
     report = repq_tf.check_parity(qat, tmp_path / "model.tflite", X)
     assert report.equal_outputs == 1 and len(report.outputs) == len(model.output_names)
+    assert report.holds
 
 
 def test_a_sequential_model_and_names_that_are_taken():
