@@ -89,6 +89,7 @@ QUANTIZE = {
     "weight_bits": (8.0, "^weight_bits must be a whole number"),
     "input_step": ("1/128", "^input_step must be a number above 0. Received: '1/128'"),
     "output_step": (True, "^output_step must be a number above 0"),
+    "step_gradient": ("LSQ", "^step_gradient must be one of .*'lsq'.*. Received: 'LSQ'"),
     "rules": (5, "^rules must be pairs of a name pattern and a dict. Received: 5"),
 }
 
@@ -181,6 +182,7 @@ def test_combiners_of_no_list():
 ARGUMENTS = {
     "oabn_k": lambda: ACBlock(4, oabn_k="2"),
     "momentum": lambda: ACBlock(4, momentum="0.9"),
+    "step_gradient": lambda: ACBlock(4, step_gradient=None),
     "epsilon": lambda: ACBlock(4, epsilon=None),
     "k": lambda: branches.OABN(Convolution(4, 3), k="2"),
     "custom_l2": lambda: layers.RepVGGBlock(4, custom_l2="1e-4"),

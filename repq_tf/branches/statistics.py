@@ -31,8 +31,9 @@ def check_batch_norm(momentum=0.9, epsilon=1e-5, sample_fraction=1 / 8):
 def feature_moments(y, synchronized=True):
     """Mean and variance `(channels,)` of features over batch, height and width.
 
-    They are computed in float32 at least. With `synchronized`, they are those of
-    the global batch when replicas share it.
+    They are computed in float32 at least. The variance is the biased one, over N: Keras's
+    and the one that normalizes; PyTorch's moving variance is over N - 1. With
+    `synchronized`, they are those of the global batch when replicas share it.
     """
     y = _wide(y)
     mean = ops.mean(y, axis=(0, 1, 2))
@@ -47,6 +48,10 @@ def _wide(x):
 
 def exact_moments(x, affine, strides=(1, 1), window=VALID, synchronized=True):
     """Exact moments of `affine(x)`: RepQ-BN, Algorithm 1, lines 1-2.
+
+    As printed, line 1 convolves the unquantized X. A quantized block has Q(X) alone, and
+    these are its moments: those of the features that the deployed network has. The kernel is
+    unquantized in both.
 
     Args:
         x: features `(batch, height, width, in_channels)`.
@@ -191,6 +196,9 @@ class BatchNormStatistics(Layer):
     | `estimate` | from the input's moments (RepQ-BNEst, Eq. 5-6) |
     | `sample` | exact, on every k-th image, k = `1 / sample_fraction` rounded |
     | `running`, `restored` | the moving ones, which stay as they are |
+
+    A quantized block's input is quantized: moments are those of Q(X), where RepQ as printed
+    takes X.
 
     The first three update the moving statistics,
     `moving = momentum * moving + (1 - momentum) * batch`. Gradients flow through

@@ -31,7 +31,7 @@ from repq_tf.layers.freezing import (
     read_build_config,
 )
 from repq_tf.layers.integer import integer_weights
-from repq_tf.quantizers import LSQ, check_bits
+from repq_tf.quantizers import LSQ, check_bits, check_step_gradient
 
 
 @register
@@ -73,6 +73,9 @@ class ReparamConv(Layer):
             merged with `bn_statistics="restored"`.
         weight_bits: 2 to 8 to quantize the merged kernel; None for floating point.
         per_channel: whether each output channel has a step of its own.
+        step_gradient: how fast the steps of the weights learn: "bounded", about as fast as
+            the weights, or "lsq", by LSQ's published gradient scale; see
+            `repq_tf.quantizers.lsq`.
         momentum: of the batch norms' moving statistics.
         epsilon: of the batch norms.
         synchronized: whether replicas share batch moments.
@@ -109,6 +112,7 @@ class ReparamConv(Layer):
         restore_batch_norm=None,
         weight_bits=None,
         per_channel=True,
+        step_gradient="bounded",
         momentum=0.9,
         epsilon=1e-5,
         synchronized=True,
@@ -134,6 +138,7 @@ class ReparamConv(Layer):
         self.restore_batch_norm = boolean(restore_batch_norm, "restore_batch_norm", True)
         self.weight_bits = weight_bits
         self.per_channel = boolean(per_channel, "per_channel")
+        self.step_gradient = check_step_gradient(step_gradient)
         check_batch_norm(momentum, epsilon, sample_fraction)
         self.momentum = momentum
         self.epsilon = epsilon
@@ -151,6 +156,7 @@ class ReparamConv(Layer):
                 bits=check_bits(weight_bits, "weight_bits"),
                 signed=True,
                 channels=self.filters if self.per_channel else None,
+                bounded=self.step_gradient == "bounded",
                 name="weight_quantizer",
                 dtype=self.dtype_policy,
             )
@@ -424,8 +430,8 @@ class ReparamConv(Layer):
         config.pop("autocast", None)
         names = (
             "filters kernel_size strides padding groups merged bn_statistics "
-            "restore_batch_norm weight_bits per_channel momentum epsilon synchronized "
-            "sample_fraction literal_estimate oabn_k"
+            "restore_batch_norm weight_bits per_channel step_gradient momentum epsilon "
+            "synchronized sample_fraction literal_estimate oabn_k"
         )
         config.update({name: getattr(self, name) for name in names.split()})
         if self.built and (self.restored is not None) != self._restores():

@@ -22,7 +22,9 @@ class RepVGGBlock(ReparamConv):
 
         custom_l2 / 2 * (sum K^2 - sum K_c^2 + sum (K_c t_K + P t_P)^2 / (t_K^2 + t_P^2)).
 
-    Exclude those kernels from the optimizer's weight decay then. QARepVGG (arXiv 2212.01593)
+    The gains are those of the moving statistics before the batch has moved them; the authors'
+    example takes them after the forward pass, one update later. Exclude those kernels
+    from the optimizer's weight decay then. QARepVGG (arXiv 2212.01593)
     found the denominator to make the merged network hard to quantize.
 
     Without batch norms it is `k x k + 1 x 1 + x` with one bias, the form of super-resolution

@@ -13,10 +13,11 @@ from repq_tf.quantizers import zero_point
 class Builder:
     """Makes the layers of the quantized model while the source graph is walked."""
 
-    def __init__(self, placement, bn_statistics, restore_batch_norm):
+    def __init__(self, placement, bn_statistics, restore_batch_norm, step_gradient):
         self.placement = placement
         self.bn_statistics = bn_statistics
         self.restore_batch_norm = restore_batch_norm
+        self.step_gradient = step_gradient
         self.quantizers = {}
         self.steps = {}
         self.zero_points = {}
@@ -163,6 +164,7 @@ class Builder:
             name=self._name(site, last=not self._rounds(site)),
             weight_bits=site.bits.weight_bits,
             per_channel=site.bits.per_channel,
+            step_gradient=self.step_gradient,
             bn_statistics=self.bn_statistics,
             activation=site.activation,
         )

@@ -15,7 +15,7 @@ from repq_tf.quantization.graph import read_graph, rebuild
 from repq_tf.quantization.images import store_images
 from repq_tf.quantization.placement import place
 from repq_tf.quantization.table import quantization_table
-from repq_tf.quantizers import ACTIVATION_BITS, BITS, check_bits
+from repq_tf.quantizers import ACTIVATION_BITS, BITS, check_bits, check_step_gradient
 
 
 def quantize(
@@ -31,6 +31,7 @@ def quantize(
     calibration_images=512,
     input_step=None,
     output_step=None,
+    step_gradient="bounded",
     verbose=True,
 ):
     """Returns a quantization-aware copy of a float model (RepQ with LSQ).
@@ -76,6 +77,8 @@ def quantize(
         input_step: the fixed step of the model's input, where its values lie on a grid
             anyway: 1/128 for pixels that are given as (p - 128)/128. Default: it is learned.
         output_step: likewise, of the model's outputs.
+        step_gradient: how fast the steps of the weights learn: "bounded" (default), about as
+            fast as the weights, or "lsq", by LSQ's published gradient scale.
         verbose: whether to print what was quantized.
 
     Returns:
@@ -96,6 +99,7 @@ def quantize(
     default = default_bits(bits, weight_bits, activation_bits, per_channel)
     check_mode(bn_statistics)
     boolean(restore_batch_norm, "restore_batch_norm", optional=True)
+    check_step_gradient(step_gradient)
     boolean(verbose, "verbose")
     rules = check_rules(rules)
     for name, step in (("input_step", input_step), ("output_step", output_step)):
@@ -114,6 +118,7 @@ def quantize(
         bn_statistics,
         restore_batch_norm,
         [(name, step) for name, step in steps if step is not None],
+        step_gradient,
     )
     calibrate(quantized, graph, builder, images, verbose)
     if verbose:
@@ -169,7 +174,16 @@ def default_bits(bits, weight_bits=None, activation_bits=None, per_channel=True)
     )
 
 
-def uncalibrated(graph, bits, rules, signed, bn_statistics, restore_batch_norm=None, steps=()):
+def uncalibrated(
+    graph,
+    bits,
+    rules,
+    signed,
+    bn_statistics,
+    restore_batch_norm=None,
+    steps=(),
+    step_gradient="bounded",
+):
     """The quantized model with the float one's weights, before it has seen images.
 
     Args:
@@ -180,12 +194,13 @@ def uncalibrated(graph, bits, rules, signed, bn_statistics, restore_batch_norm=N
         bn_statistics: as in `quantize`.
         restore_batch_norm: likewise.
         steps: pairs of a node's name and the fixed step of its tensor's grid.
+        step_gradient: as in `quantize`.
 
     Returns:
         `(model, builder)`; the builder knows the placement, and which batch norms are new.
     """
     placement = place(graph, bits, rules, {_one_input(graph): signed}, steps)
-    builder = Builder(placement, bn_statistics, restore_batch_norm)
+    builder = Builder(placement, bn_statistics, restore_batch_norm, step_gradient)
     quantized = rebuild(graph, builder.apply, builder.apply_input, f"{graph.name}_quantized")
     builder.copy_weights()
     return quantized, builder

@@ -173,7 +173,8 @@ def match_moments(batch_norm, real, kernel, quantized):
     quantized input has behind the kernel as it is and behind the quantized one (1 for channels
     that are constant). So quantized features y are normalized as `m_f + rho (y - m_q)` was: the
     function that was learned is kept, and only the shift and the scale of quantization are
-    undone; the moments of the sample never replace those of the population.
+    undone; the moments of the sample never replace those of the population, as they do where
+    batch norms are re-estimated (`reestimate_batch_norm`).
 
     The ratio to the float network's own deviation would count clipped outliers too, which
     are few and no reason to enlarge all other values: MobileOne-S0 loses 3.6 points with

@@ -11,6 +11,7 @@ from repq_tf.quantizers.step_init import lsq_step, min_error_step
 
 BITS = range(2, 9)
 ACTIVATION_BITS = (*BITS, 16)
+STEP_GRADIENTS = ("bounded", "lsq")
 
 
 def check_bits(bits, argument="bits", allowed=BITS):
@@ -27,6 +28,15 @@ def check_bits(bits, argument="bits", allowed=BITS):
             f"{argument} must be a whole number from 2 to 8{more}. Received: {bits!r}"
         )
     return int(bits)
+
+
+def check_step_gradient(step_gradient):
+    """Returns `step_gradient`, or raises ValueError listing those there are."""
+    if step_gradient not in STEP_GRADIENTS:
+        raise ValueError(
+            f"step_gradient must be one of {STEP_GRADIENTS}. Received: {step_gradient!r}"
+        )
+    return step_gradient
 
 
 def levels(bits, signed, narrow):
@@ -104,11 +114,12 @@ def lsq(x, initial_step, change, low, high, gradient_scale, bounded=False):
     LSQ chose its gradient scale so that a step changes, relative to itself, about as fast
     as the weights do (its section 2.2). That holds for its own large initial steps; with
     the least-error step of 8 bits per channel, whose largest weight lies on the bound,
-    the step's rate is a hundred times the weights' and training can diverge. `bounded`
-    limits the gradient scale to `s / (rms(e) ||x||)`, where e is the gradient of the
-    quantized values by s: for an incoming gradient that is not aligned with e, step and
-    weights then change at equal rates. The limit depends on x and s alone, so the gradient
-    remains linear, and replicas add theirs up as one device would.
+    the step's rate can be a hundred times the weights', and training diverge. `bounded`,
+    which is ours, limits the gradient scale to `s / (rms(e) ||x||)`, where e is the gradient
+    of the quantized values by s: for an incoming gradient that is not aligned with e, step
+    and weights then change at equal rates. The limit depends on x and s alone, so the
+    gradient remains linear, and replicas add theirs up as one device would. Without it, the
+    gradient scale is the published one: `step_gradient="lsq"` of `repq_tf.quantize`.
 
     Args:
         x: a float32 or float64 tensor.

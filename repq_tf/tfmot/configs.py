@@ -85,17 +85,15 @@ class _WeightConfig(OutputQuantizeConfig):
         self.weight_bits = check_bits(weight_bits, "weight_bits")
         self.per_channel = boolean(per_channel, "per_channel")
 
-    def weight_quantizer(self, kernel, learned):
+    def weight_quantizer(self, kernel, **options):
         """The quantizer of a kernel, a NumPy array whose last axis is the outputs'.
 
-        Its step is MinError's for this kernel; `learned`, as it is trained.
+        Its step starts as MinError's for this kernel.
         """
         low, high = levels(self.weight_bits, True, narrow=self.weight_bits == 8)
         step = ops.convert_to_numpy(min_error_step(kernel, low, high, self.per_channel))
         channels = kernel.shape[-1] if self.per_channel else None
-        return LSQQuantizer(
-            self.weight_bits, channels=channels, step=step.tolist(), learned=learned
-        )
+        return LSQQuantizer(self.weight_bits, channels=channels, step=step.tolist(), **options)
 
     def get_config(self):
         """The arguments of the constructor."""
@@ -112,7 +110,7 @@ class ReparamQuantizeConfig(_WeightConfig):
 
     TFMOT is handed the block's kernel hook as an "activation", which it replaces by a
     quantizing one; so LSQ sits on the merged kernel, inside `call`. The block must have
-    been made with `merged=True`.
+    been made with `merged=True`; its `step_gradient` is the quantizer's.
 
     Args:
         weight_bits: 2 to 8, of the merged kernel.
@@ -142,14 +140,17 @@ class ReparamQuantizeConfig(_WeightConfig):
                 f"layer {layer.name!r}: ReparamQuantizeConfig is for blocks of repq_tf.layers. "
                 f"Received: {type(layer).__name__}"
             )
-        learned = not is_frozen(layer.inner)
+        options = {
+            "learned": not is_frozen(layer.inner),
+            "step_gradient": layer.step_gradient,
+        }
         if self.calibrated:
             with tf.init_scope():
                 kernel = ops.convert_to_numpy(layer.inner.merge().kernel)
-            quantizer = self.weight_quantizer(kernel, learned)
+            quantizer = self.weight_quantizer(kernel, **options)
         else:
             channels = layer.filters if self.per_channel else None
-            quantizer = LSQQuantizer(self.weight_bits, channels=channels, learned=learned)
+            quantizer = LSQQuantizer(self.weight_bits, channels=channels, **options)
         return [(keras.activations.linear, quantizer)]
 
     def set_quantize_activations(self, layer, quantize_activations):

@@ -11,7 +11,13 @@ from repq_tf.keras_api import (
     register,
     replica_mean,
 )
-from repq_tf.quantizers import check_bits, fake_quantize, levels, min_error_step
+from repq_tf.quantizers import (
+    check_bits,
+    check_step_gradient,
+    fake_quantize,
+    levels,
+    min_error_step,
+)
 from repq_tf.tfmot.requirements import tfmot_keras
 
 
@@ -33,6 +39,8 @@ class LSQQuantizer(tfmot_keras.quantizers.Quantizer):
         learned: whether the step is trained.
         tensors: number of tensors that the quantizer serves in turn; without `step`, the
             largest of their steps is taken.
+        step_gradient: of weights, "bounded" or "lsq", as in `repq_tf.quantize`; the steps
+            of activations learn as published.
 
     Example:
         >>> quantizer = LSQQuantizer(bits=4, signed=False, per_image=True)
@@ -49,6 +57,7 @@ class LSQQuantizer(tfmot_keras.quantizers.Quantizer):
         step=None,
         learned=True,
         tensors=1,
+        step_gradient="bounded",
     ):
         self.bits = check_bits(bits)
         self.signed = boolean(signed, "signed")
@@ -57,6 +66,7 @@ class LSQQuantizer(tfmot_keras.quantizers.Quantizer):
         self.step = step
         self.learned = boolean(learned, "learned")
         self.tensors = tensors
+        self.step_gradient = check_step_gradient(step_gradient)
         # An 8-bit weight's grid is symmetric, as in `LSQ`.
         self.low, self.high = levels(bits, signed, narrow=bits == 8 and not per_image)
 
@@ -91,7 +101,7 @@ class LSQQuantizer(tfmot_keras.quantizers.Quantizer):
             self.low,
             self.high,
             per_image=self.per_image,
-            bounded=not self.per_image,
+            bounded=not self.per_image and self.step_gradient == "bounded",
         )
         return ops.reshape(y, ops.shape(inputs))
 
@@ -112,5 +122,5 @@ class LSQQuantizer(tfmot_keras.quantizers.Quantizer):
 
     def get_config(self):
         """The arguments of the constructor."""
-        names = "bits signed channels per_image step learned tensors"
+        names = "bits signed channels per_image step learned tensors step_gradient"
         return {name: getattr(self, name) for name in names.split()}

@@ -9,6 +9,7 @@ from repq_tf.layers import ReparamConv
 from repq_tf.quantization import quantize
 from repq_tf.quantization.config import check_rules
 from repq_tf.quantization.quantize import default_bits, read_float, uncalibrated
+from repq_tf.quantizers import check_step_gradient
 from repq_tf.tfmot.configs import LSQQuantizeConfig, OutputQuantizeConfig, ReparamQuantizeConfig
 from repq_tf.tfmot.requirements import tfmot_keras
 from repq_tf.tfmot.wrap import to_tfmot
@@ -62,6 +63,7 @@ class RepQScheme(tfmot_keras.QuantizeScheme):
             batch norms and tell whether the input has negative values.
             Without, the first training batch sets the steps, and the input is signed.
         calibration_images: likewise.
+        step_gradient: as in `repq_tf.quantize`.
 
     Raises:
         ValueError: an argument is bad; or, from `quantize_apply`, a layer cannot be
@@ -79,11 +81,13 @@ class RepQScheme(tfmot_keras.QuantizeScheme):
         per_channel=True,
         calibration_data=None,
         calibration_images=512,
+        step_gradient="bounded",
     ):
         self._bits = default_bits(bits, weight_bits, activation_bits, per_channel)
         self._rules = check_rules(rules)
         self._data = calibration_data
         self._images = calibration_images
+        self._step_gradient = check_step_gradient(step_gradient)
         if bn_statistics is None:
             bn_statistics = "running" if calibration_data is None else "restored"
         self._bn_statistics = check_mode(bn_statistics)
@@ -109,6 +113,7 @@ class RepQScheme(tfmot_keras.QuantizeScheme):
         options = {
             "bn_statistics": self._bn_statistics,
             "restore_batch_norm": self._restore_batch_norm,
+            "step_gradient": self._step_gradient,
         }
         if self._data is None:
             graph = read_float(model)

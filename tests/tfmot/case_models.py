@@ -98,6 +98,23 @@ def test_two_replicas_train_as_one_device(trained, four_bits, two_replicas, tmp_
     assert_file_equals(loaded, tmp_path / "model.tflite")
 
 
+@pytest.mark.parametrize("data", [None, images()[0]], ids=["uncalibrated", "calibrated"])
+def test_the_published_step_gradient_reaches_all_weights(data):
+    model = apply(annotate(network()), RepQScheme(calibration_data=data, step_gradient="lsq"))
+    configs = [getattr(layer, "quantize_config", None) for layer in model.layers]
+    found = [
+        quantizer.step_gradient
+        for layer, config in zip(model.layers, configs, strict=True)
+        if config is not None
+        for _, quantizer in config.get_activations_and_quantizers(layer.layer)
+    ]
+    assert found == ["lsq"] * 6
+    if data is None:  # whose steps are not set yet
+        return
+    blocks = [layer for layer in from_tfmot(model).layers if hasattr(layer, "step_gradient")]
+    assert [block.step_gradient for block in blocks] == ["lsq"] * 6
+
+
 def test_a_foreign_quantizer_is_named_with_what_to_do(tmp_path):
     inputs = keras.Input((8, 8, 3))
     model = keras.Model(inputs, keras.layers.Conv2D(4, 3, name="conv")(inputs))

@@ -50,19 +50,20 @@ def test_activation_values_and_gradients(bits):
     np.testing.assert_array_equal(quantizer(tensor, training=False, weights=weights), expected)
 
 
+@pytest.mark.parametrize("step_gradient", ["bounded", "lsq"])
 @pytest.mark.parametrize("shape", [(3, 3, 4, 6), (3, 3, 6, 1), (3, 3, 3, 2), (7, 6)])
-def test_weights_have_a_step_for_each_output_channel(shape):
+def test_weights_have_a_step_for_each_output_channel(shape, step_gradient):
     rng = np.random.default_rng(0)
     x = rng.normal(size=shape).astype("float32")
     upstream = rng.normal(size=shape).astype("float32")
     steps = np.linspace(0.05, 0.5, 6).astype("float32")
-    quantizer = LSQQuantizer(4, channels=6, step=steps.tolist())
+    quantizer = LSQQuantizer(4, channels=6, step=steps.tolist(), step_gradient=step_gradient)
     weights, _ = build(quantizer)
     with tf.GradientTape() as tape:
         y = quantizer(tf.constant(x), training=True, weights=weights)
     gradient = tape.gradient(y, weights["change"], upstream)
     rows, flow = x.reshape(-1, 6), upstream.reshape(-1, 6)
-    expected, _, error, scale = reference(rows, steps, -8, 7, (0,), True)
+    expected, _, error, scale = reference(rows, steps, -8, 7, (0,), step_gradient == "bounded")
     np.testing.assert_allclose(y, expected.reshape(shape), rtol=1e-6)
     np.testing.assert_allclose(gradient, np.sum(flow * error, axis=0) * scale, rtol=1e-3)
 
