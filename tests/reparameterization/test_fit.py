@@ -103,8 +103,6 @@ def expected_left(settings):
         found = {"pointwise"}
     if pattern == "ecb":  # 3x3 only
         found |= {"wide", "even"}
-    if pattern == "dbb":  # no average of other channels
-        found |= {"multiplied"}
     if options.get("identity"):  # the input's shape
         found |= {"plain", "stride", "uneven", "padded", "multiplied", "bare"}
         found |= {"depthwise_bare"}
