@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from repq_tf.quiet import quiet
+from tests.train.commands import environment
 
 LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 
@@ -40,7 +41,7 @@ def test_a_process_without_stderr(monkeypatch):
 @pytest.mark.parametrize(("flag", "level"), [("--data=c", "3"), ("--verbose=2", "0")])
 def test_a_command_asks_tensorflow_for_silence(monkeypatch, flag, level):
     monkeypatch.setattr(sys, "argv", ["-m", "a", "b", flag])
-    monkeypatch.delenv(LEVEL)
+    monkeypatch.delenv(LEVEL, raising=False)
     with quiet():
         assert os.environ[LEVEL] == level
 
@@ -49,7 +50,7 @@ def test_a_command_prints_its_own_lines_alone():
     """Python imports the package, and with it TensorFlow, before the command's first line."""
     done = subprocess.run(
         [sys.executable, "-m", "repq_tf.deployment.parity", "a", "b", "--data=c"],
-        env={name: value for name, value in os.environ.items() if name != LEVEL},
+        env=environment(),
         capture_output=True,
         text=True,
     )

@@ -56,7 +56,7 @@ def test_images_are_read_as_they_are_needed(qat, folder):
             asked.append(k)
             yield X[16 * k : 16 * k + 16] if k < 2 else X[:4, :5]
 
-    with pytest.raises(ValueError, match=r"images must be images of shape \(10, 10, 3\)"):
+    with pytest.raises(ValueError, match=r"batches of images of shape \(10, 10, 3\)"):
         repq_tf.check_parity(qat, folder / "good.tflite", batches())
     assert asked == [0, 1, 2]
 

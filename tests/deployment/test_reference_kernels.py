@@ -41,4 +41,4 @@ def test_reference_kernels_are_one_step_off(bits, share, tmp_path):
     for row in reference.layers:
         assert row.largest <= 1 and row.share <= share, row
     if bits == 8:  # from end to end, where the roundings of all layers add up
-        assert reference.largest_difference <= 2 and reference.top1_agreement == 1
+        assert reference.largest_difference <= 2

@@ -31,7 +31,7 @@ from repq_tf.train.photographs import (
     write_photograph,
 )
 from repq_tf.train.upscaling import Upscaler, upscale_file
-from tests.train.commands import ROOT
+from tests.train.commands import ROOT, environment
 
 SIZE = (20, 28)
 RADIUS = 6
@@ -280,6 +280,7 @@ def test_more_than_8_bits_are_refused(tmp_path):
 def command(*args, code=0):
     done = subprocess.run(
         [sys.executable, str(ROOT / "train" / "upscale.py"), *map(str, args)],
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=600,
