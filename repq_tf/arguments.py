@@ -4,6 +4,7 @@ import math
 import numbers
 import os
 import reprlib
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -85,6 +86,29 @@ def pair(value, argument):
 def tuples(value):
     """Lists, which is what `.keras` files make of tuples, as tuples."""
     return tuple(map(tuples, value)) if isinstance(value, tuple | list) else value
+
+
+def fits(shape, given):
+    """Whether a shape is one of those that another describes, with None for any size."""
+    return len(shape) == len(given) and all(
+        want in (None, got) for want, got in zip(shape, given, strict=True)
+    )
+
+
+def fitting_shape(shape, given):
+    """`input_shape` as a tuple, of a model that takes a shape with None for any size.
+
+    Raises:
+        ValueError: it is no shape, or not one that the model takes.
+    """
+    sizes = tuple(given) if isinstance(given, Iterable) else ()
+    whole = all(isinstance(size, numbers.Integral) and size > 0 for size in sizes)
+    if not whole or not fits(shape, sizes):
+        raise ValueError(
+            f"input_shape must be whole, positive sizes that fit the model's {shape}. "
+            f"Received: {given!r}"
+        )
+    return tuple(int(size) for size in sizes)
 
 
 def explicit_window(padding):

@@ -11,9 +11,9 @@ import repq_tf
 from repq_tf import branches, layers, quantizers
 from repq_tf.arguments import boolean, file_path, number
 from repq_tf.branches import BatchNorm, Chain, Convolution, Scale, Sum
+from repq_tf.graphs import read_graph
 from repq_tf.layers import ACBlock, ConvBlock, Quantize, ReparamConv
 from repq_tf.quantization.config import LayerBits, check_rules
-from repq_tf.quantization.graph import read_graph
 from repq_tf.quantization.placement import place
 
 X = np.zeros((2, 8, 8, 3), "float32")

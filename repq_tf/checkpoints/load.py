@@ -11,9 +11,9 @@ from repq_tf.checkpoints.blocks import block_table
 from repq_tf.checkpoints.networks import NAMINGS, modules
 from repq_tf.checkpoints.reading import read_checkpoint
 from repq_tf.checkpoints.sources import Source, kernel, part_by_part, vector
+from repq_tf.graphs import read_graph
 from repq_tf.keras_api import keras, variable_path
 from repq_tf.layers import ECB, ConvBlock, DepthToSpace, ReparamConv, SqueezeExcite
-from repq_tf.quantization.graph import read_graph
 
 # The tensors of PyTorch's modules by our names of the same weights.
 _STANDARD = {

@@ -9,10 +9,10 @@ point (`repq_tf.layers.rescale`) and can give the next integer where a value lie
 import dataclasses
 
 from repq_tf.deployment.int4 import fits_four_bits
-from repq_tf.deployment.merge import input_quantizer, read_deployable
+from repq_tf.graphs import copy_call, read_native, rebuild
 from repq_tf.keras_api import ops
 from repq_tf.layers import DenseBlock, Quantize, ReparamConv
-from repq_tf.quantization.graph import copy_call, rebuild
+from repq_tf.quantization.grids import input_quantizer
 
 CONTAINERS = ("int8", "int4")
 
@@ -54,7 +54,7 @@ def with_container(model, container):
         >>> repq_tf.with_container(qat, "int4").evaluate(images, labels)
     """
     check_container(container)
-    graph, copies = read_deployable(model), {}
+    graph, copies = read_native(model), {}
     if container == "int4":
         check_four_bits(graph)
     return rebuild(

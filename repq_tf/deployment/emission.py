@@ -4,19 +4,14 @@ import dataclasses
 
 import numpy as np
 
-from repq_tf.deployment.merge import grid_layer, quantized_node
-from repq_tf.keras_api import keras
 from repq_tf.layers import (
     Quantize,
-    QuantizedAveragePooling2D,
     QuantizedHardSigmoid,
     QuantizedLeakyReLU,
     QuantizedPReLU,
     QuantizedUpSampling2D,
 )
-from repq_tf.quantization.grids import known_name
-
-ON_INPUT_GRID = QuantizedAveragePooling2D | QuantizedLeakyReLU | QuantizedUpSampling2D
+from repq_tf.quantization.grids import grid_layer, known_name, quantized_node
 
 
 def emit(trace, node, args):
@@ -50,13 +45,6 @@ def skeleton(trace, shape, per_channel=False):
     return tf.quantization.fake_quant_with_min_max_vars(
         kernel, -peak, peak, 8, narrow_range=True
     )
-
-
-def stays_inside(layer):
-    """Whether what a layer computes cannot leave the grid of its input at the lower end."""
-    if isinstance(layer, QuantizedLeakyReLU):
-        return layer.negative_slope <= 1
-    return isinstance(layer, ON_INPUT_GRID | keras.layers.ReLU | keras.layers.Activation)
 
 
 def _prelu(trace, node, x):

@@ -15,7 +15,7 @@ from repq_tf.deployment.flatbuffer import (
     type_name,
 )
 from repq_tf.deployment.pixels import input_levels
-from repq_tf.quantization.nodes import free_name
+from repq_tf.graphs import free_name
 from repq_tf.quantizers.lsq import container_top
 
 _PIXELS = 256

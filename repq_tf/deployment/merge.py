@@ -3,11 +3,11 @@
 import numpy as np
 
 from repq_tf.branches import NumpyReading
-from repq_tf.keras_api import LEGACY, keras, ops
+from repq_tf.graphs import copy_call, free_name, read_native, rebuild
+from repq_tf.keras_api import keras, ops
 from repq_tf.layers import DenseBlock, Quantize, ReparamConv
 from repq_tf.layers.freezing import is_frozen
-from repq_tf.quantization.graph import copy_call, read_graph, rebuild
-from repq_tf.quantization.nodes import free_name
+from repq_tf.quantization.grids import input_quantizer
 
 
 def merge(model):
@@ -31,7 +31,7 @@ def merge(model):
         >>> merged.export("saved_model", format="tf_saved_model")
         >>> merged.export("deployed.onnx", format="onnx")  # pip install "repq_tf[onnx]"
     """
-    graph = read_deployable(model)
+    graph = read_native(model)
     weights, copies = {}, {}
 
     def apply(node, args, kwargs):
@@ -53,39 +53,6 @@ def merge(model):
     return merged
 
 
-def read_deployable(model):
-    """The graph of a model; of what TFMOT trained, that of the equal model of our layers."""
-    graph = read_graph(model)
-    if LEGACY and any(_is_tfmot(node.layer) for node in graph.nodes.values()):
-        from repq_tf.tfmot import from_tfmot  # TFMOT is optional
-
-        return read_graph(from_tfmot(model))
-    return graph
-
-
-def _is_tfmot(layer):
-    return type(layer).__module__.split(".")[0] == "tensorflow_model_optimization"
-
-
-def input_quantizer(graph, node):
-    """The `Quantize` layer whose step a block is given, or None."""
-    if len(node.inputs) < 2:
-        return None
-    layer = graph.nodes[node.inputs[1].node].layer
-    return layer if isinstance(layer, Quantize) else None
-
-
-def quantized_node(graph, node):
-    """The node whose tensor a `Quantize` node rounds: itself, if it is an operator.
-
-    Itself, too, where it rounds what an operator has put on a grid of its own.
-    """
-    if type(node.layer) is not Quantize:
-        return node
-    before = graph.nodes[node.inputs[0].node]
-    return node if isinstance(before.layer, Quantize) else before
-
-
 def deployed_kernel(graph, node):
     """A block's deployed kernel, bias and groups, in float64."""
     block, source = node.layer, input_quantizer(graph, node)
@@ -104,23 +71,6 @@ def deployed_kernel(graph, node):
         for value in (integers, scale, bias, source.step)
     )
     return integers * scale, bias * scale * step, groups
-
-
-def grid_layer(graph, tensor):
-    """The `Quantize` layer on whose grid a tensor lies.
-
-    Raises:
-        ValueError: the tensor is not quantized.
-    """
-    node = graph.nodes[tensor.node]
-    while not isinstance(node.layer, Quantize):
-        if not node.inputs or isinstance(node.layer, ReparamConv):
-            raise ValueError(
-                f"layer {tensor.node!r}: its output has no quantizer, so the file would "
-                "not be all integer"
-            )
-        node = graph.nodes[node.inputs[0].node]
-    return node.layer
 
 
 def _convolution(node, x, kernel, bias, groups, weights, pad):

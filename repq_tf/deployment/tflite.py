@@ -5,13 +5,13 @@ import warnings
 from absl import logging
 
 from repq_tf.deployment.containers import check_container, check_four_bits, four_bit_layers
-from repq_tf.deployment.merge import merge, read_deployable
+from repq_tf.deployment.merge import merge
 from repq_tf.deployment.pixels import pixel_table
 from repq_tf.deployment.trace import Trace, end_names
 from repq_tf.files import new_file, write_atomically
+from repq_tf.graphs import pairs, read_graph, read_native
 from repq_tf.keras_api import backend
 from repq_tf.layers import Quantize
-from repq_tf.quantization.graph import pairs, read_graph
 from repq_tf.quantization.grids import known_name
 
 
@@ -77,7 +77,7 @@ def export_tflite(
         )
     _need_tensorflow("export_tflite")
     path = new_file(path)
-    graph = read_deployable(model)
+    graph = read_native(model)
     if container == "int4":
         check_four_bits(graph)
     trace = Trace(graph, input_shape)
@@ -137,7 +137,7 @@ def export_tflite_float(model, path):
 
     _need_tensorflow("export_tflite_float")
     path = new_file(path)
-    for node in read_deployable(model).nodes.values():
+    for node in read_native(model).nodes.values():
         if isinstance(node.layer, Quantize) or getattr(node.layer, "weight_quantizer", None):
             raise ValueError(
                 "model must be a float model; repq_tf.export_tflite writes quantized ones. "

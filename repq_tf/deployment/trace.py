@@ -2,24 +2,21 @@
 
 import numpy as np
 
-from repq_tf.deployment.emission import (
-    ON_INPUT_GRID,
-    depth_to_space_wide,
-    emit,
-    skeleton,
-    stays_inside,
-)
-from repq_tf.deployment.merge import (
-    grid_layer,
-    input_quantizer,
-    quantized_node,
-    stock_padding,
-)
+from repq_tf.arguments import fitting_shape
+from repq_tf.deployment.emission import depth_to_space_wide, emit, skeleton
+from repq_tf.deployment.merge import stock_padding
+from repq_tf.graphs import evaluate, leaves
 from repq_tf.keras_api import keras, ops
 from repq_tf.layers import DenseBlock, DepthToSpace, Quantize, QuantizedPReLU, ReparamConv
-from repq_tf.quantization.graph import evaluate
-from repq_tf.quantization.grids import known_name, own_quantizer
-from repq_tf.quantization.nodes import check_input_shape, leaves
+from repq_tf.quantization.grids import (
+    ON_INPUT_GRID,
+    grid_layer,
+    input_quantizer,
+    known_name,
+    own_quantizer,
+    quantized_node,
+    stays_inside,
+)
 from repq_tf.quantization.operators import activation_name
 from repq_tf.quantizers import levels, zero_point
 
@@ -46,7 +43,7 @@ class Trace:
         self.input_layer = own_quantizer(graph, source)
         self.input_shape = source.input_shape[1:]
         if input_shape is not None:
-            self.input_shape = check_input_shape(self.input_shape, input_shape)
+            self.input_shape = fitting_shape(self.input_shape, input_shape)
         self.names = end_names(graph)
         _, *self.outputs = self.names
         # Numbers are taken now: inside the trace, variables have none.

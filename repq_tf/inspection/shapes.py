@@ -1,8 +1,8 @@
 """Shapes of a model's tensors, for models of any input size too."""
 
+from repq_tf.arguments import fitting_shape
+from repq_tf.graphs import evaluate
 from repq_tf.keras_api import LEGACY, dtype_name, keras
-from repq_tf.quantization.graph import evaluate
-from repq_tf.quantization.nodes import check_input_shape
 
 
 def output_shapes(graph, input_shape=None):
@@ -41,7 +41,7 @@ def _input_shapes(graph, given):
             f"{len(inputs)}"
         )
     ((name, shape),) = declared.items()
-    return {name: check_input_shape(shape, given)}
+    return {name: fitting_shape(shape, given)}
 
 
 def _specified(graph, sizes):

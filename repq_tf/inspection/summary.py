@@ -4,8 +4,8 @@ import dataclasses
 import math
 
 from repq_tf.deployment.containers import check_container, four_bit_layers
-from repq_tf.deployment.merge import input_quantizer, read_deployable
 from repq_tf.files import new_file, write_atomically
+from repq_tf.graphs import read_native
 from repq_tf.inspection.costs import (
     FLOAT_BITS,
     deployed_parameters,
@@ -16,7 +16,12 @@ from repq_tf.inspection.render import as_html, as_text
 from repq_tf.inspection.shapes import output_shapes
 from repq_tf.keras_api import ops
 from repq_tf.layers import Quantize, ReparamConv
-from repq_tf.quantization.grids import known_name, output_quantizer, own_quantizer
+from repq_tf.quantization.grids import (
+    input_quantizer,
+    known_name,
+    output_quantizer,
+    own_quantizer,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +139,7 @@ def summary(model, input_shape=None, container="int8"):
         >>> summary.save("resnet18.html")
     """
     check_container(container)
-    graph = read_deployable(model)
+    graph = read_native(model)
     packed = four_bit_layers(graph)[0] if container == "int4" else ()
     shapes = output_shapes(graph, input_shape)
     counted, rows = set(), []

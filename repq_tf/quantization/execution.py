@@ -6,9 +6,9 @@ import weakref
 
 import numpy as np
 
+from repq_tf.graphs import evaluate
 from repq_tf.keras_api import ops
 from repq_tf.layers import Quantize, ReparamConv
-from repq_tf.quantization.graph import evaluate
 from repq_tf.quantization.prepared import call, positional, prepare
 
 # Bytes of a tensor that stay in memory; more lie in a temporary file.

@@ -4,10 +4,9 @@ import dataclasses
 
 import numpy as np
 
+from repq_tf.graphs import Node, Tensor, copy_layer, copy_state, free_name, replace_tensors
 from repq_tf.keras_api import keras, ops
 from repq_tf.layers import ReparamConv, SqueezeExcite
-from repq_tf.quantization.graph import copy_layer, copy_state
-from repq_tf.quantization.nodes import Node, Tensor, free_name, replace_tensors
 from repq_tf.quantization.operators import APART, activation_name, is_one_pixel
 
 _layers = keras.layers

@@ -5,8 +5,8 @@ import warnings
 import numpy as np
 
 from repq_tf.branches import feature_moments
+from repq_tf.graphs import evaluate
 from repq_tf.keras_api import keras, ops
-from repq_tf.quantization.graph import evaluate
 from repq_tf.quantization.prepared import MergedBlock, call
 from repq_tf.quantization.samples import Sampler
 from repq_tf.quantization.statistics import Moments

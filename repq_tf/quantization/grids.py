@@ -1,10 +1,18 @@
 """On which grid the tensors of a quantized model lie."""
 
 from repq_tf.keras_api import keras
-from repq_tf.layers import Quantize
+from repq_tf.layers import (
+    Quantize,
+    QuantizedAveragePooling2D,
+    QuantizedLeakyReLU,
+    QuantizedUpSampling2D,
+    ReparamConv,
+)
 
 # What stands behind the name of a layer whose own name an output of the model bears.
 OPERATOR = "_operator"
+# Operators whose results are rounded to the grid of their input.
+ON_INPUT_GRID = QuantizedAveragePooling2D | QuantizedLeakyReLU | QuantizedUpSampling2D
 
 
 def known_name(graph, node):
@@ -47,3 +55,46 @@ def output_quantizer(graph, node):
     if quantizer is not None or new_scale:
         return quantizer
     return output_quantizer(graph, graph.nodes[node.inputs[0].node])
+
+
+def input_quantizer(graph, node):
+    """The `Quantize` layer whose step a block is given, or None."""
+    if len(node.inputs) < 2:
+        return None
+    layer = graph.nodes[node.inputs[1].node].layer
+    return layer if isinstance(layer, Quantize) else None
+
+
+def quantized_node(graph, node):
+    """The node whose tensor a `Quantize` node rounds: itself, if it is an operator.
+
+    Itself, too, where it rounds what an operator has put on a grid of its own.
+    """
+    if type(node.layer) is not Quantize:
+        return node
+    before = graph.nodes[node.inputs[0].node]
+    return node if isinstance(before.layer, Quantize) else before
+
+
+def grid_layer(graph, tensor):
+    """The `Quantize` layer on whose grid a tensor lies.
+
+    Raises:
+        ValueError: the tensor is not quantized.
+    """
+    node = graph.nodes[tensor.node]
+    while not isinstance(node.layer, Quantize):
+        if not node.inputs or isinstance(node.layer, ReparamConv):
+            raise ValueError(
+                f"layer {tensor.node!r}: its output has no quantizer, so the file would "
+                "not be all integer"
+            )
+        node = graph.nodes[node.inputs[0].node]
+    return node.layer
+
+
+def stays_inside(layer):
+    """Whether what a layer computes cannot leave the grid of its input at the lower end."""
+    if isinstance(layer, QuantizedLeakyReLU):
+        return layer.negative_slope <= 1
+    return isinstance(layer, ON_INPUT_GRID | keras.layers.ReLU | keras.layers.Activation)

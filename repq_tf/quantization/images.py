@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from repq_tf.arguments import positive
+from repq_tf.arguments import fits, positive
 from repq_tf.keras_api import keras, ops
 from repq_tf.quantization.execution import Stored
-from repq_tf.quantization.nodes import fits
 
 # Squares of larger values, summed up, leave float32.
 _LARGEST = 1e9

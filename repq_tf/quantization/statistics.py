@@ -11,12 +11,12 @@ from repq_tf.branches import (
     estimated_moments,
     exact_moments,
 )
+from repq_tf.graphs import read_graph
 from repq_tf.keras_api import keras, ops
 from repq_tf.layers import ReparamConv
 from repq_tf.layers.stock import normalized_axis
 from repq_tf.progress import Progress
 from repq_tf.quantization.execution import fitting, run_layers
-from repq_tf.quantization.graph import read_graph
 from repq_tf.quantization.images import store_images
 from repq_tf.quantization.prepared import feature_reading
 

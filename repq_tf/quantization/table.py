@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 
 from repq_tf.branches import NumpyReading
+from repq_tf.graphs import read_graph
 from repq_tf.keras_api import keras
 from repq_tf.layers import Quantize, ReparamConv
 from repq_tf.layers.freezing import frozen_note
-from repq_tf.quantization.graph import read_graph
 from repq_tf.quantization.grids import known_name, own_quantizer
 from repq_tf.text import columns
 

@@ -1,8 +1,8 @@
 """Statistics of new batch norms, measured on images without a change of the function."""
 
+from repq_tf.graphs import read_graph
 from repq_tf.progress import Progress
 from repq_tf.quantization.execution import run_layers
-from repq_tf.quantization.graph import read_graph
 from repq_tf.quantization.statistics import (
     CalibrationReading,
     Readings,

@@ -13,11 +13,14 @@ Example:
     >>> repq_tf.export_tflite(qat, "model.tflite")
 """
 
+from repq_tf.graphs import register_conversion
 from repq_tf.tfmot import requirements  # noqa: F401, I001  before TFMOT is imported
 from repq_tf.tfmot.configs import LSQQuantizeConfig, OutputQuantizeConfig, ReparamQuantizeConfig
 from repq_tf.tfmot.quantizer import LSQQuantizer
 from repq_tf.tfmot.scheme import RepQRegistry, RepQScheme
 from repq_tf.tfmot.unwrap import from_tfmot
+
+register_conversion("tensorflow_model_optimization", from_tfmot)
 
 __all__ = [
     "LSQQuantizeConfig",

@@ -2,13 +2,11 @@
 
 import dataclasses
 
-from repq_tf.deployment.emission import ON_INPUT_GRID
-from repq_tf.deployment.merge import quantized_node
+from repq_tf.graphs import copy_call, copy_layer, read_graph, rebuild
 from repq_tf.keras_api import keras
 from repq_tf.layers import Quantize, QuantizedAdd, QuantizedMean, ReparamConv
 from repq_tf.layers.freezing import copy_trainable
-from repq_tf.quantization.graph import copy_call, copy_layer, read_graph, rebuild
-from repq_tf.quantization.grids import known_name
+from repq_tf.quantization.grids import ON_INPUT_GRID, known_name, quantized_node
 from repq_tf.tfmot.configs import OutputQuantizeConfig, ReparamQuantizeConfig
 from repq_tf.tfmot.quantizer import LSQQuantizer
 from repq_tf.tfmot.requirements import QuantizeLayer

@@ -181,9 +181,9 @@ def test_layers_are_run_on_what_the_model_makes():
 
     But for the last place of roundings, whose arithmetic is that of training.
     """
+    from repq_tf.graphs import read_graph
     from repq_tf.progress import Progress
     from repq_tf.quantization.execution import run_layers
-    from repq_tf.quantization.graph import read_graph
     from repq_tf.quantization.images import store_images
 
     model = network(residual)

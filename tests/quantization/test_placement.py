@@ -3,6 +3,7 @@
 import keras
 import pytest
 
+from repq_tf.graphs import read_graph
 from repq_tf.layers import (
     ACBlock,
     ConvBNBlock,
@@ -13,7 +14,6 @@ from repq_tf.layers import (
 )
 from repq_tf.quantization.config import LayerBits, check_rules
 from repq_tf.quantization.expand import expand
-from repq_tf.quantization.graph import read_graph
 from repq_tf.quantization.placement import place
 from repq_tf.quantizers import find
 from tests.quantization.networks import SHAPE, images, layers, quantize, residual

@@ -9,16 +9,15 @@ import numpy as np
 from repq_tf.arguments import file_path
 from repq_tf.deployment.containers import in_container
 from repq_tf.deployment.diagnosis import diagnose, levels_of
-from repq_tf.deployment.merge import grid_layer, quantized_node, read_deployable
 from repq_tf.deployment.parity.report import BOUNDS, LayerParity, ParityReport
 from repq_tf.deployment.parity.runtime import File
+from repq_tf.graphs import leaves, read_native
 from repq_tf.keras_api import ops
 from repq_tf.layers import Quantize
 from repq_tf.progress import Progress
 from repq_tf.quantization.execution import run_batch
-from repq_tf.quantization.grids import known_name
+from repq_tf.quantization.grids import grid_layer, known_name, quantized_node
 from repq_tf.quantization.images import read_images
-from repq_tf.quantization.nodes import leaves
 
 # Features of a batch are to take about so much memory, in bytes.
 _FEATURES = 2**28
@@ -63,7 +62,7 @@ def check_parity(model, path, images, batch_size=None, kernels="default", verbos
     whole = batch_size is None or isinstance(batch_size, numbers.Integral)
     if not whole or (batch_size is not None and batch_size < 1):
         raise ValueError(f"batch_size must be positive and whole. Received: {batch_size!r}")
-    graph = read_deployable(model)
+    graph = read_native(model)
     file = File(Path(file_path(path)), kernels)
     graph = in_container(graph, file.container)
     comparison = _Comparison(graph, file, kernels)

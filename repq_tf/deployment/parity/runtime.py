@@ -6,8 +6,8 @@ import warnings
 
 import numpy as np
 
+from repq_tf.arguments import fits
 from repq_tf.deployment.diagnosis import unequal_scales
-from repq_tf.quantization.nodes import fits
 from repq_tf.quiet import quiet
 
 _THREADS = 2

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import repq_tf
-from repq_tf.quantization.graph import copy_layer, evaluate, read_graph, rebuild
+from repq_tf.graphs import copy_layer, evaluate, read_graph, rebuild
 from tests.quantization.networks import SHAPE, array, images, layers, quantize, residual
 
 X = images(3)

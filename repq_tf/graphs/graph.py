@@ -1,23 +1,153 @@
-"""The graph of a Keras model as plain data, and evaluation over it.
+"""The graph of a Keras model as plain data: nodes, and the tensors between them.
 
 Read from `model.get_config()`, the public description that `.keras` files hold.
 """
 
 import dataclasses
+from typing import Any
 
+from repq_tf.graphs import legacy_config
 from repq_tf.keras_api import LEGACY, check_same_keras, keras, tree
-from repq_tf.layers.freezing import copy_trainable
-from repq_tf.quantization import legacy_config
-from repq_tf.quantization.nodes import (
-    Graph,
-    Node,
-    Tensor,
-    leaves,
-    map_leaves,
-    map_tensors,
-    replace_tensors,
-    tensors_of,
-)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """Output number `index` of the node called `node`."""
+
+    node: str
+    index: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """One call of one layer.
+
+    Attributes:
+        name: unique in the graph; the layer's name where it is called once.
+        layer: the layer.
+        args: positional arguments, a nested structure with `Tensor` leaves.
+        kwargs: keyword arguments, likewise.
+        part_of: the name of the layer that it is a part of; None for a whole layer.
+    """
+
+    name: str
+    layer: Any
+    args: tuple = ()
+    kwargs: dict = dataclasses.field(default_factory=dict)
+    part_of: str | None = None
+
+    @property
+    def inputs(self):
+        """The tensors among the arguments."""
+        return tensors_of((self.args, self.kwargs))
+
+    @property
+    def is_input(self):
+        """Whether it is an input of the model."""
+        return isinstance(self.layer, keras.layers.InputLayer)
+
+    @property
+    def input_shape(self):
+        """The shape of an input of the model, with the batch."""
+        return tuple(self.layer.output.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """Nodes in topological order, and which tensors go in and out.
+
+    Attributes:
+        name: the model's name.
+        nodes: nodes by name.
+        inputs: a `Tensor`, or a list or dict of them: what the model is called with.
+        outputs: a `Tensor`, or a list or dict of them.
+        output_names: of the outputs, in order: what the model's layers that make them are
+            called, and losses and metrics keyed by.
+    """
+
+    name: str
+    nodes: dict
+    inputs: Any
+    outputs: Any
+    output_names: tuple = ()
+
+    def consumers(self, name):
+        """The nodes that read a node's outputs."""
+        return [
+            node
+            for node in self.nodes.values()
+            if any(tensor.node == name for tensor in node.inputs)
+        ]
+
+    @property
+    def output_tensors(self):
+        """The outputs as a flat list."""
+        return tensors_of(self.outputs)
+
+    @property
+    def output_keys(self):
+        """What the outputs are called where each name is that of one: in the file, say."""
+        keys = self.output_names
+        if isinstance(self.outputs, dict) and len(self.outputs) == len(keys):
+            keys = self.outputs
+        found = []
+        for key in keys:
+            found.append(free_name(key, found))
+        return found
+
+    def is_output(self, name):
+        """Whether a node's tensor leaves the model."""
+        return any(tensor.node == name for tensor in tensors_of(self.outputs))
+
+
+def free_name(name, taken):
+    """The name, or a longer one if it is taken."""
+    return name if name not in taken else free_name(f"{name}_explicit", taken)
+
+
+def leaves(structure):
+    """The items of nested lists, tuples and dicts, in order."""
+    if isinstance(structure, dict):
+        structure = list(structure.values())
+    elif not isinstance(structure, list | tuple):
+        return [structure]
+    return [leaf for item in structure for leaf in leaves(item)]
+
+
+def tensors_of(structure):
+    """The `Tensor`s among the items of nested lists, tuples and dicts, in order."""
+    return [leaf for leaf in leaves(structure) if isinstance(leaf, Tensor)]
+
+
+def map_tensors(function, structure):
+    """Applies a function to the `Tensor`s of a nested structure; returns a like one."""
+    return map_leaves(
+        lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, structure
+    )
+
+
+def map_leaves(function, structure):
+    """Applies a function to the items of nested lists, tuples and dicts; returns a like one."""
+    if isinstance(structure, dict):
+        return {key: map_leaves(function, value) for key, value in structure.items()}
+    if isinstance(structure, list | tuple):
+        return type(structure)(map_leaves(function, item) for item in structure)
+    return function(structure)
+
+
+def replace_tensors(structure, tensors):
+    """The structure, or `Node`, with the `Tensor`s that are keys of a dict replaced."""
+    if isinstance(structure, Node):
+        args, kwargs = replace_tensors((structure.args, structure.kwargs), tensors)
+        return dataclasses.replace(structure, args=args, kwargs=kwargs)
+    return map_tensors(lambda tensor: tensors.get(tensor, tensor), structure)
+
+
+def pairs(structure, values):
+    """The leaves of a structure, in order, with those of another one of the same form."""
+    if isinstance(structure, dict) and isinstance(values, dict):
+        return [pair for key, item in structure.items() for pair in pairs(item, values[key])]
+    return list(zip(leaves(structure), leaves(values), strict=True))
 
 
 def read_graph(model):
@@ -163,122 +293,3 @@ def _inline(graph):
             renamed[Tensor(node.name, index)] = relink(tensor)
     outputs = replace_tensors(graph.outputs, renamed)
     return dataclasses.replace(graph, nodes=nodes, outputs=outputs)
-
-
-def pairs(structure, values):
-    """The leaves of a structure, in order, with those of another one of the same form."""
-    if isinstance(structure, dict) and isinstance(values, dict):
-        return [pair for key, item in structure.items() for pair in pairs(item, values[key])]
-    return list(zip(leaves(structure), leaves(values), strict=True))
-
-
-def evaluate(graph, feed, apply):
-    """Evaluates a graph node by node, dropping values when nobody needs them more.
-
-    Args:
-        graph: a `Graph`.
-        feed: `feed(node)` returns the value of an input node.
-        apply: `apply(node, args, kwargs)` returns the node's output or outputs, given
-            arguments in which values stand for tensors.
-
-    Returns:
-        The values of `graph.outputs`, in its structure.
-    """
-    waiting = {}
-    for node in graph.nodes.values():
-        for tensor in node.inputs:
-            waiting[tensor.node] = waiting.get(tensor.node, 0) + 1
-    for tensor in tensors_of(graph.outputs):
-        waiting[tensor.node] = waiting.get(tensor.node, 0) + 1
-    values = {}
-
-    def value(tensor):
-        return values[tensor.node][tensor.index]
-
-    for node in graph.nodes.values():
-        if node.is_input:
-            result = feed(node)
-        else:
-            result = apply(node, map_tensors(value, node.args), map_tensors(value, node.kwargs))
-        values[node.name] = result if isinstance(result, tuple) else (result,)
-        for tensor in node.inputs:
-            waiting[tensor.node] -= 1
-            if not waiting[tensor.node]:
-                del values[tensor.node]
-    return map_tensors(value, graph.outputs)
-
-
-def rebuild(graph, apply, apply_input=None, name=None):
-    """Builds a new Functional model by walking a graph.
-
-    Args:
-        graph: a `Graph`.
-        apply: as for `evaluate`, on Keras tensors.
-        apply_input: `apply_input(node, tensor)` is called for each input of the model
-            and returns what stands for it inside.
-        name: of the new model.
-
-    Returns:
-        A `keras.Model` with the graph's inputs and outputs. Where the layer that makes an
-        output has another name than in the graph's model, one of that name follows it.
-    """
-    inputs = {}
-
-    def feed(node):
-        tensor = inputs[node.name] = keras.Input(
-            batch_shape=node.input_shape, dtype=node.layer.output.dtype, name=node.name
-        )
-        return tensor if apply_input is None else apply_input(node, tensor)
-
-    outputs = evaluate(graph, feed, apply)
-    ends = graph.inputs
-    if isinstance(ends, list) and len(ends) == 1:
-        ends = ends[0]
-    ends = map_tensors(lambda end: inputs[end.node], ends)
-    return keras.Model(ends, _named(ends, outputs, graph.output_names), name=name or graph.name)
-
-
-def _named(inputs, outputs, names):
-    """Outputs made by layers of the given names, unless other layers have these."""
-    tensors = leaves(outputs)
-    model = keras.Model(inputs, tensors)
-    taken, named = {layer.name for layer in model.layers}, {}
-    for tensor, there, name in zip(tensors, model.output_names, names, strict=True):
-        if there != name and name not in taken:
-            taken.add(name)
-            layer = keras.layers.Activation("linear", name=name, dtype=tensor.dtype)
-            named[id(tensor)] = layer(tensor)
-    return map_leaves(lambda tensor: named.get(id(tensor), tensor), outputs)
-
-
-def copy_layer(layer, name=None, **changes):
-    """A new, unbuilt layer of the same configuration, but for the changes."""
-    config = layer.get_config()
-    return type(layer).from_config({**config, "name": name or layer.name, **changes})
-
-
-def copy_state(source, target):
-    """Gives a built layer the weights of an equal one, and freezes what is frozen of that."""
-    copy_trainable(source, target)  # first: tf_keras orders weights by it
-    target.set_weights(source.get_weights())
-
-
-def copy_call(node, args, kwargs, copies, **changes):
-    """Calls the copy of a node's layer, which has its weights.
-
-    Args:
-        node: the `Node`.
-        args: what to call with, positional.
-        kwargs: and by name.
-        copies: a dict that holds the copies made so far, one for each layer.
-        **changes: to the configuration of the copy.
-    """
-    layer = node.layer
-    if id(layer) in copies:
-        return copies[id(layer)](*args, **kwargs)
-    copy = copies[id(layer)] = copy_layer(layer, node.name, **changes)
-    outputs = copy(*args, **kwargs)
-    copy_state(layer, copy)
-    if isinstance(copy, keras.layers.Normalization):
-        copy.finalize_state()  # it computes with constants made of its weights
-    return outputs

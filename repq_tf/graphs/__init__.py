@@ -1,0 +1,39 @@
+"""Graphs: a model as plain data, read, evaluated, and made into a model again."""
+
+from repq_tf.graphs.foreign import read_native, register_conversion
+from repq_tf.graphs.graph import (
+    Graph,
+    Node,
+    Tensor,
+    free_name,
+    leaves,
+    map_leaves,
+    map_tensors,
+    pairs,
+    read_graph,
+    replace_tensors,
+    tensors_of,
+)
+from repq_tf.graphs.rewriting import copy_call, copy_layer, copy_state, rebuild
+from repq_tf.graphs.running import evaluate
+
+__all__ = [
+    "Graph",
+    "Node",
+    "Tensor",
+    "copy_call",
+    "copy_layer",
+    "copy_state",
+    "evaluate",
+    "free_name",
+    "leaves",
+    "map_leaves",
+    "map_tensors",
+    "pairs",
+    "read_graph",
+    "read_native",
+    "rebuild",
+    "register_conversion",
+    "replace_tensors",
+    "tensors_of",
+]
