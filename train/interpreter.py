@@ -105,7 +105,7 @@ def measure_latency(paths, image, budget=4.0, most=300):
 
 def _to_stored(values, details):
     """Converts floats to the type and scale of a tensor."""
-    from repq_tf.deployment.pixels import input_levels
+    from repq_tf.arithmetic import input_levels
 
     dtype = details["dtype"]
     scale, zero_point = details["quantization"]

@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from repq_tf.arithmetic import WIDE
 from repq_tf.convolution import VALID
-from repq_tf.keras_api import LEGACY, Layer, backend, ops
+from repq_tf.keras_api import LEGACY, Layer, ops
 
 
 class Reading:
@@ -56,7 +57,7 @@ class WideReading(Reading):
     and, where it lies between two levels, its integer. In float64 that does not happen.
     """
 
-    dtype = "float64" if backend() == "tensorflow" else "float32"
+    dtype = WIDE
 
     def value(self, variable):
         """A variable's value."""

@@ -2,8 +2,8 @@
 
 The integers are the same. What differs are the runtime's kernels: those of INT8 are XNNPACK's,
 which rescale in float32; INT4 convolutions run on the runtime's own, which rescale in fixed
-point (`repq_tf.layers.rescale`) and can give the next integer where a value lies between two.
-`with_container` makes the Keras model round like the file of its container.
+point (`repq_tf.arithmetic.rescale`) and can give the next integer where a value lies between
+two. `with_container` makes the Keras model round like the file of its container.
 """
 
 import dataclasses

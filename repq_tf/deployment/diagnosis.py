@@ -8,11 +8,11 @@ import dataclasses
 
 import numpy as np
 
+from repq_tf.arithmetic import zero_point
 from repq_tf.keras_api import ops
 from repq_tf.layers import Quantize, ReparamConv
 from repq_tf.quantization.grids import input_quantizer, known_name, quantized_node
 from repq_tf.quantization.operators import activation_name
-from repq_tf.quantizers import zero_point
 
 # What the runtime gives to XNNPACK in an int8 file.
 _FAST = (

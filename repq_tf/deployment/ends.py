@@ -3,6 +3,7 @@
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from repq_tf.arithmetic import container_top, input_levels
 from repq_tf.deployment.flatbuffer import (
     buffer_of,
     dump,
@@ -14,9 +15,7 @@ from repq_tf.deployment.flatbuffer import (
     tensor_data,
     type_name,
 )
-from repq_tf.deployment.pixels import input_levels
 from repq_tf.graphs import free_name
-from repq_tf.quantizers.lsq import container_top
 
 _PIXELS = 256
 _SHIFTED = np.arange(-128, 128)

@@ -7,9 +7,8 @@ be 127.5, and its fixed-point rescale rounds other ties than the model does.
 
 import numpy as np
 
+from repq_tf.arithmetic import zero_point
 from repq_tf.keras_api import ops
-from repq_tf.quantizers import zero_point
-from repq_tf.quantizers.lsq import inference_levels
 
 
 def pixel_table(layer, pixels, channels):
@@ -41,13 +40,6 @@ def pixel_table(layer, pixels, channels):
 def normalize(images, mean, std):
     """Pixels as float32 inputs, computed as the caller of a model does."""
     return (images.astype(np.float32) - mean) / std
-
-
-def input_levels(values, scale, low, high):
-    """The integers that a model's input quantizer makes of float32 values, to the last tie."""
-    scale = np.asarray(scale, np.float32)
-    levels = inference_levels(np.asarray(values, np.float32), scale, low, high)
-    return ops.convert_to_numpy(levels).astype(int)
 
 
 def check_pixels(pixels, channels):

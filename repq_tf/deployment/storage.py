@@ -67,7 +67,7 @@ def widen(content):
     Biases of dense convolutions and matrices stay INT32, and the operators say so: the
     converter leaves `quantizedBiasType` unset, with which the kernel reads them as INT64. With
     INT32 they run on the runtime's fast kernels, whose sums have 32 bits; see
-    `repq_tf.layers.rescale`. Those of grouped and depthwise convolutions become INT64.
+    `repq_tf.arithmetic.rescale`. Those of grouped and depthwise convolutions become INT64.
 
     Raises:
         ValueError: the runtime has no INT16 kernel of an operator; it is named.

@@ -3,6 +3,7 @@
 import numpy as np
 
 from repq_tf.arguments import fitting_shape
+from repq_tf.arithmetic import levels, zero_point
 from repq_tf.deployment.emission import depth_to_space_wide, emit, skeleton
 from repq_tf.deployment.merge import stock_padding
 from repq_tf.graphs import evaluate, leaves
@@ -18,7 +19,6 @@ from repq_tf.quantization.grids import (
     stays_inside,
 )
 from repq_tf.quantization.operators import activation_name
-from repq_tf.quantizers import levels, zero_point
 
 
 def end_names(graph):

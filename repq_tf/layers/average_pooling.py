@@ -1,7 +1,7 @@
 """Average pooling of a stored tensor, in the integer runtime's arithmetic."""
 
 from repq_tf.arguments import pair
-from repq_tf.branches import WideReading
+from repq_tf.arithmetic import WIDE, sums
 from repq_tf.convolution import convolve, same_window
 from repq_tf.keras_api import Layer, ops, register
 
@@ -51,11 +51,10 @@ class QuantizedAveragePooling2D(Layer):
         if training:
             return self.values(x)
         stored = ops.round(ops.cast(x, step.dtype) / step) + self.input_zero_point
-        stored = ops.cast(stored, WideReading.dtype)  # 513 levels of 16 bits pass 2^24
+        stored = ops.cast(stored, WIDE)  # 513 levels of 16 bits pass 2^24
         total = ops.cast(self._window_sum(stored), "int32")
         count = ops.cast(self._window_sum(ops.ones_like(stored)), "int32")
-        size = ops.floor_divide(ops.abs(total) + ops.floor_divide(count, 2), count)
-        levels = ops.cast(ops.sign(total) * size, step.dtype) - self.input_zero_point
+        levels = ops.cast(sums.average(total, count), step.dtype) - self.input_zero_point
         return levels * step
 
     def _window_sum(self, x):

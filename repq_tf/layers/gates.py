@@ -1,12 +1,8 @@
 """Sigmoids of stored tensors, in the integer runtime's arithmetic."""
 
-import numpy as np
-
+from repq_tf.arithmetic import sums, tables
 from repq_tf.keras_api import LEGACY, keras, ops, register
-from repq_tf.layers import runtime
 from repq_tf.layers.quantize import Quantize
-
-_LOWEST, _HIGHEST = -128, 255  # the levels of all grids that fit the int8 container
 
 
 class QuantizedGate(Quantize):
@@ -32,17 +28,15 @@ class QuantizedGate(Quantize):
 
     def integers(self, x, step_in):
         """The levels of the output."""
-        levels = ops.clip(runtime.whole(x, step_in), _LOWEST, _HIGHEST)
-        return ops.take(ops.clip(self.table(step_in), 0, 255), levels - _LOWEST)
+        table = ops.clip(self.table(step_in), 0, 255)
+        return tables.look_up(table, sums.whole(x, step_in))
 
 
 @register
 class QuantizedSigmoid(QuantizedGate):
     """`1 / (1 + exp(-x))` on the grid that the integer runtime prescribes: steps of 1/256.
 
-    The runtime makes a table of `round(float32(sigmoid(x)) * 256 - 128)`, the sigmoid in
-    float64, the rest in float32. As a function of x that is a staircase; here it is kept as
-    the 255 floats at which it rises.
+    Inference is that of `repq_tf.arithmetic.tables.sigmoid`.
 
     Args:
         **options: those of `QuantizedGate`.
@@ -58,32 +52,7 @@ class QuantizedSigmoid(QuantizedGate):
 
     def table(self, step_in):
         """The levels of the output."""
-        x = ops.arange(_LOWEST, _HIGHEST + 1, dtype=step_in.dtype) * step_in
-        rises = ops.convert_to_tensor(_SIGMOID_RISES)
-        return ops.cast(ops.searchsorted(rises, x, side="right"), step_in.dtype)
-
-
-def _sigmoid_levels(x):
-    """The runtime's levels of `sigmoid(x)`, x float32."""
-    sigmoid = (1 / (1 + np.exp(-x.astype(np.float64)))).astype(np.float32)
-    return np.rint(sigmoid * np.float32(256) - np.float32(128)).astype(int) + 128
-
-
-def _rises():
-    """The smallest float32 x with a level of at least k, for k from 1 to 255, by bisection."""
-    levels = np.arange(1, 256)
-    low, high = np.full(255, -16, np.float32), np.full(255, 16, np.float32)
-    while True:
-        middle = low + (high - low) / np.float32(2)
-        inside = (low < middle) & (middle < high)
-        if not inside.any():
-            return high
-        reached = _sigmoid_levels(middle) >= levels
-        high = np.where(inside & reached, middle, high)
-        low = np.where(inside & ~reached, middle, low)
-
-
-_SIGMOID_RISES = _rises()
+        return tables.sigmoid(step_in)
 
 
 @register
@@ -112,7 +81,4 @@ class QuantizedHardSigmoid(QuantizedGate):
 
     def table(self, step_in):
         """The levels of the output."""
-        levels = ops.arange(_LOWEST, _HIGHEST + 1, dtype="int32")
-        steps = (ops.cast(step, step_in.dtype) for step in (self.OFFSET_STEP, self.WIDTH / 255))
-        offset = ops.full_like(levels, self.OFFSET)
-        return runtime.add(levels, offset, step_in, *steps)
+        return tables.shifted(self.OFFSET, step_in, self.OFFSET_STEP, self.WIDTH / 255)

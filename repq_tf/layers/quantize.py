@@ -6,10 +6,9 @@ integer runtime (LiteRT with XNNPACK) computes, in its order and its rounding.
 """
 
 from repq_tf.arguments import boolean, number
-from repq_tf.branches import WideReading
+from repq_tf.arithmetic import WIDE, sums
+from repq_tf.arithmetic.rescale import rescale
 from repq_tf.keras_api import Layer, keras, ops, overrides, register
-from repq_tf.layers import runtime
-from repq_tf.layers.rescale import rescale
 from repq_tf.quantizers import LSQ
 
 
@@ -30,7 +29,7 @@ class Quantize(Layer):
 
     Input: a tensor and, if it lies on a finer grid (a convolution's output), that
     grid's step; inference then rescales integers as the runtime does, with the `rounding`
-    of the kernel that makes them (see `repq_tf.layers.rescale`).
+    of the kernel that makes them (see `repq_tf.arithmetic.rescale`).
     Output: `(quantized tensor, step)`, the step `()`.
 
     Example:
@@ -77,11 +76,11 @@ class Quantize(Layer):
         quantizer = self.activation_quantizer
         if scale is None:
             return quantizer.integers(ops.cast(x, quantizer.step.dtype))
-        sums = ops.round(x / scale)
-        levels = rescale(sums, scale, quantizer.step, rounding)
+        whole = ops.round(x / scale)
+        levels = rescale(whole, scale, quantizer.step, rounding)
         # The 6 of a ReLU6 is off the sums' grid, since the runtime clamps what it has rescaled.
         clamped = ops.round(ops.cast(x, quantizer.step.dtype) / quantizer.step)
-        levels = ops.where(sums * scale == x, levels, clamped)
+        levels = ops.where(whole * scale == x, levels, clamped)
         return ops.clip(levels, quantizer.low, quantizer.high)
 
     def call(self, x, scale=None, training=False, **rounding):
@@ -162,7 +161,7 @@ class QuantizedPair(Quantize):
     def integers(self, a, b, step_a, step_b):
         """The levels of the result."""
         quantizer = self.activation_quantizer
-        left, right = runtime.whole(a, step_a), runtime.whole(b, step_b)
+        left, right = sums.whole(a, step_a), sums.whole(b, step_b)
         levels = self.combine_levels(left, right, step_a, step_b)
         top = self.activation(ops.full((), 1e30, dtype=levels.dtype)) / quantizer.step
         levels = ops.minimum(levels, ops.round(ops.minimum(top, 1e6)))
@@ -184,7 +183,7 @@ class QuantizedPair(Quantize):
 class QuantizedAdd(QuantizedPair):
     """`activation(a + b)` on a learned grid: a residual sum.
 
-    The runtime adds in fixed point; see `repq_tf.layers.runtime`: `add`, and `add_wide` with
+    The runtime adds in fixed point; see `repq_tf.arithmetic.sums`: `add`, and `add_wide` with
     16 bits.
 
     Args:
@@ -199,7 +198,7 @@ class QuantizedAdd(QuantizedPair):
 
     def combine_levels(self, a, b, step_a, step_b):
         """The levels of the sum."""
-        add = runtime.add if self.bits <= 8 else runtime.add_wide
+        add = sums.add if self.bits <= 8 else sums.add_wide
         return add(a, b, step_a, step_b, self.step)
 
 
@@ -229,10 +228,8 @@ class QuantizedMultiply(QuantizedPair):
 class QuantizedMean(Quantize):
     """The mean over height and width on a learned grid: `(batch, channels)`.
 
-    The runtime sums integers with their zero points z and rescales once, in float32: with
-    `m = (step_in / step) / count`,
-    `n = round((sum + count z_in) m + (z_out - count z_in m)) - z_out`. With 16 bits it is
-    `repq_tf.layers.runtime.mean_wide`.
+    The runtime sums integers with their zero points and rescales once; see
+    `repq_tf.arithmetic.sums`: `mean`, and `mean_wide` with 16 bits.
 
     Args:
         keepdims: whether the output is `(batch, 1, 1, channels)`.
@@ -257,16 +254,14 @@ class QuantizedMean(Quantize):
         count = ops.convert_to_tensor(ops.shape(x)[1] * ops.shape(x)[2])
         levels = ops.round(ops.cast(x, step_in.dtype) / step_in)
         if self.bits > 8:
-            levels = ops.cast(levels, WideReading.dtype)
+            levels = ops.cast(levels, WIDE)
             total = ops.sum(levels, axis=(1, 2), keepdims=self.keepdims)
-            levels = runtime.mean_wide(total, count, step_in, quantizer.step)
+            levels = sums.mean_wide(total, count, step_in, quantizer.step)
             return ops.clip(levels, quantizer.low, quantizer.high)
         total = ops.sum(levels, axis=(1, 2), keepdims=self.keepdims)
         count = ops.cast(count, step_in.dtype)
-        factor = (step_in / quantizer.step) * (1.0 / count)
-        zero = 127.0 - quantizer.high
-        offset = zero - (count * self.input_zero_point) * factor
-        levels = ops.round((total + count * self.input_zero_point) * factor + offset) - zero
+        zeros = self.input_zero_point, 127.0 - quantizer.high
+        levels = sums.mean(total, count, step_in, quantizer.step, *zeros)
         return ops.clip(levels, quantizer.low, quantizer.high)
 
     def get_config(self):

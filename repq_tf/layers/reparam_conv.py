@@ -1,6 +1,7 @@
 """The base of every re-parameterized convolution."""
 
 from repq_tf.arguments import boolean, explicit_window, number, pair, positive, tuples
+from repq_tf.arithmetic import WIDE, integer_weights
 from repq_tf.branches import (
     OABN,
     BatchNorm,
@@ -30,7 +31,6 @@ from repq_tf.layers.freezing import (
     parts,
     read_build_config,
 )
-from repq_tf.layers.integer import integer_weights
 from repq_tf.quantizers import LSQ, check_bits, check_step_gradient
 
 
@@ -364,7 +364,7 @@ class ReparamConv(Layer):
         if training:
             step = keras.KerasTensor((self.filters,), input_step.dtype)
             return keras.KerasTensor(shape, self.compute_dtype), step
-        dtype = WideReading.dtype if wide else "float32"
+        dtype = WIDE if wide else "float32"
         return keras.KerasTensor(shape, dtype), keras.KerasTensor((self.filters,), dtype)
 
     def _merged_convolution(self, x, window, training):
@@ -387,7 +387,7 @@ class ReparamConv(Layer):
         x = ops.round(x / input_step)
         if wide:
             x, scale, bias, input_step = (
-                ops.cast(value, WideReading.dtype) for value in (x, scale, bias, input_step)
+                ops.cast(value, WIDE) for value in (x, scale, bias, input_step)
             )
         y = convolve(x, integers, groups, self.strides, window)
         scale = scale * input_step
@@ -414,7 +414,7 @@ class ReparamConv(Layer):
         return self.merged or (self.weight_quantizer or self.kernel_hook) is not None
 
     def integer_weights(self, input_step):
-        """The weights of the deployed integer layer; see `repq_tf.layers.integer`."""
+        """The weights of the deployed integer layer; see `repq_tf.arithmetic.weights`."""
         reading = WideReading()
         affine = self.inner.merge(reading)
         gain, shift = None, None

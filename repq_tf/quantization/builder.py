@@ -1,12 +1,12 @@
 """The layers of a quantized model, made while the float model's graph is walked."""
 
+from repq_tf.arithmetic import zero_point
 from repq_tf.graphs import copy_layer, copy_state, free_name
 from repq_tf.keras_api import keras
 from repq_tf.layers import DenseBlock, Quantize, ReparamConv
 from repq_tf.layers.freezing import copy_trainable, is_frozen
 from repq_tf.quantization.grids import OPERATOR
 from repq_tf.quantization.stock_blocks import assign, copy_stock, stock_block
-from repq_tf.quantizers import zero_point
 
 
 class Builder:

@@ -3,6 +3,7 @@
 import warnings
 
 from repq_tf.arguments import boolean, number
+from repq_tf.arithmetic import ACTIVATION_BITS, BITS
 from repq_tf.branches import check_mode
 from repq_tf.graphs import read_graph, rebuild
 from repq_tf.layers import Quantize, ReparamConv
@@ -15,7 +16,7 @@ from repq_tf.quantization.expand import expand
 from repq_tf.quantization.images import store_images
 from repq_tf.quantization.placement import place
 from repq_tf.quantization.table import quantization_table
-from repq_tf.quantizers import ACTIVATION_BITS, BITS, check_bits, check_step_gradient
+from repq_tf.quantizers import check_bits, check_step_gradient
 
 
 def quantize(

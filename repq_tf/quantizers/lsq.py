@@ -6,11 +6,16 @@ import numbers
 import numpy as np
 
 from repq_tf.arguments import boolean, number, positive
+from repq_tf.arithmetic import (
+    ACTIVATION_BITS,
+    BITS,
+    inference_levels,
+    levels,
+    quantize_levels,
+)
 from repq_tf.keras_api import Layer, add_parameter, add_statistic, ops, register
 from repq_tf.quantizers.step_init import lsq_step, min_error_step
 
-BITS = range(2, 9)
-ACTIVATION_BITS = (*BITS, 16)
 STEP_GRADIENTS = ("bounded", "lsq")
 
 
@@ -37,53 +42,6 @@ def check_step_gradient(step_gradient):
             f"step_gradient must be one of {STEP_GRADIENTS}. Received: {step_gradient!r}"
         )
     return step_gradient
-
-
-def levels(bits, signed, narrow):
-    """The lowest and the highest integer of a grid, `(-Q_N, Q_P)`.
-
-    Unsigned: `0 ... 2^b - 1`. Signed: `-2^(b-1) ... 2^(b-1) - 1`; narrow drops the
-    lowest, so that the grid is symmetric, as TFLite wants 8-bit weights. In TFLite's 16 bits
-    0 always stands for 0, so that unsigned is the upper half: `0 ... 2^15 - 1`.
-    """
-    if not signed:
-        return 0, 2 ** min(bits, 15) - 1
-    top = 2 ** (bits - 1) - 1
-    return (-top if narrow else -top - 1), top
-
-
-def zero_point(bits, signed):
-    """The integer that stands for 0 in the container of a b-bit grid: int8, or int16.
-
-    The top level falls on the container's, so that saturation is the upper clamp at any
-    number of bits; for unsigned grids the fused ReLU is the lower clamp.
-    """
-    return container_top(bits) - levels(bits, signed, narrow=False)[1]
-
-
-def container_top(bits):
-    """The largest integer of the container of a b-bit grid: 127, or 32767 of 16 bits."""
-    return 127 if bits <= 8 else 2**15 - 1
-
-
-def quantize_levels(x, step, low, high):
-    """The integers `round-half-to-even(clip(x / step, low, high))`, as floats."""
-    return ops.round(ops.clip(x / step, low, high))
-
-
-def inference_levels(x, step, low, high):
-    """The levels of `x` in inference, `round(clip(x * (1 / step), low, high))`.
-
-    The runtime multiplies by the reciprocal, which moves values half way between two levels.
-
-    Args:
-        x: a float32 tensor or array.
-        step: likewise; arithmetic in another type would move other values.
-        low: the lowest level.
-        high: the highest level.
-    """
-    reciprocal = 1.0 / ops.convert_to_tensor(step)
-    return ops.round(ops.clip(ops.convert_to_tensor(x) * reciprocal, low, high))
 
 
 def learned_step(initial_step, change):

@@ -86,12 +86,7 @@ def test_values_on_the_bounds_and_between_levels(bits, signed, narrow):
     assert library(np.array([high * step]), step, 0.0, low, high, np.ones(1), 1.0)[1] == 0
 
 
-def test_grids():
-    """Weights: narrow at 8 bits, as TFLite wants, the paper's full range below."""
-    assert levels(8, True, True) == (-127, 127)
-    assert levels(4, True, False) == (-8, 7)
-    assert levels(2, True, False) == (-2, 1)
-    assert levels(8, False, False) == (0, 255)
+def test_weights_are_narrow_at_8_bits():
     assert (LSQ(bits=8).low, LSQ(bits=4).low, LSQ(bits=8, narrow=False).low) == (-127, -8, -128)
 
 

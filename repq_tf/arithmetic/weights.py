@@ -1,7 +1,7 @@
 """The weights of a deployed integer convolution, in the arithmetic of inference."""
 
+from repq_tf.arithmetic.grids import quantize_levels
 from repq_tf.keras_api import ops
-from repq_tf.quantizers import quantize_levels
 
 # A channel whose gain has vanished still has a bias; its scale is kept large
 # enough for the bias to fit 32 bits and for the runtime's multiplier to exist.
@@ -19,7 +19,7 @@ def integer_weights(affine, quantizer, input_step, gain=None, shift=None):
         scale = s * |gain|,  bias_integers = round((bias * gain + shift) / (scale * input_step))
 
     Args:
-        affine: the merged `AffineKernel`, not quantized; wide floats (see `WideReading`).
+        affine: the merged `AffineKernel`, not quantized; in `WIDE` floats.
         quantizer: the `LSQ` of its kernel.
         input_step: the step of the input's grid, `()`.
         gain: per output channel, of the batch norm that follows; or None.

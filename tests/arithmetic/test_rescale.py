@@ -9,7 +9,7 @@ from ai_edge_litert.interpreter import Interpreter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repq_tf.layers import rescale, runtime
+from repq_tf.arithmetic import rescale, sums
 
 ops = keras.ops
 LOW, HIGH = -(2**15), 2**15 - 1
@@ -168,7 +168,7 @@ def test_sums_of_two_tensors(steps, shapes, seed):
     file = File("ADD", "AddOptions", potScaleInt16=False)
     ends = [file.tensor(a.shape, scale=steps[0]), file.tensor(b.shape, scale=steps[1])]
     got = file.run(ends, ends, file.tensor(a.shape, scale=steps[2]), [a, b])
-    want = runtime.add_wide(tensor(a), tensor(b), *map(tensor, steps))
+    want = sums.add_wide(tensor(a), tensor(b), *map(tensor, steps))
     np.testing.assert_array_equal(levels(want), got)
     real = a * float(steps[0]) + b * float(steps[1])
     assert np.abs(np.clip(real / float(steps[2]), LOW, HIGH) - got).max() <= 0.51
@@ -187,7 +187,7 @@ def test_means(steps, size, seed):
     axes = file.tensor((2,), "INT32", data=np.array([1, 2], "int32"))
     got = file.run(ends, [*ends, axes], file.tensor((2, 3), scale=steps[1]), [x])
     total, count = tensor(x.sum((1, 2)), "float64"), tensor(size[0] * size[1], "int32")
-    want = runtime.mean_wide(total, count, *map(tensor, steps))
+    want = sums.mean_wide(total, count, *map(tensor, steps))
     np.testing.assert_array_equal(levels(want), got)
 
 

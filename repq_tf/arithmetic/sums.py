@@ -1,7 +1,13 @@
 """The integer runtime's arithmetic of sums and means: XNNPACK's, and its own of int16."""
 
+from repq_tf.arithmetic.rescale import (
+    EXACT,
+    floor_log2,
+    multiplier,
+    multiply_twice,
+    shift_right,
+)
 from repq_tf.keras_api import ops
-from repq_tf.layers.rescale import EXACT, floor_log2, multiplier, multiply_twice, shift_right
 
 
 def whole(x, step):
@@ -63,6 +69,25 @@ def add_wide(left, right, step_a, step_b, step):
     return ops.cast(multiply_twice(total, mantissa, exponent, away=True), step.dtype)
 
 
+def mean(total, count, step_in, step, zero_in, zero):
+    """The levels of a mean, not clipped yet, in float32.
+
+    With `m = (step_in / step) / count`,
+    `n = round((total + count zero_in) m + (zero - count zero_in m)) - zero`.
+
+    Args:
+        total: sums of levels, whole numbers as floats.
+        count: how many were added, a float.
+        step_in: the step of the levels, `()`.
+        step: the step of the mean, `()`.
+        zero_in: the integer of the levels' container that stands for 0.
+        zero: likewise, of the mean's.
+    """
+    factor = (step_in / step) * (1.0 / count)
+    offset = zero - (count * zero_in) * factor
+    return ops.round((total + count * zero_in) * factor + offset) - zero
+
+
 def mean_wide(total, count, step_in, step):
     """The levels of a mean of an int16 tensor, not clipped yet.
 
@@ -85,3 +110,14 @@ def mean_wide(total, count, step_in, step):
     total = ops.cast(total, "int64")
     levels = multiply_twice(total, mantissa, exponent - shift, away=True)
     return ops.cast(levels, step.dtype)
+
+
+def average(total, count):
+    """Averages of stored integers, rounded half away from zero.
+
+    Args:
+        total: their sums, int32.
+        count: how many were added, int32.
+    """
+    size = ops.floor_divide(ops.abs(total) + ops.floor_divide(count, 2), count)
+    return ops.sign(total) * size

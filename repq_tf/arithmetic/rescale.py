@@ -10,6 +10,8 @@ integers, which Keras has on TensorFlow; elsewhere floats stand in, at most one 
 from repq_tf.keras_api import backend, ops
 
 EXACT = backend() == "tensorflow"
+# Of sums that float32 does not hold, and of weights that must not depend on their last bit.
+WIDE = "float64" if EXACT else "float32"
 _EXPONENTS = range(-32, 8)
 
 

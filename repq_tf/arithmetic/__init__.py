@@ -1,0 +1,28 @@
+"""The integer runtime's arithmetic: pure functions of whole numbers, steps and grids."""
+
+from repq_tf.arithmetic.grids import (
+    ACTIVATION_BITS,
+    BITS,
+    container_top,
+    inference_levels,
+    input_levels,
+    levels,
+    quantize_levels,
+    zero_point,
+)
+from repq_tf.arithmetic.rescale import EXACT, WIDE
+from repq_tf.arithmetic.weights import integer_weights
+
+__all__ = [
+    "ACTIVATION_BITS",
+    "BITS",
+    "EXACT",
+    "WIDE",
+    "container_top",
+    "inference_levels",
+    "input_levels",
+    "integer_weights",
+    "levels",
+    "quantize_levels",
+    "zero_point",
+]

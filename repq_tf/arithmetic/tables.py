@@ -1,0 +1,65 @@
+"""Functions of a stored int8 tensor as tables over its levels, as the runtime makes them."""
+
+import numpy as np
+
+from repq_tf.arithmetic import sums
+from repq_tf.keras_api import ops
+
+_LOWEST, _HIGHEST = -128, 255  # the levels of all grids that fit the int8 container
+
+
+def look_up(table, levels):
+    """The entries of a table, one for each level from -128 to 255, for some levels (int32)."""
+    return ops.take(table, ops.clip(levels, _LOWEST, _HIGHEST) - _LOWEST)
+
+
+def sigmoid(step_in):
+    """The levels of `sigmoid(x)` in steps of 1/256, for every level of x.
+
+    The runtime makes a table of `round(float32(sigmoid(x)) * 256 - 128)`, the sigmoid in
+    float64, the rest in float32. As a function of x that is a staircase; here it is kept as
+    the 255 floats at which it rises.
+
+    Args:
+        step_in: the step of x, `()`.
+    """
+    x = ops.arange(_LOWEST, _HIGHEST + 1, dtype=step_in.dtype) * step_in
+    rises = ops.convert_to_tensor(_SIGMOID_RISES)
+    return ops.cast(ops.searchsorted(rises, x, side="right"), step_in.dtype)
+
+
+def shifted(offset, step_in, step_offset, step):
+    """The levels of `x + offset`, added as the runtime does, for every level of x.
+
+    Args:
+        offset: the level that is added.
+        step_in: the step of x, `()`.
+        step_offset: that of the offset, a number.
+        step: that of the sum, a number.
+    """
+    levels = ops.arange(_LOWEST, _HIGHEST + 1, dtype="int32")
+    steps = (ops.cast(value, step_in.dtype) for value in (step_offset, step))
+    return sums.add(levels, ops.full_like(levels, offset), step_in, *steps)
+
+
+def _sigmoid_levels(x):
+    """The runtime's levels of `sigmoid(x)`, x float32."""
+    sigmoid = (1 / (1 + np.exp(-x.astype(np.float64)))).astype(np.float32)
+    return np.rint(sigmoid * np.float32(256) - np.float32(128)).astype(int) + 128
+
+
+def _rises():
+    """The smallest float32 x with a level of at least k, for k from 1 to 255, by bisection."""
+    levels = np.arange(1, 256)
+    low, high = np.full(255, -16, np.float32), np.full(255, 16, np.float32)
+    while True:
+        middle = low + (high - low) / np.float32(2)
+        inside = (low < middle) & (middle < high)
+        if not inside.any():
+            return high
+        reached = _sigmoid_levels(middle) >= levels
+        high = np.where(inside & reached, middle, high)
+        low = np.where(inside & ~reached, middle, low)
+
+
+_SIGMOID_RISES = _rises()
