@@ -32,7 +32,7 @@ from repq_tf.layers import (
     RepVGGBlock,
     SqueezeExcite,
 )
-from repq_tf.layers.orepa import frequency_prior
+from repq_tf.layers.blocks.orepa import frequency_prior
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ import math
 
 from repq_tf.keras_api import keras
 from repq_tf.layers import QuantizedPReLU, ReparamConv, SqueezeExcite
+from repq_tf.layers.stock import STOCK
 from repq_tf.quantizers import LSQ
 
 FLOAT_BITS = 32
@@ -50,13 +51,10 @@ def linear_maps(layer, channels, shape):
         return [Map(size * layer.filters, layer.filters, positions)]
     if isinstance(layer, SqueezeExcite):
         return [_dense(part, 1) for part in (layer.reduce, layer.expand)]
-    if type(layer) in _STOCK:
+    if type(layer) in STOCK:
         return [_dense(layer, positions)]
     known = isinstance(layer, _ELEMENTWISE) or all(len(w.shape) < 2 for w in layer.weights)
     return [] if known else None
-
-
-_STOCK = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
 
 
 def _dense(layer, positions):

@@ -5,8 +5,8 @@ from repq_tf.graphs import copy_layer, copy_state, free_name
 from repq_tf.keras_api import keras
 from repq_tf.layers import DenseBlock, Quantize, ReparamConv
 from repq_tf.layers.freezing import copy_trainable, is_frozen
+from repq_tf.layers.stock import assign, copy_stock, stock_block
 from repq_tf.quantization.grids import OPERATOR
-from repq_tf.quantization.stock_blocks import assign, copy_stock, stock_block
 
 
 class Builder:

@@ -7,10 +7,11 @@ import numpy as np
 from repq_tf.graphs import Node, Tensor, copy_layer, copy_state, free_name, replace_tensors
 from repq_tf.keras_api import keras, ops
 from repq_tf.layers import ReparamConv, SqueezeExcite
+from repq_tf.layers.stock import STOCK
 from repq_tf.quantization.operators import APART, activation_name, is_one_pixel
 
 _layers = keras.layers
-_WEIGHTED = (ReparamConv, _layers.Conv2D, _layers.DepthwiseConv2D, _layers.Dense)
+_WEIGHTED = (ReparamConv, *STOCK)
 _GATES = {"hard_silu": "hard_sigmoid", "silu": "sigmoid"}
 
 

@@ -24,7 +24,7 @@ from repq_tf.layers import (
     QuantizedUpSampling2D,
     SqueezeExcite,
 )
-from repq_tf.layers.up_sampling import INTERPOLATIONS
+from repq_tf.layers.quantized.up_sampling import INTERPOLATIONS
 
 _layers = keras.layers
 FUSED = ("linear", "relu", "relu6")

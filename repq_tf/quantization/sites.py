@@ -10,7 +10,7 @@ from typing import Any
 
 from repq_tf.keras_api import keras
 from repq_tf.layers import ReparamConv
-from repq_tf.layers.stock import normalized_axis
+from repq_tf.layers.stock import STOCK, normalized_axis
 from repq_tf.quantization.config import LayerBits
 from repq_tf.quantization.operators import (
     ACTIVATIONS,
@@ -25,9 +25,8 @@ from repq_tf.quantization.operators import (
 )
 
 _layers = keras.layers
-_STOCK = (_layers.Conv2D, _layers.DepthwiseConv2D, _layers.Dense)
 _SUPPORTED = sorted(
-    {c.__name__ for c in (*_STOCK, *OPERATORS)}
+    {c.__name__ for c in (*STOCK, *OPERATORS)}
     | {"Activation", "BatchNormalization", "ReLU", "Softmax", "the blocks of repq_tf.layers"}
 )
 
@@ -171,11 +170,11 @@ def _add_site(placement, graph, node):
         add("convolution", activation=_check_activation(node))
     elif getattr(layer, "data_format", None) == "channels_first":
         _refuse(node, 'data_format must be "channels_last"')
-    elif type(layer) in _STOCK:
+    elif type(layer) in STOCK:
         add("convolution", activation=_check_stock(node))
     elif isinstance(layer, _layers.BatchNormalization):
         before = fuse(("convolution",))
-        if before is None or not isinstance(before.layer, _STOCK) or before.batch_norm:
+        if before is None or not isinstance(before.layer, STOCK) or before.batch_norm:
             _refuse(node, "a batch norm must follow a convolution that nobody else reads")
         if normalized_axis(layer) not in (-1, layer.input_spec.ndim - 1):
             _refuse(node, f"axis must be the channels' (-1). Received: {layer.axis}")

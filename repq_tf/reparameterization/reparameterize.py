@@ -7,13 +7,13 @@ import numpy as np
 from repq_tf.arguments import boolean
 from repq_tf.branches import NumpyReading
 from repq_tf.graphs import copy_call, read_graph, rebuild
-from repq_tf.layers.stock import stock_options
+from repq_tf.layers.stock import CONVOLUTIONS, stock_options
 from repq_tf.quantization.execution import fitting
 from repq_tf.quantization.images import store_images
 from repq_tf.reparameterization.fit import Fit, fit_block
 from repq_tf.reparameterization.moments import measure_moments
 from repq_tf.reparameterization.patterns import read_settings
-from repq_tf.reparameterization.sources import STOCK, Sources, target
+from repq_tf.reparameterization.sources import Sources, target
 from repq_tf.text import columns
 
 # The largest error of a filter's weights, as a part of its largest weight.
@@ -149,7 +149,7 @@ class _Builder:
 
 def _chosen(graph, patterns):
     """The names of the convolutions that the patterns match."""
-    names = [node.name for node in graph.nodes.values() if isinstance(node.layer, STOCK)]
+    names = [node.name for node in graph.nodes.values() if isinstance(node.layer, CONVOLUTIONS)]
     chosen = set()
     for pattern in patterns:
         matched = fnmatch.filter(names, pattern)

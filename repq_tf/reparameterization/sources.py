@@ -6,10 +6,14 @@ import numpy as np
 
 from repq_tf.keras_api import keras, ops
 from repq_tf.kernels import AffineKernel
-from repq_tf.layers.stock import extras, normalized_axis, stock_kernel, stock_options
+from repq_tf.layers.stock import (
+    CONVOLUTIONS,
+    extras,
+    normalized_axis,
+    stock_kernel,
+    stock_options,
+)
 from repq_tf.reparameterization.fit import Target
-
-STOCK = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
 
 
 class Sources:
@@ -27,7 +31,7 @@ class Sources:
         """Raises a ValueError with the reason why a convolution cannot be converted."""
         layer = node.layer
         reasons = {
-            "a subclass may compute something else": type(layer) not in STOCK,
+            "a subclass may compute something else": type(layer) not in CONVOLUTIONS,
             "called more than once": self.calls[id(layer)] > 1,
             "channels_first": layer.data_format != "channels_last",
             f"dilation_rate {layer.dilation_rate}": any(d != 1 for d in layer.dilation_rate),

@@ -6,6 +6,7 @@ from repq_tf.arguments import boolean
 from repq_tf.branches import check_mode
 from repq_tf.keras_api import keras
 from repq_tf.layers import ReparamConv
+from repq_tf.layers.stock import STOCK
 from repq_tf.quantization import quantize
 from repq_tf.quantization.config import check_rules
 from repq_tf.quantization.quantize import default_bits, read_float, uncalibrated
@@ -13,8 +14,6 @@ from repq_tf.quantizers import check_step_gradient
 from repq_tf.tfmot.configs import LSQQuantizeConfig, OutputQuantizeConfig, ReparamQuantizeConfig
 from repq_tf.tfmot.requirements import tfmot_keras
 from repq_tf.tfmot.wrap import to_tfmot
-
-_STOCK = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
 
 
 class RepQRegistry(tfmot_keras.QuantizeRegistry):
@@ -29,7 +28,7 @@ class RepQRegistry(tfmot_keras.QuantizeRegistry):
 
     def supports(self, layer):
         """Whether there is a configuration for the layer."""
-        return isinstance(layer, ReparamConv) or type(layer) in _STOCK
+        return isinstance(layer, ReparamConv) or type(layer) in STOCK
 
     def get_quantize_config(self, layer):
         """The configuration of the layer."""

@@ -6,9 +6,9 @@ from repq_tf.arithmetic import zero_point
 from repq_tf.graphs import copy_call, copy_layer, copy_state, read_graph, rebuild
 from repq_tf.keras_api import keras
 from repq_tf.layers import Quantize, QuantizedAdd, QuantizedMean, ReparamConv
+from repq_tf.layers.stock import copy_stock, stock_block
 from repq_tf.quantization.grids import OPERATOR
 from repq_tf.quantization.operators import FUSED, activation_name
-from repq_tf.quantization.stock_blocks import copy_stock, stock_block
 from repq_tf.tfmot.configs import LSQQuantizeConfig, OutputQuantizeConfig, kernel_name
 from repq_tf.tfmot.quantizer import LSQQuantizer
 from repq_tf.tfmot.requirements import QuantizeLayer, tfmot_keras

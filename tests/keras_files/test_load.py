@@ -19,9 +19,15 @@ def layers_in(path):
     return {name.removeprefix("repq_tf>") for name in names}
 
 
-@pytest.mark.parametrize("name", make.MODELS)
-def test_outputs_are_those_of_the_version_that_saved_it(name):
-    model = keras.models.load_model(make.HERE / f"{name}.keras", compile=False)
+@pytest.fixture(scope="module", params=make.MODELS)
+def loaded(request):
+    """The name of a file, and the model that it holds."""
+    name = request.param
+    return name, keras.models.load_model(make.HERE / f"{name}.keras", compile=False)
+
+
+def test_outputs_are_those_of_the_version_that_saved_it(loaded):
+    name, model = loaded
     outputs = make.outputs(model)
     with np.load(make.HERE / f"{name}.npz") as expected:
         assert set(outputs) == set(expected)
@@ -32,13 +38,12 @@ def test_outputs_are_those_of_the_version_that_saved_it(name):
                 np.testing.assert_array_equal(value, expected[key], err_msg=key)
 
 
-@pytest.mark.parametrize("name", make.MODELS)
-def test_a_loaded_model_is_saved_as_one_that_was_built(name, tmp_path):
+def test_a_loaded_model_is_one_that_is_built_today(loaded):
     """The same configuration and names of weights: today's options are those of the file."""
-    loaded = keras.models.load_model(make.HERE / f"{name}.keras", compile=False)
+    name, model = loaded
     built = make.MODELS[name]()
-    assert [v.path for v in loaded.weights] == [v.path for v in built.weights]
-    assert json.dumps(loaded.get_config()) == json.dumps(built.get_config())
+    assert [v.path for v in model.weights] == [v.path for v in built.weights]
+    assert json.dumps(model.get_config()) == json.dumps(built.get_config())
 
 
 def test_every_layer_has_a_file():

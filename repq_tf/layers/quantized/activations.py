@@ -8,7 +8,7 @@ from repq_tf.arithmetic import sums as runtime
 from repq_tf.arithmetic.rescale import rescale
 from repq_tf.branches import WideReading
 from repq_tf.keras_api import UNCAST, Layer, keras, ops, register
-from repq_tf.layers.quantize import Quantize
+from repq_tf.layers.quantized.quantize import Quantize
 
 # A slope below this is none: the runtime's multiplier must exist.
 _SMALLEST_SLOPE = 2.0**-20

@@ -2,7 +2,7 @@
 
 from repq_tf.arithmetic import sums, tables
 from repq_tf.keras_api import LEGACY, keras, ops, register
-from repq_tf.layers.quantize import Quantize
+from repq_tf.layers.quantized.quantize import Quantize
 
 
 class QuantizedGate(Quantize):

@@ -3,7 +3,7 @@ import pytest
 
 from repq_tf.branches import NumpyReading
 from repq_tf.layers import OREPABlock, OREPARepVGGBlock, OREPAStem
-from repq_tf.layers.orepa import frequency_prior
+from repq_tf.layers.blocks.orepa import frequency_prior
 from tests.block_case import VARIANTS, BlockCase, array
 
 ODD = {name: options for name, options in VARIANTS.items() if "even" not in name}

@@ -1,0 +1,22 @@
+"""Quantized layers: operators on stored tensors, as the integer runtime computes them."""
+
+from repq_tf.layers.quantized.activations import QuantizedLeakyReLU, QuantizedPReLU
+from repq_tf.layers.quantized.average_pooling import QuantizedAveragePooling2D
+from repq_tf.layers.quantized.gates import QuantizedHardSigmoid, QuantizedSigmoid
+from repq_tf.layers.quantized.mean import QuantizedMean
+from repq_tf.layers.quantized.pairs import QuantizedAdd, QuantizedMultiply
+from repq_tf.layers.quantized.quantize import Quantize
+from repq_tf.layers.quantized.up_sampling import QuantizedUpSampling2D
+
+__all__ = [
+    "Quantize",
+    "QuantizedAdd",
+    "QuantizedAveragePooling2D",
+    "QuantizedHardSigmoid",
+    "QuantizedLeakyReLU",
+    "QuantizedMean",
+    "QuantizedMultiply",
+    "QuantizedPReLU",
+    "QuantizedSigmoid",
+    "QuantizedUpSampling2D",
+]

@@ -1,0 +1,102 @@
+"""Sums and products of stored tensors, in the integer runtime's arithmetic."""
+
+from repq_tf.arithmetic import sums
+from repq_tf.keras_api import keras, ops, register
+from repq_tf.layers.quantized.quantize import Quantize
+
+
+class QuantizedPair(Quantize):
+    """An operator on two stored tensors, with an activation fused into it.
+
+    Args:
+        activation: "linear", "relu" or "relu6".
+        **options: those of `Quantize`.
+
+    Input: `a`, `b` and their steps. Output: `(result, step)`.
+    """
+
+    def __init__(self, bits=8, signed=True, activation="linear", **options):
+        super().__init__(bits, signed, **options)
+        self.activation = keras.activations.get(activation)
+
+    def combine(self, a, b):
+        """The operator in floating point."""
+        raise NotImplementedError(f"{type(self).__name__} must implement combine")
+
+    def combine_levels(self, a, b, step_a, step_b):
+        """The levels of the result, not clipped, of the inputs' levels (int32)."""
+        raise NotImplementedError(f"{type(self).__name__} must implement combine_levels")
+
+    def values(self, a, b, *steps):
+        """The result in floating point."""
+        if len(a.shape) != len(b.shape):
+            raise ValueError(
+                f"layer {self.name!r}: both inputs must have the same number of dimensions. "
+                f"Received: shapes {tuple(a.shape)} and {tuple(b.shape)}"
+            )
+        return self.activation(self.combine(a, ops.cast(b, a.dtype)))
+
+    def integers(self, a, b, step_a, step_b):
+        """The levels of the result."""
+        quantizer = self.activation_quantizer
+        left, right = sums.whole(a, step_a), sums.whole(b, step_b)
+        levels = self.combine_levels(left, right, step_a, step_b)
+        top = self.activation(ops.full((), 1e30, dtype=levels.dtype)) / quantizer.step
+        levels = ops.minimum(levels, ops.round(ops.minimum(top, 1e6)))
+        return ops.clip(levels, quantizer.low, quantizer.high)
+
+    def call(self, a, b, step_a, step_b, training=False):
+        """Returns the quantized result and the step."""
+        if training:
+            return self._fake_quantize(self.values(a, b)), self.step
+        return self.integers(a, b, step_a, step_b) * self.step, self.step
+
+    def get_config(self):
+        """The arguments of the constructor."""
+        activation = keras.activations.serialize(self.activation)
+        return {**super().get_config(), "activation": activation}
+
+
+@register
+class QuantizedAdd(QuantizedPair):
+    """`activation(a + b)` on a learned grid: a residual sum.
+
+    The runtime adds in fixed point; see `repq_tf.arithmetic.sums`: `add`, and `add_wide` with
+    16 bits.
+
+    Args:
+        **options: those of `QuantizedPair`.
+
+    Input: `a`, `b` and their steps. Output: `(sum, step)`.
+    """
+
+    def combine(self, a, b):
+        """The sum."""
+        return a + b
+
+    def combine_levels(self, a, b, step_a, step_b):
+        """The levels of the sum."""
+        add = sums.add if self.bits <= 8 else sums.add_wide
+        return add(a, b, step_a, step_b, self.step)
+
+
+@register
+class QuantizedMultiply(QuantizedPair):
+    """`activation(a * b)` on a learned grid; shapes are broadcast.
+
+    The runtime rescales the products of integers in float32:
+    `n = round(n_a n_b (step_a step_b / step))`.
+
+    Args:
+        **options: those of `QuantizedPair`.
+
+    Input: `a`, `b` and their steps. Output: `(product, step)`.
+    """
+
+    def combine(self, a, b):
+        """The product."""
+        return a * b
+
+    def combine_levels(self, a, b, step_a, step_b):
+        """The levels of the product."""
+        return ops.round(ops.cast(a * b, step_a.dtype) * (step_a * step_b / self.step))

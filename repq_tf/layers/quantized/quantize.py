@@ -1,0 +1,126 @@
+"""Quantizers of stored activation tensors, as layers of the model.
+
+A quantized tensor travels with its step: these layers return `(tensor, step)`, and
+so do quantized blocks. In training they fake-quantize; in inference they compute what the
+integer runtime (LiteRT with XNNPACK) computes, in its order and its rounding.
+"""
+
+from repq_tf.arguments import boolean, number
+from repq_tf.arithmetic.rescale import rescale
+from repq_tf.keras_api import Layer, keras, ops, overrides, register
+from repq_tf.quantizers import LSQ
+
+
+@register
+class Quantize(Layer):
+    """Rounds an activation tensor to a learned grid and hands the grid's step on.
+
+    One stands behind every tensor that the integer runtime stores. Tensors that must
+    share one scale (the inputs of a concatenation) go through one shared layer.
+    `repq_tf.quantize` places them and sets their steps; in a model written by hand they start
+    at 1, and `layer.activation_quantizer.initialize(features)` sets them.
+
+    Args:
+        bits: 2 to 8, or 16.
+        signed: whether the grid has negative levels; unsigned after a ReLU.
+        step: a fixed step, for operators whose output scale the runtime prescribes
+            (softmax: 1/256); None to learn it.
+
+    Input: a tensor and, if it lies on a finer grid (a convolution's output), that
+    grid's step; inference then rescales integers as the runtime does, with the `rounding`
+    of the kernel that makes them (see `repq_tf.arithmetic.rescale`).
+    Output: `(quantized tensor, step)`, the step `()`.
+
+    Example:
+        >>> x, step = Quantize(bits=8)(keras.Input((32, 32, 3)))
+        >>> block = repq_tf.layers.ACBlock(64, weight_bits=8, activation="relu")
+        >>> y, step = Quantize(bits=8, signed=False)(*block(x, step))
+    """
+
+    def __init__(self, bits=8, signed=True, step=None, **kwargs):
+        kwargs.setdefault("autocast", False)
+        super().__init__(**kwargs)
+        if step is not None:
+            number(step, "step", above=0)
+        self.bits = bits
+        self.signed = boolean(signed, "signed")
+        self.fixed_step = step
+        self.activation_quantizer = LSQ(
+            bits=bits,
+            signed=signed,
+            narrow=False,
+            per_image=True,
+            trainable_step=step is None,
+            name="activation_quantizer",
+        )
+
+    def build(self, input_shape):
+        """Creates the step."""
+        self.activation_quantizer.build(None)
+        if self.fixed_step is not None:
+            self.activation_quantizer.initial_step.assign(self.fixed_step)
+        self.built = True
+
+    @property
+    def step(self):
+        """The step, `()`."""
+        return self.activation_quantizer.step
+
+    def values(self, x, *steps):
+        """What is rounded, in floating point."""
+        return x
+
+    def integers(self, x, scale=None, rounding="float"):
+        """The levels of the output, as the integer runtime computes them."""
+        quantizer = self.activation_quantizer
+        if scale is None:
+            return quantizer.integers(ops.cast(x, quantizer.step.dtype))
+        whole = ops.round(x / scale)
+        levels = rescale(whole, scale, quantizer.step, rounding)
+        # The 6 of a ReLU6 is off the sums' grid, since the runtime clamps what it has rescaled.
+        clamped = ops.round(ops.cast(x, quantizer.step.dtype) / quantizer.step)
+        levels = ops.where(whole * scale == x, levels, clamped)
+        return ops.clip(levels, quantizer.low, quantizer.high)
+
+    def call(self, x, scale=None, training=False, **rounding):
+        """Returns the quantized tensor and the step.
+
+        Args:
+            x: the tensor.
+            scale: the step of its grid, if it has one.
+            training: whether to fake-quantize.
+            **rounding: `rounding`, of the kernel that makes x; default "float".
+        """
+        if isinstance(x, tuple | list):
+            raise ValueError(
+                f"{self.name}: give the output of a quantized block as two arguments, "
+                "Quantize(...)(*block(x, step))"
+            )
+        if training:
+            return self._fake_quantize(self.values(x, scale)), self.step
+        return self.integers(x, scale, **rounding) * self.step, self.step
+
+    def compute_output_spec(self, x, *args, **kwargs):
+        """The shapes and dtypes of `call`'s outputs, without tracing it where that is easy."""
+        if isinstance(x, tuple | list) or overrides(
+            type(self), "values", "compute_output_spec"
+        ):
+            return super().compute_output_spec(x, *args, **kwargs)
+        training = kwargs.get("training", args[1] if len(args) > 1 else False)
+        step = self.activation_quantizer.change.dtype
+        output = keras.KerasTensor(x.shape, self.compute_dtype if training else step)
+        return output, keras.KerasTensor((), step)
+
+    def _fake_quantize(self, x):
+        return self.activation_quantizer(ops.cast(x, self.compute_dtype))
+
+    def get_config(self):
+        """The arguments of the constructor."""
+        config = super().get_config()
+        config.pop("autocast", None)
+        return {
+            **config,
+            "bits": self.bits,
+            "signed": self.signed,
+            "step": self.fixed_step,
+        }
