@@ -18,9 +18,9 @@ import numpy as np
 from absl import app, flags, logging
 
 from repq_tf import layers
-from repq_tf.convolution import convolve
 from repq_tf.files import write_atomically
 from repq_tf.keras_api import keras, ops
+from repq_tf.windows import convolve
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("channels", ["64", "256"], "Input and output channels.")

@@ -2,13 +2,11 @@
 
 import math
 import numbers
-import os
-import reprlib
 from collections.abc import Iterable
 
 import numpy as np
 
-from repq_tf.convolution import VALID
+from repq_tf.windows import VALID
 
 _PADDING = (
     'padding must be "same", "valid", zeros as a number, (height, width) or ((top, bottom), '
@@ -48,17 +46,6 @@ def number(value, argument, least=None, above=None, most=None):
         what = f"a number {' and '.join(given)}" if given else "a finite number"
         raise ValueError(f"{argument} must be {what}. Received: {value!r}")
     return value
-
-
-def file_path(value, argument="path"):
-    """The path of a file, which is no folder, as a string."""
-    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
-        received = reprlib.repr(value)  # of an array, a line
-        raise ValueError(f"{argument} must be the path of a file. Received: {received}")
-    path = os.fspath(value)
-    if os.path.isdir(path):
-        raise ValueError(f"{argument} must be the path of a file. Received: {path!r}, a folder")
-    return path
 
 
 def _is_positive(value):

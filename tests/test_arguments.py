@@ -9,8 +9,9 @@ import pytest
 
 import repq_tf
 from repq_tf import branches, layers, quantizers
-from repq_tf.arguments import boolean, file_path, number
+from repq_tf.arguments import boolean, number
 from repq_tf.branches import BatchNorm, Chain, Convolution, Scale, Sum
+from repq_tf.files import file_path
 from repq_tf.graphs import read_graph
 from repq_tf.layers import ACBlock, ConvBlock, Quantize, ReparamConv
 from repq_tf.quantization.config import LayerBits, check_rules

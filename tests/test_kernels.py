@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repq_tf.convolution import convolve, crop_window, same_window
 from repq_tf.kernels import AffineKernel, centre_offset
+from repq_tf.windows import convolve, crop_window, same_window
 from tests.reference import convolution, crop
 
 ops = keras.ops

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 
-from repq_tf import saving
+from repq_tf.files import keras_models as saving
 from repq_tf.files import write_atomically
 from repq_tf.keras_api import to_numpy, variable_path
 from repq_tf.train.errors import UserError

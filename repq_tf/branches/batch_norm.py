@@ -1,10 +1,11 @@
 """Batch normalization as a node: the only one whose merge needs the features."""
 
 from repq_tf.arguments import number
-from repq_tf.branches.base import Reading, Wrapper, check_branch
+from repq_tf.branches.base import Wrapper, check_branch
+from repq_tf.branches.readings import Reading
 from repq_tf.branches.statistics import BatchNormStatistics, check_batch_norm
-from repq_tf.convolution import VALID
 from repq_tf.keras_api import add_parameter, keras, ops
+from repq_tf.windows import VALID
 
 
 class BatchNorm(Wrapper):

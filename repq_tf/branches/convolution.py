@@ -3,10 +3,11 @@
 import numpy as np
 
 from repq_tf.arguments import boolean, pair, positive
-from repq_tf.branches.base import Branch, Reading
-from repq_tf.convolution import VALID, apply_window, convolve, subsample
+from repq_tf.branches.base import Branch
+from repq_tf.branches.readings import Reading
 from repq_tf.keras_api import add_parameter, dtype_name, keras, ops
 from repq_tf.kernels import AffineKernel
+from repq_tf.windows import VALID, apply_window, convolve, subsample
 
 
 def check_groups(layer, in_channels):

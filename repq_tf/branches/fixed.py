@@ -3,10 +3,11 @@
 import numpy as np
 
 from repq_tf.arguments import positive
-from repq_tf.branches.base import Branch, Reading
-from repq_tf.convolution import VALID, convolve
+from repq_tf.branches.base import Branch
+from repq_tf.branches.readings import Reading
 from repq_tf.keras_api import dtype_name
 from repq_tf.kernels import AffineKernel
+from repq_tf.windows import VALID, convolve
 
 SOBEL_X = np.array([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
 SOBEL_Y = SOBEL_X.T

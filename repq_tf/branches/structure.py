@@ -1,7 +1,8 @@
 """The combiners: a sum of parallel branches, and a chain of branches."""
 
-from repq_tf.branches.base import Branch, Reading, check_branches
-from repq_tf.convolution import VALID, crop_window
+from repq_tf.branches.base import Branch, check_branches
+from repq_tf.branches.readings import Reading
+from repq_tf.windows import VALID, crop_window
 
 
 class Sum(Branch):

@@ -1,11 +1,12 @@
 """Nodes that wrap a branch and change its kernel: a scale, a norm, and where it runs."""
 
 from repq_tf.arguments import boolean
-from repq_tf.branches.base import Reading, Wrapper, check_branch
+from repq_tf.branches.base import Wrapper, check_branch
 from repq_tf.branches.batch_norm import BatchNorm
-from repq_tf.convolution import VALID, convolve
+from repq_tf.branches.readings import Reading
 from repq_tf.keras_api import add_parameter, keras, ops
 from repq_tf.kernels import AffineKernel
+from repq_tf.windows import VALID, convolve
 
 
 class Scale(Wrapper):

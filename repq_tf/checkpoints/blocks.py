@@ -15,7 +15,7 @@ import dataclasses
 import numpy as np
 
 from repq_tf.branches import LAPLACIAN, SOBEL_X, SOBEL_Y
-from repq_tf.checkpoints.sources import filtered, folded, kernel, residual, row, total, vector
+from repq_tf.checkpoints.layouts import filtered, folded, kernel, residual, row, total, vector
 from repq_tf.keras_api import keras
 from repq_tf.layers import (
     ECB,

@@ -8,9 +8,9 @@ import numpy as np
 
 from repq_tf.branches import BatchNorm, Scale
 from repq_tf.checkpoints.blocks import block_table
+from repq_tf.checkpoints.layouts import Source, kernel, part_by_part, vector
 from repq_tf.checkpoints.networks import NAMINGS, modules
 from repq_tf.checkpoints.reading import read_checkpoint
-from repq_tf.checkpoints.sources import Source, kernel, part_by_part, vector
 from repq_tf.graphs import read_graph
 from repq_tf.keras_api import keras, variable_path
 from repq_tf.layers import ECB, ConvBlock, DepthToSpace, ReparamConv, SqueezeExcite

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from repq_tf.arguments import file_path
+from repq_tf.files import file_path
 
 # Where training programs put the state dict; averaged weights before the others.
 _NESTED = (

@@ -104,7 +104,7 @@ def _convolution(node, x, kernel, bias, groups, weights, pad):
 
 def stock_padding(window, block, spatial):
     """The Keras padding that equals a window, or None if it has to be written out."""
-    from repq_tf.convolution import VALID, same_window
+    from repq_tf.windows import VALID, same_window
 
     if window == VALID:
         return "valid"

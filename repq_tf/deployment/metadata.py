@@ -11,10 +11,9 @@ import os
 
 import numpy as np
 
-from repq_tf.arguments import file_path
 from repq_tf.arithmetic import input_levels
 from repq_tf.deployment.pixels import check_pixels, normalize
-from repq_tf.files import new_file, write_atomically
+from repq_tf.files import file_path, new_file, write_atomically
 from repq_tf.version import __version__
 
 _FORMULA = "real = (pixel - mean) / std"

@@ -4,8 +4,7 @@ import hashlib
 import os
 import re
 
-from repq_tf.arguments import file_path
-from repq_tf.files import new_file, write_atomically
+from repq_tf.files import file_path, new_file, write_atomically
 
 # The builtin operators that `MicroMutableOpResolver` has an `Add...` for, read in November 2026
 # from tensorflow/lite/micro/micro_mutable_op_resolver.h of github.com/tensorflow/tflite-micro.

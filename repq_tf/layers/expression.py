@@ -11,7 +11,6 @@ from repq_tf.branches import (
     check_groups,
     check_mode,
 )
-from repq_tf.convolution import same_window
 from repq_tf.keras_api import LEGACY, Layer, keras
 from repq_tf.layers.freezing import (
     build_config,
@@ -20,6 +19,7 @@ from repq_tf.layers.freezing import (
     read_build_config,
 )
 from repq_tf.quantizers import LSQ, check_bits, check_step_gradient
+from repq_tf.windows import same_window
 
 
 class ExpressionLayer(Layer):

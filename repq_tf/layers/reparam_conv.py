@@ -2,9 +2,9 @@
 
 from repq_tf.arithmetic import WIDE, integer_weights
 from repq_tf.branches import FeatureReading, Reading, WideReading
-from repq_tf.convolution import convolve
 from repq_tf.keras_api import check_same_keras, keras, ops, overrides, register
 from repq_tf.layers.expression import ExpressionLayer
+from repq_tf.windows import convolve
 
 
 @register

@@ -4,10 +4,10 @@ import functools
 import inspect
 
 from repq_tf.branches import FeatureReading
-from repq_tf.convolution import convolve
 from repq_tf.keras_api import ops
 from repq_tf.layers import DenseBlock, Quantize, ReparamConv
 from repq_tf.quantizers import quantize_levels
+from repq_tf.windows import convolve
 
 
 class MergedBlock:

@@ -16,7 +16,7 @@ from repq_tf.branches import (
     Sum,
     UnitNorm,
 )
-from repq_tf.convolution import same_window
+from repq_tf.windows import same_window
 
 ops = keras.ops
 _FILTER = np.array([[0.5, -1.0, 0.25], [2.0, 0.0, -0.5]])

@@ -17,7 +17,7 @@ from repq_tf.branches import (
     Reading,
     Sum,
 )
-from repq_tf.convolution import convolve
+from repq_tf.windows import convolve
 from tests.branches.expressions import builders, features, randomize, windows
 from tests.reference import convolution
 

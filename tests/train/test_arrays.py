@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from repq_tf.pictures import scale_pixels
+from repq_tf.files.pictures import scale_pixels
 from repq_tf.train.data import augment
 from repq_tf.train.data.arrays import ArrayDataset, ArrayImages, EvaluationDataset
 from repq_tf.train.data.digits import load_digits

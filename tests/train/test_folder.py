@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from repq_tf.pictures import read_picture
+from repq_tf.files.pictures import read_picture
 from repq_tf.train.data import folder
 from repq_tf.train.data.folder import load_folder
 from repq_tf.train.data.load import load_images

@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from repq_tf.pictures import scale_pixels
+from repq_tf.files.pictures import scale_pixels
 from repq_tf.train.data import randaugment as module
 from repq_tf.train.data.arrays import ArrayDataset, EvaluationDataset
 from repq_tf.train.data.randaugment import randaugment

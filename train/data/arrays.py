@@ -6,7 +6,7 @@ import os
 import keras
 import numpy as np
 
-from repq_tf.pictures import scale_pixels
+from repq_tf.files.pictures import scale_pixels
 from repq_tf.train.data.augment import augment, central_crop
 from repq_tf.train.data.epoch import EpochDataset
 from repq_tf.train.data.images import Images

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
-from repq_tf.pictures import SUFFIXES
+from repq_tf.files.pictures import SUFFIXES
 from repq_tf.train.data.arrays import ArrayImages
 from repq_tf.train.data.pictures import read_picture, stored_size
 from repq_tf.train.errors import UserError

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from repq_tf import pictures
+from repq_tf.files import pictures
 from repq_tf.train.data.augment import LARGE_IMAGE
 from repq_tf.train.errors import UserError
 

@@ -6,8 +6,8 @@ import numpy as np
 from keras.utils import PyDataset
 
 from repq_tf import models
+from repq_tf.files.pictures import scale_pixels
 from repq_tf.keras_api import LEGACY, keras
-from repq_tf.pictures import scale_pixels
 from repq_tf.train.batches import even_batch
 from repq_tf.train.data.augment import resolve_kind
 from repq_tf.train.data.load import load_images

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from repq_tf import pictures
 from repq_tf.deployment.parity.compare import check_parity
 from repq_tf.deployment.parity.report import BOUNDS
 from repq_tf.deployment.parity.runtime import File
-from repq_tf.saving import load_model
+from repq_tf.files import pictures
+from repq_tf.files.keras_models import load_model
 
 NORMALIZATIONS = {
     "pixels/127.5-1": pictures.scale_pixels,

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from repq_tf.arguments import file_path
 from repq_tf.deployment.containers import in_container
 from repq_tf.deployment.diagnosis import diagnose, levels_of
 from repq_tf.deployment.parity.report import BOUNDS, LayerParity, ParityReport
 from repq_tf.deployment.parity.runtime import File
+from repq_tf.files import file_path
 from repq_tf.graphs import leaves, read_native
 from repq_tf.keras_api import ops
 from repq_tf.layers import Quantize

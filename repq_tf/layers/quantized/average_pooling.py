@@ -2,8 +2,8 @@
 
 from repq_tf.arguments import pair
 from repq_tf.arithmetic import WIDE, sums
-from repq_tf.convolution import convolve, same_window
 from repq_tf.keras_api import Layer, ops, register
+from repq_tf.windows import convolve, same_window
 
 
 @register

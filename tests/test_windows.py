@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from repq_tf.convolution import subsample
+from repq_tf.windows import subsample
 
 PROGRAM = """
 import numpy as np

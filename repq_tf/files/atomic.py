@@ -1,10 +1,7 @@
 """Writing files that are whole or absent."""
 
 import contextlib
-import errno
 import os
-
-from repq_tf.arguments import file_path
 
 _TEMPORARY = ".writing-"
 
@@ -31,19 +28,6 @@ def replacing(path):
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)
-
-
-def new_file(path, argument="path"):
-    """The path of a file that is to be written, checked before anything is computed.
-
-    Raises:
-        ValueError: it is no path of a file; `argument` is named.
-        FileNotFoundError: its folder does not exist.
-    """
-    path = file_path(path, argument)
-    if not os.path.isdir(os.path.dirname(os.path.realpath(path))):
-        raise FileNotFoundError(errno.ENOENT, "Its folder does not exist", path)
-    return path
 
 
 def is_temporary(name):

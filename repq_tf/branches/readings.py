@@ -1,0 +1,139 @@
+"""How a merge reads an expression: which values, and which moments of batch norms."""
+
+import numpy as np
+
+from repq_tf.arithmetic import WIDE
+from repq_tf.branches.moments import wide
+from repq_tf.keras_api import ops, replica_mean
+from repq_tf.windows import crop_window
+
+
+class Reading:
+    """How `Branch.merge` reads an expression: as tensors, with moving statistics.
+
+    This is the reading of inference. `WideReading` and `NumpyReading` are the same in
+    float64, for integer inference and for deployment; `FeatureReading`
+    takes the moments from the features, for training.
+    """
+
+    xp = ops
+
+    def value(self, variable):
+        """A variable's value, which stays when the variable changes."""
+        return ops.copy(ops.convert_to_tensor(variable))
+
+    def constant(self, array):
+        """A NumPy constant."""
+        return ops.convert_to_tensor(array)
+
+    def moments(self, batch_norm, affine):
+        """Mean and variance, `(channels,)`, of the features convolved with `affine`.
+
+        Args:
+            batch_norm: the `BatchNorm` that asks.
+            affine: the `AffineKernel` that stands before it.
+        """
+        return self.moving(batch_norm.statistics)
+
+    def moving(self, statistics):
+        """The moving mean and variance of a `BatchNormStatistics`."""
+        return self.value(statistics.moving_mean), self.value(statistics.moving_variance)
+
+    def inside(self, outer, inner):
+        """The reading of a branch of size `inner` centred in one of size `outer`."""
+        return self
+
+    def after(self, prefix, last):
+        """The reading of a chain's link that follows `prefix` (None: the first link).
+
+        Only the last link has the strides.
+        """
+        return self
+
+
+class WideReading(Reading):
+    """The reading of integer inference: in float64 where the backend has it (TensorFlow).
+
+    Graph compilers reorder float arithmetic, which moves the last bit of a merged weight
+    and, where it lies between two levels, its integer. In float64 that does not happen.
+    """
+
+    dtype = WIDE
+
+    def value(self, variable):
+        """A variable's value."""
+        return ops.cast(variable, self.dtype)
+
+    def constant(self, array):
+        """A NumPy constant."""
+        return ops.cast(array, self.dtype)
+
+
+class NumpyReading(Reading):
+    """The reading of deployment: moving statistics, everything in float64 NumPy."""
+
+    xp = np
+
+    def value(self, variable):
+        """A variable's value as a float64 array."""
+        return np.asarray(ops.convert_to_numpy(variable), np.float64)
+
+    def constant(self, array):
+        """A constant as a float64 array."""
+        return np.asarray(array, np.float64)
+
+
+class FeatureReading(Reading):
+    """The reading of training: moments come from the features.
+
+    Derived readings (`inside`, `after`) share the features and what was already
+    computed of them.
+
+    Args:
+        x: the block's input `(batch, height, width, channels)`, unpadded.
+        window: the zeros the block pads it with.
+        strides: the block's strides.
+    """
+
+    def __init__(self, x, window, strides, prefix=None, moments=None):
+        self.x = x
+        self.window = window
+        self.strides = strides
+        self._prefix = prefix
+        self._input_moments = {} if moments is None else moments
+
+    def inside(self, outer, inner):
+        """The reading of a smaller kernel: a crop of the window."""
+        window = crop_window(self.window, outer, inner)
+        return self._derive(window, self.strides, self._prefix)
+
+    def after(self, prefix, last):
+        """The reading of a chain's link: what precedes it is composed with it."""
+        if self._prefix is not None and prefix is not None:
+            prefix = self._prefix.then(prefix)
+        elif prefix is None:
+            prefix = self._prefix
+        return self._derive(self.window, self.strides if last else (1, 1), prefix)
+
+    def _derive(self, window, strides, prefix):
+        return type(self)(self.x, window, strides, prefix, self._input_moments)
+
+    def moments(self, batch_norm, affine):
+        """The moments, in the mode of the statistics; updates the moving ones."""
+        return batch_norm.statistics.of_kernel(self, self.composed(affine))
+
+    def composed(self, affine):
+        """`affine` after everything that precedes it, as a map of the block's input."""
+        return affine if self._prefix is None else self._prefix.then(affine)
+
+    def input_moments(self, synchronized=True):
+        """Batch-mean image `(h, w, c)`, mean `(c,)` and variance `(c,)` of the input."""
+        if synchronized not in self._input_moments:
+            x = wide(self.x)
+            image = ops.mean(x, axis=0)
+            image = replica_mean(image) if synchronized else image
+            mean = ops.mean(image, axis=(0, 1))
+            variance = ops.mean(ops.square(x - mean), axis=(0, 1, 2))
+            variance = replica_mean(variance) if synchronized else variance
+            self._input_moments[synchronized] = (image, mean, variance)
+        return self._input_moments[synchronized]

@@ -1,0 +1,29 @@
+"""Checks of paths that users give."""
+
+import errno
+import os
+import reprlib
+
+
+def file_path(value, argument="path"):
+    """The path of a file, which is no folder, as a string."""
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+        received = reprlib.repr(value)  # of an array, a line
+        raise ValueError(f"{argument} must be the path of a file. Received: {received}")
+    path = os.fspath(value)
+    if os.path.isdir(path):
+        raise ValueError(f"{argument} must be the path of a file. Received: {path!r}, a folder")
+    return path
+
+
+def new_file(path, argument="path"):
+    """The path of a file that is to be written, checked before anything is computed.
+
+    Raises:
+        ValueError: it is no path of a file; `argument` is named.
+        FileNotFoundError: its folder does not exist.
+    """
+    path = file_path(path, argument)
+    if not os.path.isdir(os.path.dirname(os.path.realpath(path))):
+        raise FileNotFoundError(errno.ENOENT, "Its folder does not exist", path)
+    return path
