@@ -1,19 +1,18 @@
 """repq_tf: quantization-aware training of re-parameterized networks, on merged kernels."""
 
 from repq_tf import branches, layers, models, optimizers, quantizers
+from repq_tf.calibration import reestimate_batch_norm
 from repq_tf.checkpoints import load_torch_checkpoint
 from repq_tf.deployment import (
-    check_parity,
     export_c_array,
     export_metadata,
     export_tflite,
     export_tflite_float,
-    merge,
-    with_container,
 )
 from repq_tf.inspection import summary
-from repq_tf.quantization import quantization_table, quantize, reestimate_batch_norm
-from repq_tf.reparameterization import reparameterize
+from repq_tf.parity import check_parity
+from repq_tf.quantization import quantization_table, quantize, with_container
+from repq_tf.reparameterization import merge, reparameterize
 from repq_tf.version import __version__
 
 __all__ = [

@@ -14,8 +14,8 @@ from repq_tf.branches import BatchNorm, Chain, Convolution, Scale, Sum
 from repq_tf.files import file_path
 from repq_tf.graphs import read_graph
 from repq_tf.layers import ACBlock, ConvBlock, Quantize, ReparamConv
-from repq_tf.quantization.config import LayerBits, check_rules
 from repq_tf.quantization.placement import place
+from repq_tf.quantization.rules import LayerBits, check_rules
 
 X = np.zeros((2, 8, 8, 3), "float32")
 

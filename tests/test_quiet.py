@@ -49,7 +49,7 @@ def test_a_command_asks_tensorflow_for_silence(monkeypatch, flag, level):
 def test_a_command_prints_its_own_lines_alone():
     """Python imports the package, and with it TensorFlow, before the command's first line."""
     done = subprocess.run(
-        [sys.executable, "-m", "repq_tf.deployment.parity", "a", "b", "--data=c"],
+        [sys.executable, "-m", "repq_tf.parity", "a", "b", "--data=c"],
         env=environment(),
         capture_output=True,
         text=True,

@@ -60,3 +60,8 @@ def input_levels(values, scale, low, high):
     scale = np.asarray(scale, np.float32)
     levels = inference_levels(np.asarray(values, np.float32), scale, low, high)
     return ops.convert_to_numpy(levels).astype(int)
+
+
+def fits_four_bits(integers):
+    """Whether all integers of an array lie within -8 to 7."""
+    return bool(integers.min() >= -8 and integers.max() <= 7)

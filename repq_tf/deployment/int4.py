@@ -3,11 +3,6 @@
 import numpy as np
 
 
-def fits_four_bits(integers):
-    """Whether all integers of an array lie within -8 to 7."""
-    return bool(integers.min() >= -8 and integers.max() <= 7)
-
-
 def pack(integers):
     """Packs an int8 array of integers within -8 to 7; an odd one is followed by 0.
 

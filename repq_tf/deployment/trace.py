@@ -5,7 +5,6 @@ import numpy as np
 from repq_tf.arguments import fitting_shape
 from repq_tf.arithmetic import levels, zero_point
 from repq_tf.deployment.emission import depth_to_space_wide, emit, skeleton
-from repq_tf.deployment.merge import stock_padding
 from repq_tf.graphs import evaluate, leaves
 from repq_tf.keras_api import keras, ops
 from repq_tf.layers import DenseBlock, DepthToSpace, Quantize, QuantizedPReLU, ReparamConv
@@ -19,6 +18,7 @@ from repq_tf.quantization.grids import (
     stays_inside,
 )
 from repq_tf.quantization.operators import activation_name
+from repq_tf.reparameterization.merge import stock_padding
 
 
 def end_names(graph):

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 
-from repq_tf.deployment.containers import check_container, four_bit_layers
 from repq_tf.files import new_file, write_atomically
 from repq_tf.graphs import read_native
 from repq_tf.inspection.costs import (
@@ -16,6 +15,7 @@ from repq_tf.inspection.render import as_html, as_text
 from repq_tf.inspection.shapes import output_shapes
 from repq_tf.keras_api import ops
 from repq_tf.layers import Quantize, ReparamConv
+from repq_tf.quantization.containers import check_container, four_bit_layers
 from repq_tf.quantization.grids import (
     input_quantizer,
     known_name,

@@ -1,8 +1,8 @@
-"""Quantization: bits and rules, where quantizers go, calibration, the table."""
+"""Quantization: bits and rules, where quantizers go, containers, the table."""
 
-from repq_tf.quantization.calibration import clip_rates
+from repq_tf.calibration import clip_rates
+from repq_tf.quantization.containers import with_container
 from repq_tf.quantization.quantize import check_quantizable, quantize
-from repq_tf.quantization.statistics import reestimate_batch_norm
 from repq_tf.quantization.table import quantization_table
 
 __all__ = [
@@ -10,5 +10,5 @@ __all__ = [
     "clip_rates",
     "quantization_table",
     "quantize",
-    "reestimate_batch_norm",
+    "with_container",
 ]

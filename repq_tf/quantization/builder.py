@@ -145,8 +145,8 @@ class Builder:
         return site.bits.activation_bits is not None and not self._on_grid(site)
 
     def _shares_quantizer(self, site):
-        group = [s for s in self.placement.sites.values() if s.group == site.group]
-        return sum(not self._on_grid(other) for other in group) > 1
+        group = self.placement.groups[site.group]
+        return sum(not self._on_grid(other) for other in group.sites) > 1
 
     def _on_grid(self, site):
         """Whether the output of a site lies on the grid of its input without rounding."""

@@ -1,15 +1,13 @@
 """What is quantized where: every stored tensor gets one quantizer.
 
-Tensors that must share one scale form a group with one quantizer; groups get their bits
-and their sign here.
+Sites form groups with one quantizer each; defaults and rules settle everyone's bits here.
 """
 
 import dataclasses
 
-from repq_tf.quantization.config import apply_rules
+from repq_tf.quantization.groups import form_groups
+from repq_tf.quantization.rules import apply_rules
 from repq_tf.quantization.sites import find_sites
-
-SOFTMAX_STEP = 1 / 256  # what the integer runtime prescribes
 
 
 def place(graph, bits, rules, signed_inputs, steps=()):
@@ -31,18 +29,10 @@ def place(graph, bits, rules, signed_inputs, steps=()):
         A `Placement`.
     """
     placement = find_sites(graph)
-    sites = placement.sites
-    _group(sites)
-    for site in sites.values():
-        partners = [s for s in sites.values() if s.group == site.group and s.kind == "fixed"]
-        kinds = {partner.operator for partner in partners}
-        if len(kinds) > 1 or (kinds and placement.origins(site.group)):
-            layer = partners[0].layer
-            raise ValueError(
-                f"layer {partners[0].name!r} ({type(layer).__name__}): its scale is fixed by "
-                "the runtime, so it cannot share one with other tensors, as a concatenation "
-                "demands"
-            )
+    sites, groups = placement.sites, form_groups(placement.sites)
+    placement.groups = groups
+    for group in groups.values():
+        group.check()
     _sign(placement, signed_inputs)
     edge_groups, edge_kernels = _edges(placement, graph)
     wide_groups = edge_groups | _intermediates(placement, graph)
@@ -63,31 +53,30 @@ def place(graph, bits, rules, signed_inputs, steps=()):
         sites[name].bits = value
     outputs = {whole: sites[name].bits.activation_bits for name, whole in wholes.items()}
     floats = [name for name in sites if outputs.get(graph.nodes[name].part_of, 8) is None]
-    for group in {site.group for site in sites.values() if site.kind != "fixed"}:
-        given = [site.bits.activation_bits for site in placement.origins(group)]
-        shared = None if None in given else max(given, default=8)
-        for site in sites.values():
-            if site.group == group:
-                site.bits = dataclasses.replace(site.bits, activation_bits=shared)
-    _fix_steps(placement, steps)
+    for group in groups.values():
+        group.share_bits()
+    for name, step in steps:
+        groups[sites[placement.alias[name]].group].fix_step(name, step)
     _check_wide(sites.values())
-    _prescribe(sites, floats)
+    for group in groups.values():
+        group.prescribe(floats)
     return placement
 
 
-def _fix_steps(placement, steps):
-    """Fixes the grids of some tensors, and of all that must share them."""
-    for name, step in steps:
-        group = placement.sites[placement.alias[name]].group
-        for site in placement.sites.values():
-            if site.group != group:
-                continue
-            if site.kind == "fixed" or site.step not in (None, step):
-                raise ValueError(
-                    f"layer {name!r}: its step cannot be fixed at {step}, because the tensor "
-                    f"must share that of layer {site.name!r}, which is fixed already"
-                )
-            site.step = step
+def _sign(placement, signed_inputs):
+    """Settles whether each tensor, and then each group, has negative values."""
+    sites = placement.sites
+    for site in sites.values():
+        if site.kind == "input":
+            site.signed = signed_inputs[site.name]
+        elif site.kind == "fixed" or site.activation != "linear":
+            site.signed = False
+        elif site.kind == "convolution":
+            site.signed = True
+        else:
+            site.signed = any(sites[source].signed for source in site.inputs)
+    for group in placement.groups.values():
+        group.share_sign()
 
 
 def _check_wide(sites):
@@ -106,54 +95,6 @@ def _check_wide(sites):
                 f"runtime does not mix them. Received: {site.bits.activation_bits} bits of "
                 f"layer {site.name!r}, 16 of others"
             )
-
-
-def _prescribe(sites, floats):
-    """Gives what shares a scale that the runtime prescribes that scale and its 8 bits.
-
-    Not where it is a part of a layer that stays in floating point, one of `floats`.
-    """
-    for fixed in [site for site in sites.values() if site.kind == "fixed"]:
-        for site in sites.values():
-            if site.group == fixed.group:
-                site.step = SOFTMAX_STEP if fixed.operator is None else fixed.operator.step
-                bits = None if fixed.name in floats else 8
-                site.bits = dataclasses.replace(site.bits, activation_bits=bits)
-
-
-def _group(sites):
-    """Union-find: operators that keep the scale join the groups of all their inputs."""
-    parent = {name: name for name in sites}
-
-    def find(name):
-        while parent[name] != name:
-            name = parent[name]
-        return name
-
-    for site in sites.values():
-        if site.kind == "same_scale":
-            for source in site.inputs:
-                parent[find(site.name)] = find(source)
-    for site in sites.values():
-        site.group = find(site.name)
-
-
-def _sign(placement, signed_inputs):
-    sites = placement.sites
-    for site in sites.values():
-        if site.kind == "input":
-            site.signed = signed_inputs[site.name]
-        elif site.kind == "fixed" or site.activation != "linear":
-            site.signed = False
-        elif site.kind == "convolution":
-            site.signed = True
-        else:
-            site.signed = any(sites[source].signed for source in site.inputs)
-    for group in {site.group for site in sites.values()}:
-        signed = any(site.signed for site in placement.origins(group))
-        for site in sites.values():
-            if site.group == group and site.kind != "fixed":
-                site.signed = signed
 
 
 def _edges(placement, graph):
@@ -183,16 +124,15 @@ def _edges(placement, graph):
 
 
 def _intermediates(placement, graph):
-    """Groups that only operators read which want 8 bits of them, or do not care."""
+    """Groups where some reader asks for 8 bits and none objects."""
+    sites = placement.sites
     outputs = {placement.alias[tensor.node] for tensor in graph.output_tensors}
-    narrow, wide = set(), set()
-    for site in placement.sites.values():
-        for reader in placement.readers(site.name):
-            wants = reader.operator.wide_input if reader.operator is not None else False
+    narrow, wide = {sites[name].group for name in outputs}, set()
+    for reader in sites.values():
+        wants = reader.operator.wide_input if reader.operator is not None else False
+        for group in {sites[source].group for source in reader.inputs}:
             if wants:
-                wide.add(site.group)
-            elif wants is not None and reader.group != site.group:
-                narrow.add(site.group)
-        if site.name in outputs:
-            narrow.add(site.group)
+                wide.add(group)
+            elif wants is not None and reader.group != group:
+                narrow.add(group)
     return wide - narrow

@@ -5,16 +5,16 @@ import warnings
 from repq_tf.arguments import boolean, number
 from repq_tf.arithmetic import ACTIVATION_BITS, BITS
 from repq_tf.branches import check_mode
+from repq_tf.calibration.execution import fitting
+from repq_tf.calibration.images import store_images
+from repq_tf.calibration.steps import calibrate
 from repq_tf.graphs import read_graph, rebuild
 from repq_tf.layers import Quantize, ReparamConv
 from repq_tf.layers.stock import extras
 from repq_tf.quantization.builder import Builder
-from repq_tf.quantization.calibration import calibrate
-from repq_tf.quantization.config import LayerBits, check_rules
-from repq_tf.quantization.execution import fitting
 from repq_tf.quantization.expand import expand
-from repq_tf.quantization.images import store_images
 from repq_tf.quantization.placement import place
+from repq_tf.quantization.rules import LayerBits, check_rules
 from repq_tf.quantization.table import quantization_table
 from repq_tf.quantizers import check_bits, check_step_gradient
 

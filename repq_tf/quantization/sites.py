@@ -11,7 +11,6 @@ from typing import Any
 from repq_tf.keras_api import keras
 from repq_tf.layers import ReparamConv
 from repq_tf.layers.stock import STOCK, normalized_axis
-from repq_tf.quantization.config import LayerBits
 from repq_tf.quantization.operators import (
     ACTIVATIONS,
     APART,
@@ -23,6 +22,7 @@ from repq_tf.quantization.operators import (
     find_operator,
     is_one_pixel,
 )
+from repq_tf.quantization.rules import LayerBits
 
 _layers = keras.layers
 _SUPPORTED = sorted(
@@ -72,23 +72,17 @@ class Placement:
         sites: sites by name.
         alias: for each node of the source graph, the site that makes its tensor.
         ends: for each site that makes an output of the model, the output's name.
+        groups: the `Group`s of sites by name, once they are formed.
     """
 
     sites: dict
     alias: dict
     ends: dict = dataclasses.field(default_factory=dict)
+    groups: dict = dataclasses.field(default_factory=dict)
 
     def origins(self, group):
         """The sites whose outputs a group's quantizer rounds."""
-        return [
-            site
-            for site in self.sites.values()
-            if site.group == group and site.kind in ("input", "convolution", "new_scale")
-        ]
-
-    def readers(self, name):
-        """The sites that read a site's output."""
-        return [site for site in self.sites.values() if name in site.inputs]
+        return self.groups[group].origins
 
 
 def _refuse(node, why):

@@ -1,14 +1,14 @@
 """Statistics of new batch norms, measured on images without a change of the function."""
 
-from repq_tf.graphs import read_graph
-from repq_tf.progress import Progress
-from repq_tf.quantization.execution import run_layers
-from repq_tf.quantization.statistics import (
+from repq_tf.calibration.batch_norm import (
     CalibrationReading,
     Readings,
     quantized_kernel,
     set_moments,
 )
+from repq_tf.calibration.execution import run_layers
+from repq_tf.graphs import read_graph
+from repq_tf.progress import Progress
 
 
 def measure_moments(model, fits, images, verbose=True):

@@ -6,10 +6,10 @@ import numpy as np
 
 from repq_tf.arguments import boolean
 from repq_tf.branches import NumpyReading
+from repq_tf.calibration.execution import fitting
+from repq_tf.calibration.images import store_images
 from repq_tf.graphs import copy_call, read_graph, rebuild
 from repq_tf.layers.stock import CONVOLUTIONS, stock_options
-from repq_tf.quantization.execution import fitting
-from repq_tf.quantization.images import store_images
 from repq_tf.reparameterization.fit import Fit, fit_block
 from repq_tf.reparameterization.moments import measure_moments
 from repq_tf.reparameterization.patterns import read_settings

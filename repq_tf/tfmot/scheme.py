@@ -8,8 +8,8 @@ from repq_tf.keras_api import keras
 from repq_tf.layers import ReparamConv
 from repq_tf.layers.stock import STOCK
 from repq_tf.quantization import quantize
-from repq_tf.quantization.config import check_rules
 from repq_tf.quantization.quantize import default_bits, read_float, uncalibrated
+from repq_tf.quantization.rules import check_rules
 from repq_tf.quantizers import check_step_gradient
 from repq_tf.tfmot.configs import LSQQuantizeConfig, OutputQuantizeConfig, ReparamQuantizeConfig
 from repq_tf.tfmot.requirements import tfmot_keras

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from repq_tf import models
-from repq_tf.deployment import merge
+from repq_tf.reparameterization import merge
 from tests.models.outline import blocks, outline
 
 MILLION = 1e6

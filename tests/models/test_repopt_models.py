@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from repq_tf import models
-from repq_tf.deployment import merge
 from repq_tf.layers import ConvBNBlock, CSLABlock
 from repq_tf.optimizers import repopt
+from repq_tf.reparameterization import merge
 from tests.models.outline import blocks, outline
 
 # Millions of parameters in the table of the authors' repository, and numbers of blocks.

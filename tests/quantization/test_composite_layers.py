@@ -5,9 +5,9 @@ import pytest
 
 from repq_tf.graphs import read_graph
 from repq_tf.layers import SqueezeExcite
-from repq_tf.quantization.config import LayerBits, check_rules
 from repq_tf.quantization.expand import expand
 from repq_tf.quantization.placement import place
+from repq_tf.quantization.rules import LayerBits, check_rules
 from repq_tf.quantizers import find
 from tests.quantization.networks import array, images, layers, network, quantize
 

@@ -12,9 +12,9 @@ from repq_tf.layers import (
     ReparamConv,
     SqueezeExcite,
 )
-from repq_tf.quantization.config import LayerBits, check_rules
 from repq_tf.quantization.expand import expand
 from repq_tf.quantization.placement import place
+from repq_tf.quantization.rules import LayerBits, check_rules
 from repq_tf.quantizers import find
 from tests.quantization.networks import SHAPE, images, layers, quantize, residual
 

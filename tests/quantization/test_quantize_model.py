@@ -393,7 +393,7 @@ def test_a_dead_channel_survives_4_bits(dead, per_channel):
 
 def test_without_neutralisation_the_kernel_would_be_ruined(dead, monkeypatch):
     """Max/rms of the whole kernel: about 24 (its maximum, sqrt(576)) instead of about 6."""
-    from repq_tf.quantization import calibration, statistics
+    from repq_tf.calibration import batch_norm, steps
 
     def peak(qat):
         kernel = array(qat.get_layer("vgg").inner.merge().kernel)
@@ -402,7 +402,7 @@ def test_without_neutralisation_the_kernel_would_be_ruined(dead, monkeypatch):
     options = {"bits": 4, "per_channel": False}
     good = quantize(dead, **options)
     expected = array(dead(X)).ravel()
-    for module in (calibration, statistics):
+    for module in (batch_norm, steps):
         monkeypatch.setattr(module, "neutralise_dead_channels", lambda node: None)
     ruined = quantize(dead, **options)
     print(f"max/rms {peak(ruined):.1f} without, {peak(good):.1f} with neutralisation")

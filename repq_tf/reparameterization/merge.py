@@ -8,6 +8,7 @@ from repq_tf.keras_api import keras, ops
 from repq_tf.layers import DenseBlock, Quantize, ReparamConv
 from repq_tf.layers.freezing import is_frozen
 from repq_tf.quantization.grids import input_quantizer
+from repq_tf.windows import VALID, same_window
 
 
 def merge(model):
@@ -104,8 +105,6 @@ def _convolution(node, x, kernel, bias, groups, weights, pad):
 
 def stock_padding(window, block, spatial):
     """The Keras padding that equals a window, or None if it has to be written out."""
-    from repq_tf.windows import VALID, same_window
-
     if window == VALID:
         return "valid"
     known = all(s == 1 or n for s, n in zip(block.strides, spatial, strict=True))

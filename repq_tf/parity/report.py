@@ -64,7 +64,7 @@ class ParityReport:
         layers: a `LayerParity` for each stored tensor, in order.
         outputs: likewise for each output of the model, as the caller of the file gets it.
         causes: what was found wrong in the file at the first divergent layer, the likeliest
-            first; `repq_tf.deployment.diagnosis.Cause`.
+            first; `repq_tf.parity.diagnosis.Cause`.
     """
 
     images: int

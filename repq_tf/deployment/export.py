@@ -4,15 +4,15 @@ import warnings
 
 from absl import logging
 
-from repq_tf.deployment.containers import check_container, check_four_bits, four_bit_layers
-from repq_tf.deployment.merge import merge
 from repq_tf.deployment.pixels import pixel_table
 from repq_tf.deployment.trace import Trace, end_names
 from repq_tf.files import new_file, write_atomically
 from repq_tf.graphs import pairs, read_graph, read_native
 from repq_tf.keras_api import backend
 from repq_tf.layers import Quantize
+from repq_tf.quantization.containers import check_container, check_four_bits, four_bit_layers
 from repq_tf.quantization.grids import known_name
+from repq_tf.reparameterization.merge import merge
 
 
 def export_tflite(

@@ -6,18 +6,18 @@ from pathlib import Path
 
 import numpy as np
 
-from repq_tf.deployment.containers import in_container
-from repq_tf.deployment.diagnosis import diagnose, levels_of
-from repq_tf.deployment.parity.report import BOUNDS, LayerParity, ParityReport
-from repq_tf.deployment.parity.runtime import File
+from repq_tf.calibration.execution import run_batch
+from repq_tf.calibration.images import read_images
 from repq_tf.files import file_path
 from repq_tf.graphs import leaves, read_native
 from repq_tf.keras_api import ops
 from repq_tf.layers import Quantize
+from repq_tf.parity.diagnosis import diagnose, levels_of
+from repq_tf.parity.report import BOUNDS, LayerParity, ParityReport
+from repq_tf.parity.runtime import File
 from repq_tf.progress import Progress
-from repq_tf.quantization.execution import run_batch
+from repq_tf.quantization.containers import in_container
 from repq_tf.quantization.grids import grid_layer, known_name, quantized_node
-from repq_tf.quantization.images import read_images
 
 # Features of a batch are to take about so much memory, in bytes.
 _FEATURES = 2**28

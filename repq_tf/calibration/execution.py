@@ -6,10 +6,10 @@ import weakref
 
 import numpy as np
 
+from repq_tf.calibration.prepared import call, positional, prepare
 from repq_tf.graphs import evaluate
 from repq_tf.keras_api import ops
 from repq_tf.layers import Quantize, ReparamConv
-from repq_tf.quantization.prepared import call, positional, prepare
 
 # Bytes of a tensor that stay in memory; more lie in a temporary file.
 _IN_MEMORY = 2**23

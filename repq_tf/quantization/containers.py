@@ -8,7 +8,7 @@ two. `with_container` makes the Keras model round like the file of its container
 
 import dataclasses
 
-from repq_tf.deployment.int4 import fits_four_bits
+from repq_tf.arithmetic import fits_four_bits
 from repq_tf.graphs import copy_call, read_native, rebuild
 from repq_tf.keras_api import ops
 from repq_tf.layers import DenseBlock, Quantize, ReparamConv

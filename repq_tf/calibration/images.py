@@ -3,8 +3,8 @@
 import numpy as np
 
 from repq_tf.arguments import fits, positive
+from repq_tf.calibration.execution import Stored
 from repq_tf.keras_api import keras, ops
-from repq_tf.quantization.execution import Stored
 
 # Squares of larger values, summed up, leave float32.
 _LARGEST = 1e9

@@ -6,15 +6,7 @@ Layer by layer, on the features as the quantized layers before make them.
 import numpy as np
 
 from repq_tf.branches import BatchNorm
-from repq_tf.graphs import read_graph
-from repq_tf.keras_api import ops
-from repq_tf.layers import Quantize, ReparamConv
-from repq_tf.progress import Progress
-from repq_tf.quantization.execution import fitting, run_batch, run_layers
-from repq_tf.quantization.float_pass import FloatPass
-from repq_tf.quantization.images import read_images
-from repq_tf.quantization.samples import Sampler
-from repq_tf.quantization.statistics import (
+from repq_tf.calibration.batch_norm import (
     KeepingReading,
     Readings,
     match_moments,
@@ -22,6 +14,14 @@ from repq_tf.quantization.statistics import (
     quantized_kernel,
     set_moments,
 )
+from repq_tf.calibration.execution import fitting, run_batch, run_layers
+from repq_tf.calibration.float_pass import FloatPass
+from repq_tf.calibration.images import read_images
+from repq_tf.calibration.samples import Sampler
+from repq_tf.graphs import read_graph
+from repq_tf.keras_api import ops
+from repq_tf.layers import Quantize, ReparamConv
+from repq_tf.progress import Progress
 
 
 def calibrate(model, graph, builder, images, verbose=True):

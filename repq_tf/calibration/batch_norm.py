@@ -11,14 +11,14 @@ from repq_tf.branches import (
     estimated_moments,
     exact_moments,
 )
+from repq_tf.calibration.execution import fitting, run_layers
+from repq_tf.calibration.images import store_images
+from repq_tf.calibration.prepared import feature_reading
 from repq_tf.graphs import read_graph
 from repq_tf.keras_api import keras, ops
 from repq_tf.layers import ReparamConv
 from repq_tf.layers.stock import normalized_axis
 from repq_tf.progress import Progress
-from repq_tf.quantization.execution import fitting, run_layers
-from repq_tf.quantization.images import store_images
-from repq_tf.quantization.prepared import feature_reading
 
 # A channel whose variance is this small a part of epsilon is a constant: what it adds to
 # the normalized features is below 1 % of gamma.

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import repq_tf
-from repq_tf.deployment.parity.__main__ import main
+from repq_tf.parity.__main__ import main
 from tests.deployment.files import Convolution, assert_exact, read, run, write
 from tests.quantization.networks import array, images, layers, network, quantize, residual
 
@@ -207,11 +207,8 @@ def test_the_saved_report(qat, folder, tmp_path):
 
 
 def test_a_plot_of_many_layers(tmp_path):
-    rows = tuple(
-        repq_tf.deployment.parity.LayerParity(f"layer{k}", 100, k % 3, k % 2)
-        for k in range(300)
-    )
-    report = repq_tf.deployment.ParityReport(1, None, rows, rows[:1])
+    rows = tuple(repq_tf.parity.LayerParity(f"layer{k}", 100, k % 3, k % 2) for k in range(300))
+    report = repq_tf.parity.ParityReport(1, None, rows, rows[:1])
     report.save(tmp_path)
     with Image.open(tmp_path / "parity.png") as picture:
         assert picture.width < 4000
@@ -246,7 +243,7 @@ def test_pixels_are_normalized(folder, qat, tmp_path, monkeypatch):
         seen.append(np.concatenate([array(batch) for batch in data]))
         return repq_tf.check_parity(qat, path, seen[-1], *options)
 
-    monkeypatch.setattr("repq_tf.deployment.parity.__main__.check_parity", check)
+    monkeypatch.setattr("repq_tf.parity.__main__.check_parity", check)
     wanted = {
         "pixels/127.5-1": pixels / 127.5 - 1,
         "pixels/255": pixels / 255,

@@ -5,11 +5,11 @@ import warnings
 import numpy as np
 
 from repq_tf.branches import feature_moments
+from repq_tf.calibration.batch_norm import Moments
+from repq_tf.calibration.prepared import MergedBlock, call
+from repq_tf.calibration.samples import Sampler
 from repq_tf.graphs import evaluate
 from repq_tf.keras_api import keras, ops
-from repq_tf.quantization.prepared import MergedBlock, call
-from repq_tf.quantization.samples import Sampler
-from repq_tf.quantization.statistics import Moments
 
 # Features this many times as large, or as small, as those that a batch norm was trained
 # on come from images of another range.

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 
 from repq_tf.arguments import fits
-from repq_tf.deployment.diagnosis import unequal_scales
+from repq_tf.parity.diagnosis import unequal_scales
 from repq_tf.quiet import quiet
 
 _THREADS = 2

@@ -1,6 +1,6 @@
 """Compares a quantized model with its `.tflite` file, layer by layer.
 
-    python -m repq_tf.deployment.parity quantized.keras model.tflite --data=images.npy
+    python -m repq_tf.parity quantized.keras model.tflite --data=images.npy
 
 Exit status 0: the file computes what the model computes. 1: it diverges; the first layer and
 the likely cause are printed. 2: an argument is bad.
@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from repq_tf.deployment.parity.compare import check_parity
-from repq_tf.deployment.parity.report import BOUNDS
-from repq_tf.deployment.parity.runtime import File
 from repq_tf.files import pictures
 from repq_tf.files.keras_models import load_model
+from repq_tf.parity.compare import check_parity
+from repq_tf.parity.report import BOUNDS
+from repq_tf.parity.runtime import File
 
 NORMALIZATIONS = {
     "pixels/127.5-1": pictures.scale_pixels,
@@ -43,7 +43,7 @@ def main(arguments=None):
 
 def _parser():
     parser = argparse.ArgumentParser(
-        prog="python -m repq_tf.deployment.parity",
+        prog="python -m repq_tf.parity",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

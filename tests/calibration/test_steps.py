@@ -6,9 +6,9 @@ import pytest
 
 import repq_tf
 from repq_tf.branches import MODES, Chain, Convolution, Identity, Scale, Sum, UnitNorm
+from repq_tf.calibration.batch_norm import Moments, match_moments
+from repq_tf.calibration.execution import Stored
 from repq_tf.layers import ACBlock, ConvBNBlock
-from repq_tf.quantization.execution import Stored
-from repq_tf.quantization.statistics import Moments, match_moments
 from tests.quantization.networks import (
     SHAPE,
     array,
@@ -162,7 +162,7 @@ def test_a_bias_of_an_expression_takes_a_shift():
 
 def test_batches_are_stored_as_they_are(rng, monkeypatch):
     """In memory or on disk, of values and of levels of a grid."""
-    from repq_tf.quantization import execution
+    from repq_tf.calibration import execution
 
     monkeypatch.setattr(execution, "_IN_MEMORY", 2000)
     parts = [rng.normal(size=(n, 7, 3)).astype("float32") for n in (4, 9, 1)]
@@ -181,10 +181,10 @@ def test_layers_are_run_on_what_the_model_makes():
 
     But for the last place of roundings, whose arithmetic is that of training.
     """
+    from repq_tf.calibration.execution import run_layers
+    from repq_tf.calibration.images import store_images
     from repq_tf.graphs import read_graph
     from repq_tf.progress import Progress
-    from repq_tf.quantization.execution import run_layers
-    from repq_tf.quantization.images import store_images
 
     model = network(residual)
     qat = quantize(model)
@@ -213,7 +213,7 @@ def test_memory_does_not_grow_with_the_images(monkeypatch):
     """Of a tensor only a batch is in memory: as many bytes of four times the images."""
     import tracemalloc
 
-    from repq_tf.quantization import execution
+    from repq_tf.calibration import execution
 
     monkeypatch.setattr(execution, "_IN_MEMORY", 2**16)
     model = network(lambda x: ACBlock(16, activation="relu")(x), shape=(32, 32, 3))

@@ -1,0 +1,112 @@
+"""Groups of sites whose tensors must share one scale: what holds for a group as a whole."""
+
+import dataclasses
+
+SOFTMAX_STEP = 1 / 256  # what the integer runtime prescribes
+
+
+@dataclasses.dataclass
+class Group:
+    """Sites with one quantizer.
+
+    Attributes:
+        name: that of one of them.
+        sites: in topological order.
+    """
+
+    name: str
+    sites: list
+
+    @property
+    def origins(self):
+        """The sites whose outputs the quantizer rounds."""
+        return [s for s in self.sites if s.kind in ("input", "convolution", "new_scale")]
+
+    @property
+    def fixed(self):
+        """The sites whose scale the runtime prescribes."""
+        return [site for site in self.sites if site.kind == "fixed"]
+
+    def check(self):
+        """Raises ValueError where a prescribed scale would have to be that of other tensors."""
+        kinds = {site.operator for site in self.fixed}
+        if len(kinds) > 1 or (kinds and self.origins):
+            site = self.fixed[0]
+            raise ValueError(
+                f"layer {site.name!r} ({type(site.layer).__name__}): its scale is fixed by "
+                "the runtime, so it cannot share one with other tensors, as a concatenation "
+                "demands"
+            )
+
+    def share_sign(self):
+        """Makes the group signed where one of its origins is."""
+        signed = any(site.signed for site in self.origins)
+        for site in self.sites:
+            if site.kind != "fixed":
+                site.signed = signed
+
+    def share_bits(self):
+        """Gives the group the most bits that an origin asks for; None where one has none."""
+        if len(self.fixed) == len(self.sites):
+            return
+        given = [site.bits.activation_bits for site in self.origins]
+        self._set_bits(None if None in given else max(given, default=8))
+
+    def fix_step(self, name, step):
+        """Fixes the step of the group's grid.
+
+        Args:
+            name: of the layer whose tensor's step it is.
+            step: the step.
+        """
+        for site in self.sites:
+            if site.kind == "fixed" or site.step not in (None, step):
+                raise ValueError(
+                    f"layer {name!r}: its step cannot be fixed at {step}, because the tensor "
+                    f"must share that of layer {site.name!r}, which is fixed already"
+                )
+            site.step = step
+
+    def prescribe(self, floats):
+        """Gives the group the scale that the runtime prescribes, if it does, and 8 bits.
+
+        Args:
+            floats: names of parts of layers that stay in floating point, and have none.
+        """
+        for fixed in self.fixed:
+            for site in self.sites:
+                site.step = SOFTMAX_STEP if fixed.operator is None else fixed.operator.step
+            self._set_bits(None if fixed.name in floats else 8)
+
+    def _set_bits(self, bits):
+        for site in self.sites:
+            site.bits = dataclasses.replace(site.bits, activation_bits=bits)
+
+
+def form_groups(sites):
+    """Forms groups by union-find, and tells each site the name of its own.
+
+    Operators that keep the scale join the groups of all their inputs.
+
+    Args:
+        sites: sites by name, in topological order.
+
+    Returns:
+        `{name: Group}`, in the order of their first sites.
+    """
+    parent = {name: name for name in sites}
+
+    def find(name):
+        while parent[name] != name:
+            name = parent[name]
+        return name
+
+    for site in sites.values():
+        if site.kind == "same_scale":
+            for source in site.inputs:
+                parent[find(site.name)] = find(source)
+    groups = {}
+    for site in sites.values():
+        site.group = find(site.name)
+        groups.setdefault(site.group, Group(site.group, [])).sites.append(site)
+    return groups
