@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from repq_tf.arithmetic import BITS
 from repq_tf.windows import VALID
 
 _PADDING = (
@@ -58,6 +59,22 @@ def positive(value, argument):
     if not _is_positive(value):
         raise ValueError(f"{argument} must be a positive whole number. Received: {value!r}")
     return int(value)
+
+
+def check_bits(bits, argument="bits", allowed=BITS):
+    """Returns `bits` as an int, or raises ValueError when it is not among those allowed.
+
+    Args:
+        bits: a number of bits.
+        argument: what the error calls it.
+        allowed: `BITS`, 2 to 8, or `ACTIVATION_BITS`, 16 as well.
+    """
+    if isinstance(bits, bool) or not isinstance(bits, numbers.Integral) or bits not in allowed:
+        more = ", or 16" if 16 in allowed else ""
+        raise ValueError(
+            f"{argument} must be a whole number from 2 to 8{more}. Received: {bits!r}"
+        )
+    return int(bits)
 
 
 def pair(value, argument):

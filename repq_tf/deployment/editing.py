@@ -12,7 +12,6 @@ from ai_edge_litert import schema_py_generated as schema
 
 from repq_tf.deployment.flatbuffer import (
     SAME_SCALE,
-    WEIGHTED,
     add_name,
     buffer_of,
     dump,
@@ -25,6 +24,7 @@ from repq_tf.deployment.flatbuffer import (
     set_quantization,
     tensor_data,
     type_name,
+    weighted_operator,
 )
 
 
@@ -153,9 +153,7 @@ class _Editor:
 
     def set_weights(self, index, grid):
         """Writes the weights of the convolution behind a tensor."""
-        operator = self.producer[int(index)]
-        while operator_name(self.model, operator) not in WEIGHTED:
-            operator = self.producer[int(operator.inputs[0])]
+        operator = weighted_operator(self.model, self.producer, index)
         kind = operator_name(self.model, operator)
         source, kernel = (self.tensor(i) for i in operator.inputs[:2])
         bias = self._bias(operator, len(grid.bias), f"{grid.name}/bias")

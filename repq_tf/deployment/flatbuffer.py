@@ -138,6 +138,20 @@ def producers(graph):
     return {int(o): operator for operator in graph.operators for o in operator.outputs}
 
 
+def weighted_operator(model, producer, index):
+    """The convolution or dense operator behind a tensor.
+
+    Args:
+        model: the parsed file.
+        producer: `producers(graph)`.
+        index: the number of the tensor.
+    """
+    operator = producer[int(index)]
+    while operator_name(model, operator) not in WEIGHTED:
+        operator = producer[int(operator.inputs[0])]
+    return operator
+
+
 def features(model, operator):
     """The numbers of an operator's tensors that are no constants."""
     tensors = model.subgraphs[0].tensors

@@ -14,6 +14,7 @@ from repq_tf.deployment.flatbuffer import (
     operator_name,
     producers,
     tensor_data,
+    weighted_operator,
 )
 from repq_tf.deployment.int4 import pack
 
@@ -141,7 +142,4 @@ def _weighted(model, names):
     graph = model.subgraphs[0]
     indices, producer = indices_by_name(graph), producers(graph)
     for name in names:
-        operator = producer[indices[name]]
-        while operator_name(model, operator) not in WEIGHTED:
-            operator = producer[int(operator.inputs[0])]
-        yield operator
+        yield weighted_operator(model, producer, indices[name])

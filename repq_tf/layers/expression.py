@@ -1,6 +1,14 @@
 """What every re-parameterized convolution is: options, and an expression made with them."""
 
-from repq_tf.arguments import boolean, explicit_window, number, pair, positive, tuples
+from repq_tf.arguments import (
+    boolean,
+    check_bits,
+    explicit_window,
+    number,
+    pair,
+    positive,
+    tuples,
+)
 from repq_tf.branches import (
     OABN,
     BatchNorm,
@@ -18,7 +26,7 @@ from repq_tf.layers.freezing import (
     parts,
     read_build_config,
 )
-from repq_tf.quantizers import LSQ, check_bits, check_step_gradient
+from repq_tf.quantizers import LSQ, check_step_gradient
 from repq_tf.windows import same_window
 
 

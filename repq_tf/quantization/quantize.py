@@ -2,7 +2,7 @@
 
 import warnings
 
-from repq_tf.arguments import boolean, number
+from repq_tf.arguments import boolean, check_bits, number
 from repq_tf.arithmetic import ACTIVATION_BITS, BITS
 from repq_tf.branches import check_mode
 from repq_tf.calibration.execution import fitting
@@ -16,7 +16,7 @@ from repq_tf.quantization.expand import expand
 from repq_tf.quantization.placement import place
 from repq_tf.quantization.rules import LayerBits, check_rules
 from repq_tf.quantization.table import quantization_table
-from repq_tf.quantizers import check_bits, check_step_gradient
+from repq_tf.quantizers import check_step_gradient
 
 
 def quantize(

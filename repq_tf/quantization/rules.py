@@ -4,9 +4,8 @@ import dataclasses
 import fnmatch
 from collections.abc import Iterable
 
-from repq_tf.arguments import boolean
+from repq_tf.arguments import boolean, check_bits
 from repq_tf.arithmetic import ACTIVATION_BITS, BITS
-from repq_tf.quantizers import check_bits
 
 _KEYS = ("weight_bits", "activation_bits", "per_channel")
 

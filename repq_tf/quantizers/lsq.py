@@ -1,14 +1,12 @@
 """Learned step size quantization (LSQ, arXiv 1902.08153), for weights and activations."""
 
 import math
-import numbers
 
 import numpy as np
 
-from repq_tf.arguments import boolean, number, positive
+from repq_tf.arguments import boolean, check_bits, number, positive
 from repq_tf.arithmetic import (
     ACTIVATION_BITS,
-    BITS,
     inference_levels,
     levels,
     quantize_levels,
@@ -17,22 +15,6 @@ from repq_tf.keras_api import Layer, add_parameter, add_statistic, ops, register
 from repq_tf.quantizers.step_init import lsq_step, min_error_step
 
 STEP_GRADIENTS = ("bounded", "lsq")
-
-
-def check_bits(bits, argument="bits", allowed=BITS):
-    """Returns `bits` as an int, or raises ValueError when it is not among those allowed.
-
-    Args:
-        bits: a number of bits.
-        argument: what the error calls it.
-        allowed: `BITS`, 2 to 8, or `ACTIVATION_BITS`, 16 as well.
-    """
-    if isinstance(bits, bool) or not isinstance(bits, numbers.Integral) or bits not in allowed:
-        more = ", or 16" if 16 in allowed else ""
-        raise ValueError(
-            f"{argument} must be a whole number from 2 to 8{more}. Received: {bits!r}"
-        )
-    return int(bits)
 
 
 def check_step_gradient(step_gradient):

@@ -3,13 +3,13 @@
 import numpy as np
 import tensorflow as tf
 
-from repq_tf.arguments import boolean, number
+from repq_tf.arguments import boolean, check_bits, number
 from repq_tf.arithmetic import levels
 from repq_tf.keras_api import keras, ops, register
 from repq_tf.layers import ReparamConv
 from repq_tf.layers.freezing import is_frozen
 from repq_tf.layers.stock import stock_kernel
-from repq_tf.quantizers import check_bits, min_error_step
+from repq_tf.quantizers import min_error_step
 from repq_tf.tfmot.quantizer import LSQQuantizer
 from repq_tf.tfmot.requirements import tfmot_keras
 

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from repq_tf.arguments import boolean
+from repq_tf.arguments import boolean, check_bits
 from repq_tf.arithmetic import levels
 from repq_tf.keras_api import (
     add_parameter,
@@ -12,7 +12,7 @@ from repq_tf.keras_api import (
     register,
     replica_mean,
 )
-from repq_tf.quantizers import check_bits, check_step_gradient, fake_quantize, min_error_step
+from repq_tf.quantizers import check_step_gradient, fake_quantize, min_error_step
 from repq_tf.tfmot.requirements import tfmot_keras
 
 
