@@ -70,7 +70,7 @@ def add_wide(left, right, step_a, step_b, step):
 
 
 def mean(total, count, step_in, step, zero_in, zero):
-    """The levels of a mean, not clipped yet, in float32.
+    """Returns the levels of a mean, not clipped yet, in float32.
 
     With `m = (step_in / step) / count`,
     `n = round((total + count zero_in) m + (zero - count zero_in m)) - zero`.
@@ -113,7 +113,7 @@ def mean_wide(total, count, step_in, step):
 
 
 def average(total, count):
-    """Averages of stored integers, rounded half away from zero.
+    """Returns averages of stored integers, rounded half away from zero.
 
     Args:
         total: their sums, int32.

@@ -9,12 +9,12 @@ _LOWEST, _HIGHEST = -128, 255  # the levels of all grids that fit the int8 conta
 
 
 def look_up(table, levels):
-    """The entries of a table, one for each level from -128 to 255, for some levels (int32)."""
+    """Returns the entries of a table of the levels -128 to 255, for some levels (int32)."""
     return ops.take(table, ops.clip(levels, _LOWEST, _HIGHEST) - _LOWEST)
 
 
 def sigmoid(step_in):
-    """The levels of `sigmoid(x)` in steps of 1/256, for every level of x.
+    """Returns the levels of `sigmoid(x)` in steps of 1/256, for every level of x.
 
     The runtime makes a table of `round(float32(sigmoid(x)) * 256 - 128)`, the sigmoid in
     float64, the rest in float32. As a function of x that is a staircase; here it is kept as
@@ -29,7 +29,7 @@ def sigmoid(step_in):
 
 
 def shifted(offset, step_in, step_offset, step):
-    """The levels of `x + offset`, added as the runtime does, for every level of x.
+    """Returns the levels of `x + offset`, added as the runtime does, for every level of x.
 
     Args:
         offset: the level that is added.

@@ -23,7 +23,7 @@ def feature_moments(y, synchronized=True):
 
 
 def wide(x):
-    """The features in float32 at least."""
+    """Returns features in float32 at least."""
     return ops.cast(x, "float64" if dtype_name(x) == "float64" else "float32")
 
 

@@ -139,7 +139,7 @@ def producers(graph):
 
 
 def weighted_operator(model, producer, index):
-    """The convolution or dense operator behind a tensor.
+    """Returns the convolution or dense operator behind a tensor.
 
     Args:
         model: the parsed file.
