@@ -27,8 +27,8 @@ def test_the_highest_level_is_the_containers():
 
 def test_an_input_is_multiplied_by_the_reciprocal():
     """Whose rounding decides where a value lies half way between two levels."""
-    step = np.float32(0.1)
-    values = np.arange(-40, 41, dtype=np.float32) / 20 + np.float32(0.05)
+    step = np.float32(0.3)
+    values = (np.arange(-8, 8, dtype=np.float32) + np.float32(0.5)) * step
     expected = np.rint(np.clip(values * (np.float32(1) / step), -8, 7)).astype(int)
-    np.testing.assert_array_equal(input_levels(values, 0.1, -8, 7), expected)
+    np.testing.assert_array_equal(input_levels(values, step, -8, 7), expected)
     assert (expected != np.rint(np.clip(values / step, -8, 7))).any()
