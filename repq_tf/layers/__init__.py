@@ -16,6 +16,7 @@ from repq_tf.layers.quantize import Quantize, QuantizedAdd, QuantizedMean, Quant
 from repq_tf.layers.reparam_conv import ReparamConv
 from repq_tf.layers.repopt import CSLABlock
 from repq_tf.layers.repvgg import RepVGGBlock
+from repq_tf.layers.softmax import QuantizedSoftmax
 from repq_tf.layers.squeeze_excite import SqueezeExcite
 from repq_tf.layers.up_sampling import QuantizedUpSampling2D
 from repq_tf.layers.weight_norm import DiracConv, WeightNormConv
@@ -45,6 +46,7 @@ __all__ = [
     "QuantizedMultiply",
     "QuantizedPReLU",
     "QuantizedSigmoid",
+    "QuantizedSoftmax",
     "QuantizedUpSampling2D",
     "RepVGGBlock",
     "ReparamConv",

@@ -9,8 +9,6 @@ import dataclasses
 from repq_tf.quantization.config import apply_rules
 from repq_tf.quantization.sites import find_sites
 
-SOFTMAX_STEP = 1 / 256  # what the integer runtime prescribes
-
 
 def place(graph, bits, rules, signed_inputs, steps=()):
     """Finds the sites, groups tensors that share a scale and settles everyone's bits.
@@ -116,7 +114,7 @@ def _prescribe(sites, floats):
     for fixed in [site for site in sites.values() if site.kind == "fixed"]:
         for site in sites.values():
             if site.group == fixed.group:
-                site.step = SOFTMAX_STEP if fixed.operator is None else fixed.operator.step
+                site.step = fixed.operator.step
                 bits = None if fixed.name in floats else 8
                 site.bits = dataclasses.replace(site.bits, activation_bits=bits)
 
