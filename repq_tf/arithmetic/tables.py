@@ -3,6 +3,7 @@
 import numpy as np
 
 from repq_tf.arithmetic import sums
+from repq_tf.arithmetic.rescale import WIDE
 from repq_tf.keras_api import ops
 
 _LOWEST, _HIGHEST = -128, 255  # the levels of all grids that fit the int8 container
@@ -26,6 +27,30 @@ def sigmoid(step_in):
     x = ops.arange(_LOWEST, _HIGHEST + 1, dtype=step_in.dtype) * step_in
     rises = ops.convert_to_tensor(_SIGMOID_RISES)
     return ops.cast(ops.searchsorted(rises, x, side="right"), step_in.dtype)
+
+
+def softmax(levels, step_in):
+    """Returns the levels of a softmax over the last axis, in steps of 1/256.
+
+    The runtime looks exponentials up by the distance of a level from the row's largest one,
+    adds them one after the other and rounds half up, in float32:
+
+        e_i = exp(-step_in (max_j n_j - n_i)),
+        n_out = min(round(e_i (1 / (sum_j e_j / 256))), 255).
+
+    Args:
+        levels: `(..., classes)`, int32.
+        step_in: their step, `()`.
+    """
+    distance = ops.max(levels, axis=-1, keepdims=True) - levels
+    x = -step_in * np.arange(_HIGHEST + 1, dtype=np.float32)
+    table = ops.cast(ops.exp(ops.cast(x, WIDE)), step_in.dtype)  # rounded to float32 once
+    exponentials = ops.take(table, ops.clip(distance, 0, _HIGHEST))
+    # The last of the running sums: `ops.sum` may add in another order.
+    total = ops.cumsum(exponentials, axis=-1)[..., -1:]
+    rescaled = exponentials * (1 / (total / 256))
+    whole = ops.floor(rescaled)
+    return ops.minimum(ops.where(rescaled - whole >= 0.5, whole + 1, whole), 255)
 
 
 def shifted(offset, step_in, step_offset, step):

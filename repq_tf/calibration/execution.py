@@ -31,25 +31,22 @@ class Stored(Batches):
     """A tensor's batches in a temporary file, which memory need not hold.
 
     Args:
-        step: the step of the grid that the values lie on, if they do: whole numbers are
-            stored then.
+        dtype: of what is stored.
+        step: what it is multiplied by when it is read; None for nothing.
     """
 
-    def __init__(self, step=None):
-        self._step = None if step is None else np.float32(step)
-        self._dtype = np.dtype("float32" if step is None else "int16")
+    def __init__(self, dtype="float32", step=None):
+        self._dtype, self._step = np.dtype(dtype), step
         self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY)
         weakref.finalize(self, self._file.close)
         self._places = []
 
     def append(self, batch):
         """Adds a batch."""
-        values = np.asarray(batch, np.float32)
-        if self._step is not None:
-            values = np.rint(values / self._step)
+        values = np.ascontiguousarray(batch, self._dtype)
         self._file.seek(0, 2)
         self._places.append((self._file.tell(), values.shape))
-        self._file.write(values.astype(self._dtype).tobytes())
+        self._file.write(values.data)
 
     def __len__(self):
         return len(self._places)
@@ -64,7 +61,7 @@ class Stored(Batches):
         self._file.seek(start)
         content = self._file.read(self._dtype.itemsize * int(np.prod(shape)))
         values = np.frombuffer(content, self._dtype).reshape(shape)
-        return values if self._step is None else values.astype(np.float32) * self._step
+        return values if self._step is None else np.multiply(values, self._step, dtype="f4")
 
 
 class Calls:
@@ -139,25 +136,45 @@ def run_layers(graph, images, visit, progress):
     def apply(node, args, kwargs):
         calls = Calls(*positional(node.layer, args, kwargs), len(images))
         visit(node, calls)
-        computed = _Computed(node.layer, calls)
-        columns = [_Column(computed, index) for index in range(len(computed.outputs(0)))]
-        ours = isinstance(node.layer, ReparamConv | Quantize)
-        if _is_stored(graph, node) and (ours or len(columns) == 1):
-            # What follows the tensor of our layers is its step, equal for all batches.
-            columns[1:] = [_Constant(column[0]) for column in columns[1:]]
-            stored = Stored(node.layer.step if isinstance(node.layer, Quantize) else None)
-            for k in range(len(images)):
-                stored.append(ops.convert_to_numpy(columns[0][k]))
-            columns[0] = stored
+        quantize = isinstance(node.layer, Quantize)
+        columns = _rounded(node.layer, calls) if quantize else _computed(graph, node, calls)
         progress.advance()
-        return tuple(columns)
+        return columns
 
     evaluate(graph, lambda node: images, apply)
 
 
+def _rounded(layer, calls):
+    """The outputs of a `Quantize`, of which the levels are stored.
+
+    They are rounded as in training, which costs less than the integer runtime's arithmetic and
+    differs from it in the last place.
+    """
+    quantizer, step = layer.activation_quantizer, ops.convert_to_numpy(layer.step)
+    low, high = quantizer.low, quantizer.high
+    stored = Stored(np.min_scalar_type(low if low < 0 else high), step)
+    for args, _ in calls:
+        levels = ops.convert_to_numpy(layer.values(*args)) / step
+        np.clip(np.rint(levels, out=levels), low, high, out=levels)
+        stored.append(levels)
+    return stored, _Constant(step)
+
+
+def _computed(graph, node, calls):
+    computed = _Computed(node.layer, calls)
+    columns = [_Column(computed, index) for index in range(len(computed.outputs(0)))]
+    block = isinstance(node.layer, ReparamConv)
+    if _is_stored(graph, node) and (block or len(columns) == 1):
+        # What follows the tensor of a block is its step, equal for all batches.
+        columns[1:] = [_Constant(column[0]) for column in columns[1:]]
+        stored = Stored()
+        for k in range(len(calls)):
+            stored.append(ops.convert_to_numpy(columns[0][k]))
+        columns[0] = stored
+    return tuple(columns)
+
+
 def _is_stored(graph, node):
-    if isinstance(node.layer, Quantize):
-        return True
     readers = graph.consumers(node.name)
     rounded = len(readers) == 1 and isinstance(readers[0].layer, Quantize)
     return bool(node.layer.weights) and not rounded

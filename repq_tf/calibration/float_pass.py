@@ -8,6 +8,7 @@ from repq_tf.branches import feature_moments
 from repq_tf.calibration.batch_norm import Moments
 from repq_tf.calibration.prepared import MergedBlock, call
 from repq_tf.calibration.samples import Sampler
+from repq_tf.calibration.thinning import thin
 from repq_tf.graphs import evaluate
 from repq_tf.keras_api import keras, ops
 
@@ -38,9 +39,9 @@ class FloatPass:
         self._graph, self._builder = graph, builder
         self._fresh_roots = builder.fresh_roots
         self._sites = builder.placement.sites
-        self._merged = {name: MergedBlock(b, False) for name, b in builder.blocks.items()}
+        self._merged = {name: self._prepared(b) for name, b in builder.blocks.items()}
         for name, merged in self._merged.items():
-            if not np.isfinite(ops.convert_to_numpy(merged.affine.kernel)).all():
+            if not np.isfinite(ops.convert_to_numpy(merged.kernel)).all():
                 raise ValueError(f"layer {name!r}: its merged kernel holds NaN or infinity")
         self.moments = {block.name: Moments() for block in builder.blocks.values()}
         self._samplers, self.samples = {}, {}
@@ -74,8 +75,12 @@ class FloatPass:
     def _convolution(self, name, x):
         block, merged = self._builder.blocks[name], self._merged[name]
         y = merged.convolution(x)
-        self.moments[block.name].add(len(y), *feature_moments(y))
-        return merged.finish(y, self._learned_root(block))
+        mean, variance = feature_moments(thin(y))
+        self.moments[block.name].add(len(y), mean + merged.bias, variance)
+        return merged.finish(y)
+
+    def _prepared(self, block):
+        return MergedBlock(block, self._learned_root(block), quantized=False)
 
     def _learned_root(self, block):
         return None if block.name in self._fresh_roots else block.root

@@ -6,34 +6,59 @@ import inspect
 from repq_tf.branches import FeatureReading
 from repq_tf.keras_api import ops
 from repq_tf.layers import DenseBlock, Quantize, ReparamConv
-from repq_tf.quantizers import quantize_levels
 from repq_tf.windows import convolve
 
 
 class MergedBlock:
-    """A block as a convolution with its merged kernel.
+    """A block as a convolution, an affine map of each channel and an activation.
 
     Args:
         block: a `ReparamConv`.
+        root: the batch norm behind the convolution, or None.
         quantized: whether the kernel is quantized, if the block has a quantizer.
+
+    Attributes:
+        kernel: the merged kernel.
+        bias: that of the convolution, `(channels,)`.
     """
 
-    def __init__(self, block, quantized=True):
+    def __init__(self, block, root, quantized=True):
         self._block = block
-        self.affine = block.inner.merge()
-        self._kernel = self.affine.kernel
+        affine = block.inner.merge()
+        self.kernel, self._groups, self.bias = affine.kernel, affine.groups, affine.bias
         if quantized and block.weight_quantizer is not None:
-            self._kernel = block.weight_quantizer(self._kernel)
+            self.kernel = block.weight_quantizer(self.kernel)
+        self._gain, self._offset = ops.ones_like(self.bias), self.bias
+        if root is not None:
+            self._gain, shift = root.gain_and_shift()
+            self._offset = shift + self.bias * self._gain
 
     def convolution(self, x):
-        """The convolution of a batch with the kernel and its bias, without a root."""
-        r = feature_reading(self._block, x)
-        y = convolve(r.x, self._kernel, self.affine.groups, r.strides, r.window)
-        return y + ops.cast(self.affine.bias, y.dtype) if self.affine.has_bias else y
+        """The convolution of a batch, without its bias."""
+        return self._convolve(x, self.kernel)
 
-    def finish(self, y, root):
-        """What a batch norm at the root, or none, and the activation make of it."""
-        y = y if root is None else root.normalize(y, False)
+    def finish(self, y):
+        """What the affine map and the activation make of a convolution."""
+        return self._finish(y * self._gain + self._offset)
+
+    def finish_values(self, y, channels):
+        """The same for single values, each of a given channel."""
+        gain, offset = (ops.take(v, channels) for v in (self._gain, self._offset))
+        return self._block.activation(y * gain + offset)
+
+    def __call__(self, x):
+        """All of it, the gain standing in the kernel."""
+        return self._finish(self._convolve(x, self._scaled_kernel) + self._offset)
+
+    @functools.cached_property
+    def _scaled_kernel(self):
+        return self.kernel * self._gain
+
+    def _convolve(self, x, kernel):
+        r = feature_reading(self._block, x)
+        return convolve(r.x, kernel, self._groups, r.strides, r.window)
+
+    def _finish(self, y):
         y = self._block.activation(y)
         return ops.squeeze(y, (1, 2)) if isinstance(self._block, DenseBlock) else y
 
@@ -47,30 +72,14 @@ def feature_reading(block, x):
 
 
 def prepare(layer):
-    """Returns `run(args, kwargs)`, the outputs of a layer in inference, a tuple.
-
-    Quantized layers round as in training, whose arithmetic costs less than the integer
-    runtime's and differs from it in the last place.
-    """
-    if isinstance(layer, ReparamConv) and layer.uses_merged_kernel:
-        return _prepare_block(layer)
-    if isinstance(layer, Quantize):
-        step, quantizer = layer.step, layer.activation_quantizer
-
-        def run(args, kwargs):
-            x = ops.cast(layer.values(*args), step.dtype)
-            return quantize_levels(x, step, quantizer.low, quantizer.high) * step, step
-
-        return run
-    return functools.partial(call, layer)
-
-
-def _prepare_block(block):
-    merged = MergedBlock(block)
+    """Returns `run(args, kwargs)`, the outputs of a layer in inference, a tuple."""
+    if not (isinstance(layer, ReparamConv) and layer.uses_merged_kernel):
+        return functools.partial(call, layer)
+    merged = MergedBlock(layer, layer.root)
 
     def run(args, kwargs):
-        y = merged.finish(merged.convolution(args[0]), block.root)
-        return (y,) if len(args) == 1 else (y, ops.broadcast_to(args[1], (block.filters,)))
+        y = merged(args[0])
+        return (y,) if len(args) == 1 else (y, ops.broadcast_to(args[1], (layer.filters,)))
 
     return run
 

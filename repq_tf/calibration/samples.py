@@ -21,12 +21,13 @@ class Sampler:
         self._name = name
         self._of_an_image = max(1, _VALUES // (images * tensors))
         self._random = np.random.default_rng(0)
-        self._chosen = []
+        self._chosen, self._channels = [], []
         self._largest = np.float32(0)
 
     def add(self, batch):
         """Draws from a batch `(images, ...)`."""
         values = ops.convert_to_numpy(batch).astype(np.float32, copy=False)
+        channels = values.shape[-1]
         values = values.reshape(len(values), -1)
         ends = np.float32([values.min(), values.max()])
         if not np.isfinite(ends).all():
@@ -34,11 +35,17 @@ class Sampler:
                 f"layer {self._name!r}: features there hold NaN or infinity on calibration data"
             )
         self._largest = max(self._largest, np.abs(ends).max())
-        if values.shape[1] > self._of_an_image:
-            shape = (len(values), self._of_an_image)
+        shape = (len(values), min(self._of_an_image, values.shape[1]))
+        if shape == values.shape:
+            places = np.broadcast_to(np.arange(shape[1]), shape)
+        else:
             places = self._random.integers(0, values.shape[1], shape)
-            values = np.take_along_axis(values, places, axis=1)
-        self._chosen.append(values.ravel().copy())
+        self._chosen.append(np.take_along_axis(values, places, axis=1).ravel())
+        self._channels.append((places % channels).ravel())
+
+    def drawn(self):
+        """What was drawn, and the channel of each value."""
+        return np.concatenate(self._chosen), np.concatenate(self._channels)
 
     def values(self, bits):
         """What was drawn, for the step of a grid.

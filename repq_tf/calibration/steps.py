@@ -5,9 +5,10 @@ Layer by layer, on the features as the quantized layers before make them.
 
 import numpy as np
 
-from repq_tf.branches import BatchNorm
+from repq_tf.branches import BatchNorm, feature_moments
 from repq_tf.calibration.batch_norm import (
     KeepingReading,
+    Moments,
     Readings,
     match_moments,
     neutralise_dead_channels,
@@ -17,11 +18,14 @@ from repq_tf.calibration.batch_norm import (
 from repq_tf.calibration.execution import fitting, run_batch, run_layers
 from repq_tf.calibration.float_pass import FloatPass
 from repq_tf.calibration.images import read_images
+from repq_tf.calibration.prepared import MergedBlock
 from repq_tf.calibration.samples import Sampler
+from repq_tf.calibration.thinning import thin_reading
 from repq_tf.graphs import read_graph
 from repq_tf.keras_api import ops
 from repq_tf.layers import Quantize, ReparamConv
 from repq_tf.progress import Progress
+from repq_tf.windows import convolve
 
 
 def calibrate(model, graph, builder, images, verbose=True):
@@ -40,14 +44,15 @@ def calibrate(model, graph, builder, images, verbose=True):
         real.add(images[k])
         progress.advance()
     real.check()
-    calibrated = set()
+    calibrated, drawn = set(), {}
 
     def visit(node, calls):
         layer = node.layer
         if isinstance(layer, ReparamConv):
-            calibrate_block(
+            drawn[node.name] = calibrate_block(
                 layer,
                 calls,
+                images.images,
                 real.moments[node.name],
                 layer.name in builder.fresh_roots,
                 layer.name in builder.true_moments,
@@ -55,16 +60,24 @@ def calibrate(model, graph, builder, images, verbose=True):
         elif isinstance(layer, Quantize) and layer.fixed_step is None:
             if layer.name not in calibrated:
                 calibrated.add(layer.name)
-                samplers = real.samples.get(layer.name) or [_sampled(layer, calls, images)]
-                values = np.concatenate([sampler.values(layer.bits) for sampler in samplers])
-                layer.activation_quantizer.initialize(values)
+                layer.activation_quantizer.initialize(values_of(node, calls))
+
+    def values_of(node, calls):
+        layer = node.layer
+        if layer.name in real.samples:
+            return np.concatenate([s.values(layer.bits) for s in real.samples[layer.name]])
+        if type(layer) is Quantize and layer.bits <= 8:
+            values = drawn.get(node.inputs[0].node)
+            if values is not None and values.any():
+                return values
+        return _sampled(layer, calls, images)
 
     quantized = read_graph(model)
     progress = Progress("quantized layers", len(quantized.nodes) - 1, "layer", verbose)
     run_layers(quantized, images, visit, progress)
 
 
-def calibrate_block(block, calls, real, fresh_root, true_moments):
+def calibrate_block(block, calls, images, real, fresh_root, true_moments):
     """Sets a quantized block's weight steps and corrects what quantization shifts and scales.
 
     The batch norm at its root takes the correction; where there is none, a bias takes the
@@ -75,9 +88,13 @@ def calibrate_block(block, calls, real, fresh_root, true_moments):
     Args:
         block: a quantized `ReparamConv` with the weights of the float one.
         calls: its `Calls`.
+        images: the number of images in them.
         real: `Moments` of the float convolution's output.
         fresh_root: whether its restored batch norm is new and starts as the identity.
         true_moments: whether the float block was trained with exact moments.
+
+    Returns:
+        Values of its output, at random places; None if it runs its branches.
     """
     readings = Readings(block, calls)
     for node in block.merged_batch_norms:
@@ -89,26 +106,46 @@ def calibrate_block(block, calls, real, fresh_root, true_moments):
         affine = block.inner.merge()
     if block.weight_quantizer is not None:
         block.weight_quantizer.initialize(ops.convert_to_numpy(affine.kernel))
-    kernels = (affine, quantized_kernel(block, affine))
-    unrounded, quantized = readings.moments(*kernels)
+    unrounded, quantized, sampler = _measured(block, affine, readings, images)
     unused = block.root is block.restored and not block.uses_merged_kernel
     if block.root is None or unused:
         block.inner.shift(real.mean - quantized.mean)
-        return
-    if fresh_root:
-        block.root.gamma.assign(np.sqrt(real.variance + block.root.epsilon))
-        block.root.beta.assign(real.mean)
-        set_moments(block.root.statistics, real)
-    elif isinstance(block.expression, BatchNorm):
-        neutralise_dead_channels(block.root)
-    match_moments(block.root, real, unrounded, quantized)
+    else:
+        if fresh_root:
+            block.root.gamma.assign(np.sqrt(real.variance + block.root.epsilon))
+            block.root.beta.assign(real.mean)
+            set_moments(block.root.statistics, real)
+        elif isinstance(block.expression, BatchNorm):
+            neutralise_dead_channels(block.root)
+        match_moments(block.root, real, unrounded, quantized)
+    if not block.uses_merged_kernel:
+        return None
+    merged = MergedBlock(block, block.root)
+    return ops.convert_to_numpy(merged.finish_values(*sampler.drawn()))
+
+
+def _measured(block, affine, readings, images):
+    """Moments behind a kernel as it is and quantized, and a `Sampler` of the latter's values.
+
+    Those are of the convolution without its bias.
+    """
+    kernels = affine.kernel, quantized_kernel(block, affine).kernel
+    found, sampler = (Moments(), Moments()), Sampler(block.name, images)
+    for reading in readings:
+        r = thin_reading(reading, affine.size)
+        for kernel, moments in zip(kernels, found, strict=True):
+            y = convolve(r.x, kernel, affine.groups, r.strides, r.window)
+            mean, variance = feature_moments(y)
+            moments.add(len(y), mean + affine.bias, variance)
+        sampler.add(y)
+    return *found, sampler
 
 
 def _sampled(layer, calls, images):
     sampler = Sampler(layer.name, images.images)
     for args, _ in calls:
         sampler.add(layer.values(*args))
-    return sampler
+    return sampler.values(layer.bits)
 
 
 def clip_rates(model, data, calibration_images=512):

@@ -29,6 +29,7 @@ from repq_tf.layers.quantized import (
     QuantizedMultiply,
     QuantizedPReLU,
     QuantizedSigmoid,
+    QuantizedSoftmax,
     QuantizedUpSampling2D,
 )
 from repq_tf.layers.reparam_conv import ReparamConv
@@ -59,6 +60,7 @@ __all__ = [
     "QuantizedMultiply",
     "QuantizedPReLU",
     "QuantizedSigmoid",
+    "QuantizedSoftmax",
     "QuantizedUpSampling2D",
     "RepVGGBlock",
     "ReparamConv",

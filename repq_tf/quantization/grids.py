@@ -1,5 +1,7 @@
 """On which grid the tensors of a quantized model lie."""
 
+import re
+
 from repq_tf.keras_api import keras
 from repq_tf.layers import (
     Quantize,
@@ -13,19 +15,26 @@ from repq_tf.layers import (
 OPERATOR = "_operator"
 # Operators whose results are rounded to the grid of their input.
 ON_INPUT_GRID = QuantizedAveragePooling2D | QuantizedLeakyReLU | QuantizedUpSampling2D
+_CAPITALS = re.compile("(?<=[a-z])(?=[A-Z])")
 
 
 def known_name(graph, node):
     """The name by which the user of a quantized model knows a node: its float model's.
 
-    Not where an operator has that name, such as the sigmoid of a convolution.
+    Where a convolution and its softmax are the layer `scores`, an output of the model, they
+    are `scores` and `scores_softmax`.
     """
     name = node.name.removesuffix(OPERATOR)
-    end = graph.nodes.get(name)
-    if name == node.name or end is None or name not in graph.output_names:
+    if name not in graph.output_names or name + OPERATOR not in graph.nodes:
         return node.name
-    linear = getattr(end.layer, "activation", None) is keras.activations.linear
-    return name if type(end.layer) is Quantize or linear else node.name
+    if name != node.name:
+        return name
+    alone = type(node.layer) is keras.layers.Activation
+    linear = alone and node.layer.activation is keras.activations.linear
+    if type(node.layer) is Quantize or linear:
+        return name
+    kind = type(node.layer).__name__.removeprefix("Quantized")
+    return f"{name}_{_CAPITALS.sub('_', kind).lower()}"
 
 
 def own_quantizer(graph, node):

@@ -2,8 +2,6 @@
 
 import dataclasses
 
-SOFTMAX_STEP = 1 / 256  # what the integer runtime prescribes
-
 
 @dataclasses.dataclass
 class Group:
@@ -75,7 +73,7 @@ class Group:
         """
         for fixed in self.fixed:
             for site in self.sites:
-                site.step = SOFTMAX_STEP if fixed.operator is None else fixed.operator.step
+                site.step = fixed.operator.step
             self._set_bits(None if fixed.name in floats else 8)
 
     def _set_bits(self, bits):

@@ -21,6 +21,7 @@ from repq_tf.layers import (
     QuantizedMultiply,
     QuantizedPReLU,
     QuantizedSigmoid,
+    QuantizedSoftmax,
     QuantizedUpSampling2D,
     SqueezeExcite,
 )
@@ -62,11 +63,11 @@ def _multiply(site, input_zero_point, **options):
     return QuantizedMultiply(activation=site.activation, **options)
 
 
-def _gate(kind):
+def _prescribed(kind, wide_input=True, check=None):
     def make(site, input_zero_point, **options):
         return kind(name=options["name"], dtype=options["dtype"])
 
-    return Operator("fixed", make, wide_input=True, step=kind.STEP)
+    return Operator("fixed", make, wide_input, check, step=kind.STEP)
 
 
 def _mean(site, input_zero_point, **options):
@@ -109,6 +110,11 @@ def _leaky_relu(site, input_zero_point, **options):
     return QuantizedLeakyReLU(float(slope), **options)
 
 
+def _check_softmax(layer):
+    axis = getattr(layer, "axis", -1)
+    return None if axis == -1 else f"a softmax's axis must be -1. Received: {axis}"
+
+
 def _up_sampling(site, input_zero_point, **options):
     return QuantizedUpSampling2D(site.layer.size, site.layer.interpolation, **options)
 
@@ -121,6 +127,7 @@ def _check_up_sampling(layer):
 
 _KEEPS_SCALE = Operator("same_scale", int16=True)
 _LEAKY_RELU = Operator("same_scale", _leaky_relu)
+_SOFTMAX = _prescribed(QuantizedSoftmax, wide_input=False, check=_check_softmax)
 
 OPERATORS = {
     DepthToSpace: _KEEPS_SCALE,
@@ -138,14 +145,16 @@ OPERATORS = {
         "new_scale", _prelu, wide_input=True, check=_check_prelu, int16=True
     ),
     _layers.Reshape: _KEEPS_SCALE,
+    _layers.Softmax: _SOFTMAX,
     _layers.UpSampling2D: Operator("same_scale", _up_sampling, check=_check_up_sampling),
     _layers.ZeroPadding2D: _KEEPS_SCALE,
 }
 # Of the layers `ReLU` and `Activation`, by what they compute.
 ACTIVATIONS = {
-    "hard_sigmoid": _gate(QuantizedHardSigmoid),
+    "hard_sigmoid": _prescribed(QuantizedHardSigmoid),
     "leaky_relu": _LEAKY_RELU,
-    "sigmoid": _gate(QuantizedSigmoid),
+    "sigmoid": _prescribed(QuantizedSigmoid),
+    "softmax": _SOFTMAX,
 }
 # Of any layer, but as nodes of their own: `expand` puts them there.
 APART = ("hard_sigmoid", "hard_silu", "sigmoid", "silu", "softmax")

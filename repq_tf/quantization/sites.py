@@ -27,7 +27,7 @@ from repq_tf.quantization.rules import LayerBits
 _layers = keras.layers
 _SUPPORTED = sorted(
     {c.__name__ for c in (*STOCK, *OPERATORS)}
-    | {"Activation", "BatchNormalization", "ReLU", "Softmax", "the blocks of repq_tf.layers"}
+    | {"Activation", "BatchNormalization", "ReLU", "the blocks of repq_tf.layers"}
 )
 
 
@@ -184,14 +184,10 @@ def _add_site(placement, graph, node):
             add("same_scale")
         else:
             add(operator.kind, operator=operator)
-    elif type(layer) in (_layers.ReLU, _layers.Activation, _layers.Softmax):
+    elif type(layer) in (_layers.ReLU, _layers.Activation):
         activation = activation_name(layer)
         before = fuse(("convolution", "new_scale")) if activation in FUSED else None
-        if activation == "softmax" and getattr(layer, "axis", -1) != -1:
-            _refuse(node, f"a softmax's axis must be -1. Received: {layer.axis}")
-        elif activation == "softmax":
-            add("fixed", signed=False)
-        elif activation not in FUSED:
+        if activation not in FUSED:
             allowed = (*FUSED, *ACTIVATIONS, *APART)
             _refuse(node, f"activation must be one of {allowed}. Received: {activation}")
         elif before is not None:

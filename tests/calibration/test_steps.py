@@ -167,13 +167,18 @@ def test_batches_are_stored_as_they_are(rng, monkeypatch):
     monkeypatch.setattr(execution, "_IN_MEMORY", 2000)
     parts = [rng.normal(size=(n, 7, 3)).astype("float32") for n in (4, 9, 1)]
     step = np.float32(0.0371)
-    grid = [np.float32(rng.integers(-128, 32768, p.shape)) * step for p in parts]
-    for values, stored in ((parts, Stored()), (grid, Stored(step))):
-        for part in values:
+    levels = [np.float32(rng.integers(-128, 32768, p.shape)) for p in parts]
+    values = [part * step for part in levels]
+    for given, stored, read in (
+        (parts, Stored(), parts),
+        (levels, Stored("int16", step), values),
+    ):
+        for part in given:
             stored.append(part)
         assert stored.images == 14 and len(stored) == 3
         for k in (2, 0, 1, 1):
-            np.testing.assert_array_equal(stored[k], values[k])
+            np.testing.assert_array_equal(stored[k], read[k])
+            assert stored[k].dtype == np.float32
 
 
 def test_layers_are_run_on_what_the_model_makes():

@@ -124,18 +124,7 @@ STOCK = {
 }
 
 
-SOFTMAX = pytest.mark.xfail(
-    reason="softmax is computed in float32, the runtime looks exponentials up in a table: one "
-    "value of 16384 lies between two levels",
-    strict=False,
-)
-CASES = [
-    pytest.param(make, id=name, marks=[SOFTMAX] * (name == "softmax"))
-    for name, make in STOCK.items()
-]
-
-
-@pytest.mark.parametrize("make", CASES)
+@pytest.mark.parametrize("make", STOCK.values(), ids=STOCK)
 def test_stock_layers_in_half_precision(make, tmp_path):
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:

@@ -152,3 +152,14 @@ def test_a_sequential_model_and_names_that_are_taken():
     qat = quantize(settle(keras.Sequential([keras.Input(X.shape[1:]), *stages])))
     assert qat.output_names == ["last"] and isinstance(qat.get_layer("last"), Quantize)
     assert qat.get_layer("last_operator_explicit").weight_bits == 8
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "hard_sigmoid", "silu"])
+def test_a_layer_of_two_operators_is_known_by_its_name(activation):
+    def function(x):
+        return layers.Conv2D(2, 3, activation=activation, name="g")(x)
+
+    qat = quantize(network(function))
+    rows = {row.name: row.weight for row in repq_tf.quantization_table(qat).rows}
+    assert rows["g"] == "8 bits, per channel" and "g_operator" not in rows
+    assert len(rows) == len(repq_tf.quantization_table(qat).rows)

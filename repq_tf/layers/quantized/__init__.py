@@ -6,6 +6,7 @@ from repq_tf.layers.quantized.gates import QuantizedHardSigmoid, QuantizedSigmoi
 from repq_tf.layers.quantized.mean import QuantizedMean
 from repq_tf.layers.quantized.pairs import QuantizedAdd, QuantizedMultiply
 from repq_tf.layers.quantized.quantize import Quantize
+from repq_tf.layers.quantized.softmax import QuantizedSoftmax
 from repq_tf.layers.quantized.up_sampling import QuantizedUpSampling2D
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "QuantizedMultiply",
     "QuantizedPReLU",
     "QuantizedSigmoid",
+    "QuantizedSoftmax",
     "QuantizedUpSampling2D",
 ]

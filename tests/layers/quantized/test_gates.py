@@ -7,7 +7,7 @@ from ai_edge_litert import schema_py_generated as schema
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repq_tf.layers import QuantizedMultiply, QuantizedSigmoid
+from repq_tf.layers import QuantizedMultiply, QuantizedSigmoid, QuantizedSoftmax
 from tests.deployment.files import operator_file, run_operator
 
 ops = keras.ops
@@ -67,6 +67,37 @@ def test_sigmoid_where_it_rises():
             if step > 0:
                 got = levels_of(layer, (ALL[None], step))[0]
                 np.testing.assert_array_equal(got, sigmoid_levels(step, 0))
+
+
+def softmax_levels(levels, step, zero):
+    options = schema.SoftmaxOptionsT()
+    options.beta = 1.0
+    shape = levels.shape
+    content = operator_file("SOFTMAX", [(shape, step, zero)], (shape, 1 / 256, -128), options)
+    return run_operator(content, levels + zero) + 128
+
+
+@pytest.mark.parametrize("shape", [(4000, 2), (400, 10), (64, 1000), (5, 9, 8, 21)])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_softmax(shape, bits, rng):
+    """Sums whose last bit depends on the order of addition, from flat rows to sharp ones."""
+    layer = layer_of(QuantizedSoftmax)
+    for signed in (True, False):
+        low, high, zero = grid(bits, signed)
+        for step in np.float32(np.exp(rng.uniform(-8, 1, 6))):
+            levels = rng.integers(low, high + 1, shape)
+            expected = softmax_levels(levels, step, zero)
+            np.testing.assert_array_equal(levels_of(layer, (levels, step)), expected)
+
+
+def test_softmax_of_equal_values_rounds_up():
+    """Probabilities of 1/2, 1/3 ..., and 2.5 levels, which lie between two."""
+    layer = layer_of(QuantizedSoftmax)
+    for count in [1, 2, 3, 5, 512, *(int(256 / half) for half in (0.5, 2.5))]:
+        levels = np.full((1, count), 7)
+        expected = softmax_levels(levels, 0.1, 0)
+        np.testing.assert_array_equal(levels_of(layer, (levels, 0.1)), expected)
+    assert (levels_of(layer, (np.full((1, 512), 7), 0.1)) == 1).all()
 
 
 FUSED = {"linear": 0, "relu": 1, "relu6": 3}
