@@ -3,8 +3,7 @@
 import contextlib
 import io
 import re
-import subprocess
-import sys
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,25 +27,135 @@ def blocks(page, language):
 
 
 PYTHON = sorted(page for page in PAGES if blocks(page, "python"))
-SHELL = [(page, code) for page in sorted(PAGES) for code in blocks(page, "sh")]
 
 # Python that is not run here, and why.
 ELSEWHERE = {"docs/tfmot.md": "on tf_keras, by tests/tfmot/test_own_process.py"}
-NOT_RUN = {'load_torch_checkpoint(repq_tf.models.repvgg_a0(), "RepVGG-A0-train.pth")': "a download"}
+NOT_RUN = {
+    'load_torch_checkpoint(repq_tf.models.repvgg_a0(), "RepVGG-A0-train.pth")': "a download",
+}
+# Commands are not run, only their flags are looked up; by how they begin, and why.
+COMMANDS = {
+    "export": "for the command behind it",
+    "pip install": "a download",
+    "pre-commit": "changes the repository",
+    "pytest": "this suite",
+    "python -m repq_tf.": "tests/deployment/test_parity.py runs it on small files",
+    "python -m tests.fuzz": "hours; tests/fuzz/test_fuzz.py runs a few",
+    "python -m tests.train.kill_trials": "minutes; tests/train/test_runs.py kills a run",
+    "python -m venv": "a fresh environment",
+    "python benchmarks/": "minutes to days",
+    "python train/main.py": "minutes; tests/train/ runs it with small networks",
+    "python train/upscale.py": "a trained network; tests/train/test_upscaling.py",
+    "source": "a fresh environment",
+}
+
+
+def skipped(code):
+    return any(line in code for line in NOT_RUN)
 
 
 def test_every_block_has_a_language_and_is_run():
     for page, text in PAGES.items():
         fences = re.findall(r"^ *```(.*)$", text, re.MULTILINE)
         assert set(fences) <= {"", "python", "sh"}, page
-        assert fences.count("") * 2 == len(fences), f"{page}: a block without its language"
-        assert len(BLOCK.findall(text)) * 2 == len(fences), f"{page}: an indented block"
+        assert len(BLOCK.findall(text)) * 2 == len(fences), f"{page}: no language, or indented"
+        for language in ("python", "sh"):
+            assert len(blocks(page, language)) == fences.count(language), page
     left = [code for page in PYTHON for code in blocks(page, "python") if skipped(code)]
     assert len(left) == len(NOT_RUN)
 
 
-def skipped(code):
-    return any(line in code for line in NOT_RUN)
+def commands():
+    """Pages and their commands: those of shell blocks, and Python's in the text."""
+    for page, text in PAGES.items():
+        for code in blocks(page, "sh"):
+            for line in code.replace("\\\n", " ").splitlines():
+                yield from ((page, part.strip()) for part in line.split("&&"))
+        prose = BLOCK.sub("", text)
+        spans = re.findall(r"`((?:\w+=\w+ )?python [^`]+)`", prose)
+        yield from ((page, span) for span in spans)
+
+
+def program(words):
+    """The source in which a program's flags are, and what follows its name."""
+    if words[0] == "-m":
+        path = ROOT / words[1].replace(".", "/")
+        path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+        return path.read_text("utf-8"), words[2:]
+    path = ROOT / words[0]
+    files = [path, *path.parent.glob("training_runs.py")]
+    if path == ROOT / "train" / "main.py":
+        files = [path, *path.parent.glob("settings/*.py")]
+    return "".join(file.read_text("utf-8") for file in files), words[1:]
+
+
+@pytest.mark.parametrize(("page", "command"), list(commands()))
+def test_commands_are_known_and_so_are_their_flags(page, command):
+    words = shlex.split(command)
+    while re.match(r"[A-Z_]+=", words[0]):
+        words = words[1:]
+    assert any(" ".join(words).startswith(begin) for begin in COMMANDS), command
+    if words[0] != "python" or words[1:3] == ["-m", "venv"]:
+        return
+    source, words = program(words[1:])
+    if "--" in words:  # a benchmark hands the flags behind it on to the training program
+        behind = words.index("--")
+        check_flags(program(["train/main.py"])[0], words[behind:])
+        words = words[:behind]
+    check_flags(source, words)
+
+
+def check_flags(source, words):
+    for word in words:
+        name = word.removeprefix("--").split("=")[0]
+        if word.startswith("--") and name not in ("", "help"):
+            assert re.search(rf'"(--)?{name}"', source), word
+
+
+def test_extras_exist():
+    extras = set(re.findall(r"\[(\w+)\]\"", "".join(PAGES.values())))
+    setup = (ROOT / "setup.py").read_text("utf-8")
+    assert extras and all(f'        "{extra}": [' in setup for extra in extras)
+
+
+def anchors(text):
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_pages_files_and_headings(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (ROOT / page).parent / path if path else ROOT / page
+        assert file.is_file(), target
+        if anchor:
+            assert anchor in anchors(file.read_text("utf-8")), target
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_and_names_in_the_text_exist(page):
+    """`layers/rescale.py` may stand for `repq_tf/layers/rescale.py`."""
+    moved = [ROOT / "tests" / "test_floors.py", ROOT / "train" / "settings" / "flags.py"]
+    if page == "CONTRIBUTING.md" and not all(path.is_file() for path in moved):
+        pytest.skip("it describes the rooms after the moves")
+    prose = BLOCK.sub("", PAGES[page])
+    for path, name in re.findall(r"`([\w/]+/\w+\.(?:py|json|md))(?:: (\w+))?", prose):
+        found = [root / path for root in (ROOT, ROOT / "repq_tf") if (root / path).is_file()]
+        assert found, path
+        assert name in found[0].read_text("utf-8"), f"{path}: {name}"
+
+
+def test_the_index_lists_every_page():
+    listed = set(re.findall(r"^\| \[\w+\]\((\w+\.md)\)", PAGES["docs/README.md"], re.MULTILINE))
+    assert listed == {path.name for path in ROOT.glob("docs/*.md")} - {"README.md"}
+
+
+def test_the_readme_is_one_screen():
+    assert len(PAGES["README.md"].splitlines()) <= 100
 
 
 @pytest.fixture
