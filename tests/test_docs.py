@@ -39,13 +39,13 @@ COMMANDS = {
     "pip install": "a download",
     "pre-commit": "changes the repository",
     "pytest": "this suite",
-    "python -m repq_tf.": "tests/deployment/test_parity.py runs it on small files",
+    "python -m repq_tf.": "its own tests run it on small files",
     "python -m tests.fuzz": "hours; tests/fuzz/test_fuzz.py runs a few",
-    "python -m tests.train.kill_trials": "minutes; tests/train/test_runs.py kills a run",
+    "python -m tests.train.kill_trials": "minutes; the tests of runs kill one",
     "python -m venv": "a fresh environment",
     "python benchmarks/": "minutes to days",
     "python train/main.py": "minutes; tests/train/ runs it with small networks",
-    "python train/upscale.py": "a trained network; tests/train/test_upscaling.py",
+    "python train/upscale.py": "a trained network; its own tests train a small one",
     "source": "a fresh environment",
 }
 
