@@ -125,7 +125,8 @@ def _read_safetensors(path):
 
 
 def _read_npz(path):
-    with np.load(path, allow_pickle=False) as archive:
+    # A damaged file that NumPy opened itself stays open until it is collected.
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
         return dict(archive)
 
 
