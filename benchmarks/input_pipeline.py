@@ -25,8 +25,8 @@ import repq_tf.train.main  # noqa: F401  (its flags)
 from repq_tf.files import write_atomically
 from repq_tf.keras_api import keras
 from repq_tf.train.settings import resolve
-from repq_tf.train.tasks.classification import Classification
-from repq_tf.train.training import choose_jit
+from repq_tf.train.stages.training import choose_jit
+from repq_tf.train.tasks.classification.task import Classification
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("batches", 20, "Batches and steps that are timed.")

@@ -15,9 +15,11 @@ import repq_tf
 from repq_tf import models, quantization, quantizers
 from repq_tf.keras_api import backend, keras, ops
 from repq_tf.quiet import quiet
-from repq_tf.train import checkpoint, distribution, judgement, precision, report, tfmot
+from repq_tf.train.engines import choose
+from repq_tf.train.engines.base import Engine
 from repq_tf.train.errors import UserError
-from repq_tf.train.run_folder import (
+from repq_tf.train.run import checkpoint
+from repq_tf.train.run.run_folder import (
     C_ARRAY,
     EVALUATION,
     FILE,
@@ -32,9 +34,10 @@ from repq_tf.train.run_folder import (
     WEIGHTS_PLOT,
     RunFolder,
 )
-from repq_tf.train.tasks.classification import Classification
-from repq_tf.train.tasks.super_resolution import SuperResolution
-from repq_tf.train.training import train
+from repq_tf.train.stages import evaluation, precision, report, tfmot
+from repq_tf.train.stages.training import train
+from repq_tf.train.tasks.classification.task import Classification
+from repq_tf.train.tasks.super_resolution.task import SuperResolution
 
 _TASKS = {"classification": Classification, "super_resolution": SuperResolution}
 _CLIP_RATE_IMAGES = 32
@@ -70,8 +73,8 @@ def _make_engine(settings, folder):
     """
     trained = all(map(folder.has, (FLOAT, QUANTIZED_START, QUANTIZED)))
     if trained and settings.strategy == "data_parallel" and backend() == "tensorflow":
-        return distribution.Engine()
-    return distribution.make_engine(settings.strategy)
+        return Engine()
+    return choose.make_engine(settings.strategy)
 
 
 def _make_repeatable(settings):
@@ -114,32 +117,32 @@ class _Pipeline:
         verbose = self.settings.verbose
         self._stage(
             "evaluate",
-            lambda: judgement.evaluate(folder, task, container, verbose),
+            lambda: evaluation.evaluate(folder, task, container, verbose),
             EVALUATION,
         )
         if backend() == "tensorflow":
             self._stage(
                 "export",
-                lambda: judgement.export(folder, task, container, input_type, verbose),
+                lambda: evaluation.export(folder, task, container, input_type, verbose),
                 FILE,
                 FLOAT_FILE,
             )
         if folder.has(FILE) and folder.has(FLOAT_FILE):
-            self._stage("describe", lambda: judgement.describe(folder, task), METADATA)
+            self._stage("describe", lambda: evaluation.describe(folder, task), METADATA)
             if self.settings.c_array:
-                self._stage("c_array", lambda: judgement.write_c_array(folder), C_ARRAY)
+                self._stage("c_array", lambda: evaluation.write_c_array(folder), C_ARRAY)
             self._stage(
-                "measure", lambda: judgement.measure(folder, task, verbose), MEASUREMENT
+                "measure", lambda: evaluation.measure(folder, task, verbose), MEASUREMENT
             )
         else:
             notes.append(
                 "No .tflite file: the converter needs the TensorFlow backend. The same command"
                 " with KERAS_BACKEND=tensorflow goes on from here."
             )
-        self._stage("draw", lambda: judgement.draw(folder, verbose), WEIGHTS_PLOT)
+        self._stage("draw", lambda: evaluation.draw(folder, verbose), WEIGHTS_PLOT)
         if not self.engine.is_chief:
             return
-        results = judgement.read_results(folder)
+        results = evaluation.read_results(folder)
         if notes:
             results["notes"] = notes
         print(report.make_report(self.settings, task, folder, results))

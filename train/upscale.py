@@ -30,7 +30,7 @@ def main(argv):
     # Read when TensorFlow is imported.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if everything else "3")
     from repq_tf.train.errors import UserError
-    from repq_tf.train.upscaling import upscale_file
+    from repq_tf.train.tasks.super_resolution.upscaling import upscale_file
 
     try:
         if len(argv) != 3:

@@ -13,14 +13,15 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from repq_tf.train import checkpoint, pipeline, run_folder
+from repq_tf.train import pipeline
 from repq_tf.train.errors import UserError
-from repq_tf.train.products import SUMS, check_product, product
-from repq_tf.train.records import Records
-from repq_tf.train.report import make_report
-from repq_tf.train.run_folder import RunFolder
+from repq_tf.train.run import checkpoint, run_folder
+from repq_tf.train.run.products import SUMS, check_product, product
+from repq_tf.train.run.records import Records
+from repq_tf.train.run.run_folder import RunFolder
 from repq_tf.train.settings import resolve
-from repq_tf.train.tasks.classification import Classification
+from repq_tf.train.stages.report import make_report
+from repq_tf.train.tasks.classification.task import Classification
 from tests.train.tiny import TinyTask
 
 

@@ -7,8 +7,8 @@ import pytest
 import tensorflow as tf
 from absl import flags
 
-from repq_tf.train import checks, main, settings
-from repq_tf.train.data import augment
+from repq_tf.train import main
+from repq_tf.train.settings import checks, settings
 from tests.train.commands import ROOT, run
 
 
@@ -47,7 +47,7 @@ def test_every_setting_has_a_flag_with_help():
         ("bn_statistics", checks.BN_STATISTICS),
         ("strategy", checks.STRATEGIES),
         ("mixed_precision", checks.PRECISIONS),
-        ("augment", augment.KINDS),
+        ("augment", checks.AUGMENTATIONS),
     ):
         assert all(value in defined[name].help for value in values), name
 
