@@ -26,7 +26,7 @@ from repq_tf.files import write_atomically
 from repq_tf.keras_api import keras
 from repq_tf.train.engines.base import Engine
 from repq_tf.train.engines.mirrored import Mirrored
-from repq_tf.train.settings.checks import BN_STATISTICS
+from repq_tf.train.settings.flags import BN_STATISTICS
 from repq_tf.train.stages.optimizer import make_optimizer
 from repq_tf.train.tasks.classification.arrays import ArrayDataset
 

@@ -4,8 +4,6 @@ import contextlib
 import errno
 import os
 
-from repq_tf.arguments import file_path
-
 _TEMPORARY = ".writing-"
 
 
@@ -40,6 +38,8 @@ def new_file(path, argument="path"):
         ValueError: it is no path of a file; `argument` is named.
         FileNotFoundError: its folder does not exist.
     """
+    from repq_tf.arguments import file_path  # which imports Keras
+
     path = file_path(path, argument)
     if not os.path.isdir(os.path.dirname(os.path.realpath(path))):
         raise FileNotFoundError(errno.ENOENT, "Its folder does not exist", path)

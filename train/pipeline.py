@@ -33,6 +33,7 @@ from repq_tf.train.run.run_folder import (
     REPORT,
     WEIGHTS_PLOT,
     RunFolder,
+    find_float_model,
 )
 from repq_tf.train.stages import evaluation, precision, report, tfmot
 from repq_tf.train.stages.training import train
@@ -57,6 +58,8 @@ def run(settings, make_task=None):
     """
     folder = RunFolder(settings.workdir)
     folder.check(settings)
+    if settings.quantizer == "tfmot":
+        tfmot.check_importable()
     _make_repeatable(settings)
     engine = _make_engine(settings, folder)
     if not engine.is_chief:
@@ -204,7 +207,7 @@ class _Pipeline:
         with self.engine.scope(), precision.policy(settings.mixed_precision):
             model = self.task.build(name, **options)
         if settings.init_from:
-            path = _find_float_model(settings.init_from)
+            path = find_float_model(settings.init_from)
             checkpoint.copy_weights(checkpoint.load_model(path), model, path)
         with _named(f"--model={settings.model} cannot be quantized"):
             _CHECK[settings.quantizer](
@@ -225,7 +228,7 @@ class _Pipeline:
 
     def _quantize(self):
         settings, model = self.settings, self.folder.load_model(FLOAT)
-        options = self.task.quantize_options()
+        options = {"step_gradient": settings.step_gradient, **self.task.quantize_options()}
         if settings.method == "repq":
             options["bn_statistics"] = settings.bn_statistics
         elif settings.method == "merged":
@@ -304,19 +307,6 @@ def _named(what):
         yield
     except ValueError as error:
         raise UserError(f"{what}: {error}") from error
-
-
-def _find_float_model(path):
-    """Returns the `.keras` file that `--init_from` means."""
-    if not os.path.isdir(path):
-        return path
-    file = os.path.join(path, FLOAT)
-    if not os.path.isfile(file):
-        raise UserError(
-            f"--init_from={path} is a folder without {FLOAT}: give the folder of a run whose"
-            " float stage is done."
-        )
-    return file
 
 
 def _quantizer_scalars(model, images):

@@ -1,12 +1,5 @@
 """Deployment: the merged model, the integer file, and the proof that they agree."""
 
-from repq_tf.deployment.containers import with_container
-from repq_tf.deployment.merge import merge
-from repq_tf.deployment.metadata import export_metadata
-from repq_tf.deployment.micro import export_c_array
-from repq_tf.deployment.parity import ParityReport, check_parity
-from repq_tf.deployment.tflite import export_tflite, export_tflite_float
-
 __all__ = [
     "ParityReport",
     "check_parity",
@@ -17,3 +10,13 @@ __all__ = [
     "merge",
     "with_container",
 ]
+
+
+def __getattr__(name):
+    """Returns a public name; all are imported then, since the program beside needs none."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from repq_tf.deployment import exports
+
+    globals().update({each: getattr(exports, each) for each in __all__})
+    return globals()[name]

@@ -246,7 +246,7 @@ def test_pixels_are_normalized(folder, qat, tmp_path, monkeypatch):
         seen.append(np.concatenate([array(batch) for batch in data]))
         return repq_tf.check_parity(qat, path, seen[-1], *options)
 
-    monkeypatch.setattr("repq_tf.deployment.parity.__main__.check_parity", check)
+    monkeypatch.setattr("repq_tf.deployment.parity.compare.check_parity", check)
     wanted = {
         "pixels/127.5-1": pixels / 127.5 - 1,
         "pixels/255": pixels / 255,

@@ -1,21 +1,17 @@
 """Finding and preparing sets of TensorFlow Datasets (TFDS)."""
 
 import difflib
-import os
 
 import keras
 
 from repq_tf.quiet import quiet
 from repq_tf.train.errors import UserError
+from repq_tf.train.settings.checks import check_data_dir
 
 
 def find_builder(name, data_dir):
     """Returns TFDS's builder of a set."""
-    if data_dir and not os.path.isdir(data_dir):
-        raise UserError(
-            "--data_dir must be an existing folder: TFDS reads prepared data sets from it,"
-            f" or downloads into it. Received: {data_dir}"
-        )
+    check_data_dir(data_dir)
     try:
         with quiet():
             import tensorflow as tf
@@ -31,15 +27,17 @@ def find_builder(name, data_dir):
         return tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
         known = tfds.list_builders()
-        near = difflib.get_close_matches(name.split("/")[0].split(":")[0], known, n=5)
+        asked = name.split("/")[0].split(":")[0].lower()
+        near = difflib.get_close_matches(asked, ["digits", *known], n=5)
         raise UserError(
             "--dataset must be digits, folder:PATH, or a TFDS name such as cifar10, mnist,"
-            f" imagenet2012. Received: {name!r}. Similar TFDS names:"
+            f" imagenet2012. Received: {name!r}. Similar names:"
             f" {', '.join(near) or 'none'}. TFDS"
             f" {tfds.__version__} knows {len(known)}; tfds.list_builders() lists them."
         ) from error
     except (ValueError, AssertionError) as error:  # unknown configuration or version
-        raise UserError(f"--dataset={name} is not accepted by TFDS: {error}") from error
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"--dataset={name} is not accepted by TFDS: {reason}") from error
 
 
 def prepare(builder, name):

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: the state of a training stage, and any product."""
+"""Models and the state of a training stage, in files that are whole or absent."""
 
 import hashlib
 import json
@@ -6,39 +6,11 @@ import json
 import numpy as np
 
 from repq_tf import saving
-from repq_tf.files import write_atomically
 from repq_tf.keras_api import to_numpy, variable_path
 from repq_tf.train.errors import UserError
 from repq_tf.train.run.products import check_product, product, writing
 
 _SEAL = "sha256"
-
-
-def write_text(path, text):
-    """Writes a text file, whole or not at all."""
-    with writing(path) as temporary:
-        write_atomically(temporary, text.encode())
-
-
-def write_json(path, value):
-    """Writes a dictionary as a JSON file, whole or not at all, with its SHA-256."""
-    write_text(path, json.dumps({**value, _SEAL: _digest(value)}, indent=2) + "\n")
-
-
-def read_json(path):
-    """Reads what `write_json` wrote.
-
-    Raises:
-        UserError: If the file is damaged.
-    """
-    try:
-        with open(path, encoding="utf-8") as file:
-            value = json.load(file)
-        if value.pop(_SEAL, None) != _digest(value):
-            raise ValueError("its SHA-256 is not that of its content")
-    except (AttributeError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it or the run folder.") from error
-    return value
 
 
 def save_model(model, path):
@@ -145,12 +117,6 @@ def copy_weights(source, target, origin):
             f" {_first_difference(there, here)}."
         )
     target.set_weights(source.get_weights())
-
-
-def _digest(value):
-    """The SHA-256 of a dictionary as JSON, whatever the order of its keys."""
-    text = json.dumps(json.loads(json.dumps(value)), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _digest_arrays(arrays):

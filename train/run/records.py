@@ -7,7 +7,7 @@ import shutil
 import time
 
 from repq_tf.train.errors import UserError
-from repq_tf.train.run import checkpoint
+from repq_tf.train.run import text_files
 from repq_tf.train.run.products import add_sum, check_product
 
 
@@ -67,7 +67,7 @@ class Records:
             writer = csv.DictWriter(text, list(self._rows[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(self._rows)
-            checkpoint.write_text(self._path, text.getvalue())
+            text_files.write_text(self._path, text.getvalue())
 
 
 def read_history(path):

@@ -6,7 +6,7 @@ import tempfile
 
 from repq_tf.files import is_temporary
 from repq_tf.train.errors import UserError
-from repq_tf.train.run import checkpoint
+from repq_tf.train.run import text_files
 from repq_tf.train.run.products import check_product
 
 FLOAT = "float.keras"
@@ -102,11 +102,15 @@ class RunFolder:
 
     def load_model(self, name):
         """Loads a product that is a model."""
+        from repq_tf.train.run import checkpoint  # which imports Keras
+
         with _repeatable():
             return checkpoint.load_model(self.file(name))
 
     def save_model(self, model, name):
         """Writes a product that is a model, whole or not at all."""
+        from repq_tf.train.run import checkpoint
+
         checkpoint.save_model(model, self.file(name))
 
     def state(self, stage):
@@ -145,7 +149,7 @@ class RunFolder:
             ) from error
 
     def _check_same(self, settings):
-        found = settings.differences(checkpoint.read_json(self.file(_SETTINGS)))
+        found = settings.differences(text_files.read_json(self.file(_SETTINGS)))
         if found:
             lines = "".join(
                 f"\n  {name}: {there!r} there, {here!r} now" for name, here, there in found
@@ -159,7 +163,7 @@ class RunFolder:
         """Makes the folder and writes the settings into it, if that has not been done."""
         os.makedirs(self.path, exist_ok=True)
         if not os.path.exists(self.file(_SETTINGS)):
-            checkpoint.write_json(self.file(_SETTINGS), settings.as_dict())
+            text_files.write_json(self.file(_SETTINGS), settings.as_dict())
 
     def join(self, settings):
         """Makes sure that the folder is the one that the chief has claimed.
@@ -177,8 +181,49 @@ class RunFolder:
     def seconds(self):
         """Returns stage -> seconds it took."""
         path = self.file(_SECONDS)
-        return checkpoint.read_json(path) if os.path.exists(path) else {}
+        return text_files.read_json(path) if os.path.exists(path) else {}
 
     def add_seconds(self, stage, seconds):
         """Records how long a stage took."""
-        checkpoint.write_json(self.file(_SECONDS), {**self.seconds(), stage: round(seconds, 3)})
+        text_files.write_json(self.file(_SECONDS), {**self.seconds(), stage: round(seconds, 3)})
+
+
+def find_float_model(init_from):
+    """Returns the `.keras` file that `--init_from` means, if it means one.
+
+    Raises:
+        UserError: If there is no such file.
+    """
+    if init_from is None:
+        return None
+    if not os.path.isdir(init_from):
+        if not init_from.endswith(".keras"):
+            raise UserError(
+                f"--init_from must be a file whose name ends in .keras. Received: {init_from}"
+            )
+        return init_from
+    file = os.path.join(init_from, FLOAT)
+    if not os.path.isfile(file):
+        raise UserError(
+            f"--init_from={init_from} is a folder without {FLOAT}: give the folder of a run"
+            " whose float stage is done."
+        )
+    return file
+
+
+def find_file(model):
+    """Returns the `.tflite` file that `--model` of `upscale.py` means, whole if it is a run's.
+
+    Raises:
+        UserError: If there is none, or it is damaged.
+    """
+    path = os.path.expanduser(model)
+    if os.path.isdir(path):
+        path = os.path.join(path, FILE)
+    if not os.path.isfile(path):
+        raise UserError(
+            "--model must be a .tflite file or the folder of a run that has written"
+            f" {FILE}. Received: {model}"
+        )
+    check_product(path)
+    return path

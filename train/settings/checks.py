@@ -1,35 +1,30 @@
-"""Checks of the flags of a run, before any time is spent; all raise `UserError`."""
+"""Checks of flags that belong together, before any time is spent; all raise `UserError`."""
 
-import difflib
-import importlib
-import math
+import importlib.util
 import os
 
-from repq_tf.models import list_models
-from repq_tf.models.registry import TASKS
+from repq_tf.model_names import MODELS, list_models
 from repq_tf.train.errors import UserError
+from repq_tf.train.settings.flags import FLAGS, WIDE_BITS
+from repq_tf.train.settings.kinds import did_you_mean
+from repq_tf.train.settings.recipes import BY_DATASET
 
-METHODS = ("plain", "merged", "repq")
-QUANTIZERS = ("keras", "tfmot")
-BN_STATISTICS = ("restored", "batch", "estimate", "sample", "running")
-STRATEGIES = ("auto", "none", "mirrored", "multi_worker", "data_parallel")
-PRECISIONS = ("none", "bfloat16", "float16")
-CONTAINERS = ("int8", "int4")
-INPUT_TYPES = ("int8", "uint8", "float32")
 WIDE_INPUT_TYPES = ("int16", "float32")
-AUGMENTATIONS = ("none", "crop", "crop_flip", "resized_crop")
-COLORS = ("y", "rgb")
-BITS = range(2, 9)
-WIDE_BITS = 16  # of activations
+INPUT_TYPES = ("int8", "uint8", "float32")
 
-# Flags of one task alone.
-TASK_FLAGS = {
-    "classification": (
-        *("image_size", "augment", "randaugment", "mixup", "label_smoothing"),
-        *("cache", "skip_bad_images", "width"),
-    ),
-    "super_resolution": ("scale", "color", "test_sets", "patch_size", "crops_per_image"),
+# What `--dataset` may name beside folders: task -> names, the default first; for classification
+# all other names of TFDS too.
+DATASETS = {
+    "classification": ("digits", *(name for name in BY_DATASET if name != "digits")),
+    "super_resolution": ("photographs", "div2k"),
 }
+_NAMES = {
+    "classification": "digits, folder:PATH, or a TFDS name such as cifar10 or imagenet2012",
+    "super_resolution": "photographs, folder:PATH or div2k",
+}
+# Those that are not of TFDS.
+_OWN = ("digits", "photographs")
+FOLDER = "folder:"
 
 
 def find_task(task, model):
@@ -39,103 +34,101 @@ def find_task(task, model):
         task: What `--task` says, or `None`.
         model: What `--model` says, or `None`.
     """
-    if task is not None:
-        one_of("task", task, TASKS)
     if model is None:
         return task or "classification"
-    tasks = [name for name in TASKS if model in list_models(name)]
-    if not tasks:
-        one_of("model", model, list_models(task))
-    if task not in (None, *tasks):
+    if model not in MODELS:
+        names = list_models(task)
         raise UserError(
-            f"--model={model} is a network for {tasks[0]}, not for --task={task}. Networks for"
-            f" that are: {', '.join(list_models(task))}."
+            f"--model must be one of: {', '.join(names)}. Received: {model!r}"
+            f"{did_you_mean(model, names)}"
         )
-    return tasks[0]
+    if task not in (None, MODELS[model].task):
+        raise UserError(
+            f"--model={model} is a network for {MODELS[model].task}, not for --task={task}."
+            f" Networks for that are: {', '.join(list_models(task))}."
+        )
+    return MODELS[model].task
 
 
-def check_task_flags(task, given, defaults):
+def check_task_flags(task, values):
     """Refuses flags of another task.
 
     Args:
         task: The task of the run.
-        given: Flag name -> value.
-        defaults: Flag name -> value when not given.
+        values: Flag name -> value.
     """
-    for other, names in TASK_FLAGS.items():
-        for name in names:
-            if other != task and given[name] != defaults[name]:
-                raise UserError(
-                    f"--{name} is of --task={other} and has no meaning for {task}."
-                    f" Received: --{name}={given[name]}"
-                )
+    for name, flag in FLAGS.items():
+        if flag.task not in (None, task) and values[name] != flag.default:
+            raise UserError(
+                f"--{name} is of --task={flag.task} and has no meaning for {task}."
+                f" Received: --{name}={values[name]}"
+            )
 
 
-def check_conflicts(given):
+def check_conflicts(values):
     """Refuses pairs of flags of which one would be ignored.
 
     Args:
-        given: Flag name -> value.
+        values: Flag name -> value; those of `task` and `model` are found.
     """
-    method = given["method"]
-    if given["bn_statistics"] is not None:
-        one_of("bn_statistics", given["bn_statistics"], BN_STATISTICS)
+    method, model = values["method"], values["model"]
+    upscales = values["task"] == "super_resolution"
+    if values["bn_statistics"] is not None:
         if method != "repq":
             raise UserError(
                 "--bn_statistics says how RepQ merges batch norms and goes with"
-                f" --method=repq only. Received: --bn_statistics={given['bn_statistics']}"
+                f" --method=repq only. Received: --bn_statistics={values['bn_statistics']}"
                 f" --method={method}"
             )
-        if given["task"] == "super_resolution":
+        if upscales:
             raise UserError(
-                "--bn_statistics says how RepQ merges batch norms, and"
-                f" --model={given['model']} has none."
-                f" Received: --bn_statistics={given['bn_statistics']}"
+                f"--bn_statistics says how RepQ merges batch norms, and --model={model} has"
+                f" none. Received: --bn_statistics={values['bn_statistics']}"
             )
-    if given["task"] == "super_resolution" and given["sync_bn"] is not None:
+    if upscales and values["sync_bn"] is not None:
         raise UserError(
-            "--sync_bn says how devices train batch norms, and"
-            f" --model={given['model']} has none. Received: --sync_bn={given['sync_bn']}"
+            f"--sync_bn says how devices train batch norms, and --model={model} has none."
+            f" Received: --sync_bn={values['sync_bn']}"
         )
-    if given["merged_bn"] is not None and method != "merged":
+    if values["merged_bn"] is not None and method != "merged":
         raise UserError(
             "--merged_bn goes with --method=merged only."
-            f" Received: --merged_bn={given['merged_bn']} --method={method}"
+            f" Received: --merged_bn={values['merged_bn']} --method={method}"
         )
-    if given["bits"] is not None:
+    if values["bits"] is not None:
         for name in ("weight_bits", "activation_bits"):
-            if given[name] is not None:
+            if values[name] is not None:
                 raise UserError(
                     "--bits sets the bits of weights and activations; give either --bits, or"
                     " --weight_bits and --activation_bits."
-                    f" Received: --bits={given['bits']} --{name}={given[name]}"
+                    f" Received: --bits={values['bits']} --{name}={values[name]}"
                 )
-    if given["c_array"] and given["task"] == "super_resolution":
+    if values["c_array"] and upscales:
         raise UserError(
             "--c_array is for files that take inputs of one size, and those of"
             " --task=super_resolution take images of any size; export the run's model with"
             " repq_tf.export_tflite(..., input_shape=(h, w, c)) and then use"
-            f" repq_tf.export_c_array. Received: --c_array --model={given['model']}"
+            f" repq_tf.export_c_array. Received: --c_array --model={model}"
         )
-    if given["quantizer"] == "tfmot":
-        _check_tfmot(given["task"], given["mixed_precision"], given["activation_bits"])
-    if given["strategy"] == "data_parallel" and given["sync_bn"] is False:
+    if values["quantizer"] == "tfmot":
+        _check_tfmot(values["task"], values["mixed_precision"], values["activation_bits"])
+    if values["strategy"] == "data_parallel" and values["sync_bn"] is False:
         raise UserError(
             "--strategy=data_parallel always synchronises batch norm: JAX's arrays are those of"
             " all devices. Received: --sync_bn=false"
         )
-    if given["init_from"] is not None:
+    if values["init_from"] is not None:
         for name in ("epochs", "learning_rate"):
-            if given[name] is not None:
+            if values[name] is not None:
                 raise UserError(
                     "--init_from takes the float weights from an earlier run, so the float"
                     f" stage does not run and --{name} has no meaning."
-                    f" Received: --init_from={given['init_from']} --{name}={given[name]}"
+                    f" Received: --init_from={values['init_from']} --{name}={values[name]}"
                 )
 
 
 def _check_tfmot(task, mixed_precision, activation_bits):
-    """Imports TFMOT, which also makes its layers known to Keras; refuses what it cannot do."""
+    """Refuses what TFMOT cannot do, as far as it is known before TFMOT is imported."""
     if activation_bits == WIDE_BITS:
         raise UserError(
             "--quantizer=tfmot quantizes activations to 2 to 8 bits."
@@ -146,94 +139,90 @@ def _check_tfmot(task, mixed_precision, activation_bits):
             "--quantizer=tfmot trains classification networks."
             f" Received: --quantizer=tfmot --task={task}"
         )
-    try:
-        importlib.import_module("repq_tf.tfmot")
-    except ImportError as error:
-        raise UserError(f"--quantizer=tfmot is not possible here: {error}") from error
     if mixed_precision != "none":
         raise UserError(
             "--quantizer=tfmot trains in float32: its wrappers do not cast."
             f" Received: --mixed_precision={mixed_precision}"
         )
-
-
-def find_bits(bits, weight_bits, activation_bits):
-    """Returns the bits of weights and of activations, 8 unless given."""
-    for name, value in (
-        ("bits", bits),
-        ("weight_bits", weight_bits),
-        ("activation_bits", activation_bits),
-    ):
-        wide = name == "activation_bits"
-        if value is not None and value not in BITS and not (wide and value == WIDE_BITS):
-            more = f", or {WIDE_BITS}" if wide else ""
-            raise UserError(
-                f"--{name} must be an integer from {BITS[0]} to {BITS[-1]}{more}."
-                f" Received: {value}"
-            )
-    default = 8 if bits is None else bits
-    return tuple(default if n is None else n for n in (weight_bits, activation_bits))
-
-
-def check_container(container, weight_bits):
-    """Refuses int4 tensors for weights that do not fit."""
-    if container == "int4" and weight_bits > 4:
+    if importlib.util.find_spec("tensorflow_model_optimization") is None:
         raise UserError(
-            "--container=int4 stores weights of at most 4 bits; set --weight_bits or --bits."
-            f" Received: weights of {weight_bits} bits"
+            "--quantizer=tfmot is not possible here: it needs tensorflow-model-optimization,"
+            ' pip install "repq_tf[tfmot]"'
         )
 
 
-def find_input_type(input_type, activation_bits, c_array):
-    """Returns the file's input type; refuses unknown ones, and pixels on microcontrollers."""
-    allowed = WIDE_INPUT_TYPES if activation_bits == WIDE_BITS else INPUT_TYPES
-    if input_type is None:
-        return allowed[0]
-    one_of("input_type", input_type, allowed)
-    if c_array and input_type == "uint8":
+def check_dataset(dataset, task, data_dir=None):
+    """Refuses data sets of another task, misspelt names of ours, and `--data_dir` beside them.
+
+    Args:
+        dataset: What `--dataset` says.
+        task: The task of the run.
+        data_dir: What `--data_dir` says, or `None`.
+    """
+    if dataset.startswith(FOLDER):
+        if not dataset.removeprefix(FOLDER).strip():
+            raise UserError(
+                f"--dataset={FOLDER}PATH must name a folder. Received: {dataset!r}, without one"
+            )
+    else:
+        _check_name(dataset, task)
+    if data_dir is not None and dataset.startswith((FOLDER, *_OWN)):
+        raise UserError(
+            "--data_dir is where TFDS sets lie and has no meaning with this data set."
+            f" Received: --data_dir={data_dir} --dataset={dataset}"
+        )
+
+
+def _check_name(dataset, task):
+    """Refuses a name that cannot be that of a data set of the task."""
+    name = dataset.split("/")[0].split(":")[0]
+    known = DATASETS[task]
+    problem = None  # what is wrong, after what was received
+    for other, names in DATASETS.items():
+        if other != task and name in names:
+            problem = f", which is a data set for --task={other}"
+    if name in _OWN and name != dataset:
+        problem = f": {name} has no configurations or versions"
+    elif name not in known and (task == "super_resolution" or name.lower() in known):
+        problem = problem or did_you_mean(name, known)
+    if problem is not None:
+        raise UserError(
+            f"--dataset must be {_NAMES[task]} for --task={task}."
+            f" Received: {dataset!r}{problem}"
+        )
+
+
+def check_init_from(path):
+    """Refuses float weights that are not there."""
+    if path is not None and not os.path.exists(path):
+        raise UserError(
+            "--init_from must be a .keras file or the folder of an earlier run."
+            f" Received: {path}, which does not exist"
+        )
+
+
+def check_file(settings):
+    """Refuses an exported file that cannot be.
+
+    Args:
+        settings: The `settings.Settings`.
+    """
+    s, wide = settings, settings.activation_bits == WIDE_BITS
+    allowed = WIDE_INPUT_TYPES if wide else INPUT_TYPES
+    if s.input_type not in allowed:
+        raise UserError(
+            f"--input_type must be one of: {', '.join(allowed)}, with activations of"
+            f" {s.activation_bits} bits. Received: {s.input_type!r}"
+        )
+    if s.container == "int4" and s.weight_bits > 4:
+        raise UserError(
+            "--container=int4 stores weights of at most 4 bits; set --weight_bits or --bits."
+            f" Received: weights of {s.weight_bits} bits"
+        )
+    if s.c_array and s.input_type == "uint8":
         raise UserError(
             "--c_array goes with --input_type=int8 or float32: pixels are looked up after a"
             " CAST that TensorFlow Lite Micro lacks. Received: --input_type=uint8"
-        )
-    return input_type
-
-
-def check_values(s):
-    """Refuses values out of range.
-
-    Args:
-        s: The `settings.Settings`.
-    """
-    _number("width", s.width, 0, open_end=True)
-    _number("epochs", s.epochs, 0, open_end=True)
-    _number("qat_epochs", s.qat_epochs, 0)
-    _number("learning_rate", s.learning_rate, 0, open_end=True)
-    _number("qat_learning_rate", s.qat_learning_rate, 0, open_end=True)
-    _number("weight_decay", s.weight_decay, 0)
-    _number("batch_size", s.batch_size, 1)
-    _number("calibration_images", s.calibration_images, 1)
-    _number("seed", s.seed, 0)
-    if s.seed >= 2**32:
-        raise UserError(f"--seed must be less than 2**32. Received: {s.seed}")
-    if s.image_size is not None:
-        _number("image_size", s.image_size, 1)
-    one_of("augment", s.augment, ("auto", *AUGMENTATIONS))
-    _number("randaugment", s.randaugment, 0)
-    _number("mixup", s.mixup, 0)
-    _number("label_smoothing", s.label_smoothing, 0)
-    if s.label_smoothing >= 1:
-        raise UserError(f"--label_smoothing must be less than 1. Received: {s.label_smoothing}")
-    if s.task == "super_resolution":
-        _number("scale", s.scale, 2)
-        one_of("color", s.color, COLORS)
-        _number("patch_size", s.patch_size, 1)
-        _number("crops_per_image", s.crops_per_image, 1)
-    if not s.dataset:
-        raise UserError("--dataset must name a data set. Received an empty string")
-    if s.init_from and not os.path.exists(s.init_from):
-        raise UserError(
-            "--init_from must be a .keras file or the folder of an earlier run."
-            f" Received: {s.init_from}, which does not exist"
         )
 
 
@@ -242,7 +231,7 @@ def split_test_sets(text):
     tests = {}
     for item in text.split(",") if text else ():
         name, colon, path = item.partition(":")
-        if not (name.isidentifier() and colon and path) or name in tests:
+        if not (name.isidentifier() and colon and path.strip()) or name in tests:
             raise UserError(
                 "--test_sets must be NAME:PATH,NAME:PATH,... with different names of letters"
                 f" and digits. Received: {item!r}"
@@ -251,19 +240,42 @@ def split_test_sets(text):
     return tests
 
 
-def _number(name, value, low, open_end=False):
-    """Refuses what is not a finite number above `low`."""
-    good = isinstance(value, (int, float)) and math.isfinite(value)
-    if not (good and (value > low if open_end else value >= low)):
-        bound = f"greater than {low}" if open_end else f"at least {low}"
-        raise UserError(f"--{name} must be {bound}. Received: {value}")
+def check_paths(settings):
+    """Makes sure that the folders which flags name are there.
+
+    Args:
+        settings: The `settings.Settings`.
+    """
+    if settings.dataset.startswith(FOLDER):
+        check_dataset_folder(settings.dataset.removeprefix(FOLDER))
+    for name, path in split_test_sets(settings.test_sets).items():
+        check_test_set(name, path)
+    check_data_dir(settings.data_dir)
 
 
-def one_of(name, value, allowed):
-    """Refuses a value that is not among those allowed, with the nearest one that is."""
-    if value not in allowed:
-        near = difflib.get_close_matches(str(value), list(allowed), n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
+def check_dataset_folder(path):
+    """Makes sure that the folder of `--dataset=folder:PATH` is there."""
+    if not os.path.isdir(path):
         raise UserError(
-            f"--{name} must be one of: {', '.join(allowed)}. Received: {value!r}.{hint}"
+            "--dataset=folder:PATH must name an existing folder: for classification with one"
+            " folder of images per class, for super resolution of photographs."
+            f" Received: {path}, which is not a folder"
+        )
+
+
+def check_test_set(name, path):
+    """Makes sure that a folder of `--test_sets` is there."""
+    if not os.path.isdir(os.path.expanduser(path)):
+        raise UserError(
+            "--test_sets=NAME:PATH,... must name folders of photographs."
+            f" Received: {name}:{path}, and {path} is not a folder"
+        )
+
+
+def check_data_dir(path):
+    """Makes sure that the folder of `--data_dir` is there, if it is given."""
+    if path and not os.path.isdir(path):
+        raise UserError(
+            "--data_dir must be an existing folder: TFDS reads prepared data sets from it,"
+            f" or downloads into it. Received: {path}"
         )

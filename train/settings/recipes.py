@@ -89,7 +89,7 @@ _NO_FLIP = dataclasses.replace(_SMALL_IMAGES, augment="crop")
 _CHARACTERS = dataclasses.replace(_FINE_TUNE_SIZE, augment="crop")
 
 # Data set name -> recipe; every other data set gets the last one.
-_BY_DATASET = {
+BY_DATASET = {
     "digits": _DIGITS,
     "cifar10": _SMALL_IMAGES,
     "cifar100": _SMALL_IMAGES,
@@ -162,7 +162,7 @@ def find_recipe(model, dataset, task="classification"):
     name = dataset.split(":")[0].split("/")[0]
     if task == "super_resolution":
         return _SUPER_RESOLUTION.get(name, _FOLDER_OF_PHOTOGRAPHS)
-    recipe = _BY_DATASET.get(name, _FINE_TUNE_SIZE)
+    recipe = BY_DATASET.get(name, _FINE_TUNE_SIZE)
     for prefix, (on_imagenet, elsewhere) in _BY_FAMILY.items():
         if model.startswith(prefix):
             changes = on_imagenet if recipe is _IMAGENET else elsewhere

@@ -8,7 +8,7 @@ import numpy as np
 import repq_tf
 from repq_tf.train.errors import UserError
 from repq_tf.train.interpreter import Network, measure_latency
-from repq_tf.train.run import checkpoint, plots
+from repq_tf.train.run import plots, text_files
 from repq_tf.train.run.products import check_product, product, writing
 from repq_tf.train.run.records import read_history
 from repq_tf.train.run.run_folder import (
@@ -63,7 +63,7 @@ def evaluate(run, task, container="int8", verbose=0):
         "quantization": str(repq_tf.quantization_table(quantized)),
         "summary": {"totals": summary.totals, "text": str(summary)},
     }
-    checkpoint.write_json(run.file(EVALUATION), record)
+    text_files.write_json(run.file(EVALUATION), record)
 
 
 def _teller(stage, verbose):
@@ -154,7 +154,7 @@ def measure(run, task, verbose=0):
         "latency_ms": dict(zip((FLOAT_FILE, FILE), latency, strict=True)),
         "parity": {**parity.as_dict(), "text": str(parity)},
     }
-    checkpoint.write_json(run.file(MEASUREMENT), record)
+    text_files.write_json(run.file(MEASUREMENT), record)
 
 
 def _predict(model, inputs):
@@ -183,9 +183,9 @@ def draw(run, verbose=0):
 
 def read_results(run):
     """Returns what `evaluate` and, if it could run, `measure` found, as one dictionary."""
-    results = checkpoint.read_json(run.file(EVALUATION))
+    results = text_files.read_json(run.file(EVALUATION))
     if run.has(MEASUREMENT):
-        measured = checkpoint.read_json(run.file(MEASUREMENT))
+        measured = text_files.read_json(run.file(MEASUREMENT))
         metrics = {**results["metrics"], **measured["metrics"]}
         results = {**results, **measured, "metrics": metrics}
     return results

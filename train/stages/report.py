@@ -8,7 +8,7 @@ import numpy as np
 
 from repq_tf.keras_api import backend, keras
 from repq_tf.text import quantity
-from repq_tf.train.run import checkpoint
+from repq_tf.train.run import text_files
 from repq_tf.train.run.plots import with_unit
 from repq_tf.train.run.run_folder import REPORT, REPORT_DATA
 from repq_tf.version import __version__
@@ -58,9 +58,9 @@ def make_report(settings, task, run, results):
         "versions": versions(),
         "seconds": {**seconds, "total": round(sum(seconds.values()), 3)},
     }
-    checkpoint.write_json(run.file(REPORT_DATA), record)
+    text_files.write_json(run.file(REPORT_DATA), record)
     table = _table(record, task.columns)
-    checkpoint.write_text(run.file(REPORT), _markdown(settings, record, table, run))
+    text_files.write_text(run.file(REPORT), _markdown(settings, record, table, run))
     return "\n".join([_title(settings), "", table, *_remarks(record)])
 
 

@@ -1,6 +1,21 @@
 """The quantized stages by way of TensorFlow Model Optimization, which is imported when used."""
 
+import importlib
+
 import repq_tf
+from repq_tf.train.errors import UserError
+
+
+def check_importable():
+    """Imports TFMOT, which also makes its layers known to Keras.
+
+    Raises:
+        UserError: If that is not possible here.
+    """
+    try:
+        importlib.import_module("repq_tf.tfmot")
+    except ImportError as error:
+        raise UserError(f"--quantizer=tfmot is not possible here: {error}") from error
 
 
 def quantize(model, verbose, **options):

@@ -6,7 +6,7 @@ import pytest
 
 from repq_tf.files import replacing
 from repq_tf.train.errors import UserError
-from repq_tf.train.run import checkpoint
+from repq_tf.train.run import checkpoint, text_files
 
 
 def _model(units=3, name="net"):
@@ -60,12 +60,12 @@ def test_a_damaged_state_is_refused(tmp_path):
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = str(tmp_path / "record.json")
-    checkpoint.write_json(path, {"good": 1})
+    text_files.write_json(path, {"good": 1})
     with pytest.raises(RuntimeError), replacing(path) as temporary:
         with open(temporary, "w") as file:
             file.write("half")
         raise RuntimeError("killed")
-    assert checkpoint.read_json(path) == {"good": 1}
+    assert text_files.read_json(path) == {"good": 1}
     assert os.listdir(tmp_path) == ["record.json"]
 
 
@@ -86,7 +86,7 @@ def test_damaged_files_are_named(tmp_path):
     with pytest.raises(UserError, match="model.keras is damaged"):
         checkpoint.load_model(str(keras_file))
     with pytest.raises(UserError, match="some.json is damaged"):
-        checkpoint.read_json(str(json_file))
+        text_files.read_json(str(json_file))
 
 
 def test_weights_are_copied_between_equal_models_only():

@@ -9,6 +9,7 @@ from PIL import Image
 from repq_tf.pictures import SUFFIXES
 from repq_tf.train.data.pictures import read_picture
 from repq_tf.train.errors import UserError
+from repq_tf.train.settings.checks import check_dataset_folder
 from repq_tf.train.tasks.classification.arrays import ArrayImages
 from repq_tf.train.tasks.classification.augment import stored_size
 
@@ -70,11 +71,7 @@ def load_folder(path, image_size=None, skip_bad_images=False):
             not be left out.
     """
     path = os.path.abspath(os.path.expanduser(path))
-    if not os.path.isdir(path):
-        raise UserError(
-            "--dataset=folder:PATH must name a folder with one folder of images per class."
-            f" Received: {path}, which is not a folder"
-        )
+    check_dataset_folder(path)
     names, *parts = _list_files(path)
     skipped = _unreadable([p for part in parts for p, _ in part]) if skip_bad_images else []
     train, test = ([(p, label) for p, label in part if p not in skipped] for part in parts)

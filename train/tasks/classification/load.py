@@ -1,6 +1,6 @@
 """Which source of images a `--dataset` names."""
 
-from repq_tf.train.errors import UserError
+from repq_tf.train.settings.checks import check_dataset
 
 
 def load_images(dataset, data_dir=None, image_size=None, cache=False, skip_bad_images=False):
@@ -20,12 +20,7 @@ def load_images(dataset, data_dir=None, image_size=None, cache=False, skip_bad_i
     Raises:
         UserError: If there are no such images, or `data_dir` is given without a TFDS name.
     """
-    from_tfds = dataset != "digits" and not dataset.startswith("folder:")
-    if data_dir and not from_tfds:
-        raise UserError(
-            "--data_dir is where TFDS sets lie and has no meaning with this data set."
-            f" Received: --data_dir={data_dir} --dataset={dataset}"
-        )
+    check_dataset(dataset, "classification", data_dir)
     if dataset == "digits":
         from repq_tf.train.tasks.classification.digits import load_digits
 

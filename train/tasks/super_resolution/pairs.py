@@ -7,6 +7,11 @@ import re
 from repq_tf.pictures import SUFFIXES
 from repq_tf.train.data.pictures import read_picture
 from repq_tf.train.errors import UserError
+from repq_tf.train.settings.checks import (
+    check_dataset,
+    check_dataset_folder,
+    check_test_set,
+)
 from repq_tf.train.tasks.super_resolution.pair import make_pair
 from repq_tf.train.tasks.super_resolution.tfds_pairs import load_div2k
 
@@ -43,18 +48,12 @@ def load_pairs(dataset, scale, test_sets=None, data_dir=None):
         UserError: If there are no such images, one is both trained on and tested on, or
             `data_dir` is given without a TFDS name.
     """
+    check_dataset(dataset, "super_resolution", data_dir)
     kind = dataset.split("/")[0].split(":")[0]
-    if data_dir and kind != "div2k":
-        raise UserError(
-            "--data_dir is where TFDS sets lie and has no meaning with this data set."
-            f" Received: --data_dir={data_dir} --dataset={dataset}"
-        )
-    if kind not in ("photographs", "folder", "div2k"):
-        raise UserError(
-            "--dataset must be photographs, folder:PATH or div2k to train super resolution."
-            f" Received: {dataset!r}"
-        )
-    tests = {name: read_pairs(path, scale) for name, path in (test_sets or {}).items()}
+    tests = {}
+    for name, path in (test_sets or {}).items():
+        check_test_set(name, path)
+        tests[name] = read_pairs(path, scale)
     if kind == "photographs":
         train, own = _photographs(scale)
     elif kind == "folder":
@@ -120,8 +119,7 @@ def read_pairs(path, scale):
             for each photograph.
     """
     path = os.path.abspath(os.path.expanduser(path))
-    if not os.path.isdir(path):
-        raise UserError(f"A folder of photographs is expected. Received: {path}")
+    check_dataset_folder(path)
     low = _pictures(os.path.join(path, f"LR_x{scale}"))
     high = {}
     for name in sorted(_high_folders(path), key=lambda n: n != f"HR_x{scale}"):

@@ -6,7 +6,8 @@ from repq_tf import models
 from repq_tf.keras_api import LEGACY, keras, ops, to_numpy
 from repq_tf.train.engines.batches import even_batch
 from repq_tf.train.errors import UserError
-from repq_tf.train.settings.checks import WIDE_BITS, split_test_sets
+from repq_tf.train.settings.checks import split_test_sets
+from repq_tf.train.settings.flags import WIDE_BITS
 from repq_tf.train.tasks.base import Task
 from repq_tf.train.tasks.super_resolution import image_quality
 from repq_tf.train.tasks.super_resolution.color import (

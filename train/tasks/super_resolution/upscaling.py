@@ -1,7 +1,5 @@
 """Photographs of any size, enlarged by a super-resolution network in a `.tflite` file."""
 
-import os
-
 import numpy as np
 
 from repq_tf.deployment import flatbuffer
@@ -9,8 +7,7 @@ from repq_tf.deployment.receptive_field import receptive_field
 from repq_tf.keras_api import keras
 from repq_tf.train.errors import UserError
 from repq_tf.train.interpreter import Network
-from repq_tf.train.run.products import check_product
-from repq_tf.train.run.run_folder import FILE
+from repq_tf.train.run.run_folder import find_file
 from repq_tf.train.tasks.super_resolution.color import to_network, to_pixels, to_rgb, to_ycbcr
 from repq_tf.train.tasks.super_resolution.imresize import imresize
 from repq_tf.train.tasks.super_resolution.photographs import (
@@ -130,7 +127,7 @@ def upscale_file(source, target, model, tile=None, threads=1, verbose=1):
         UserError: If one of the files is not what it must be, before anything is computed.
     """
     photograph = read_photograph(source)
-    upscaler = Upscaler(_find_file(model), tile, threads)
+    upscaler = Upscaler(find_file(model), tile, threads)
     check_writable(target, photograph, upscaler.field.scale)
     bar = keras.utils.Progbar(None, unit_name="tile", verbose=min(verbose, 1))
 
@@ -143,17 +140,3 @@ def upscale_file(source, target, model, tile=None, threads=1, verbose=1):
     if verbose:
         height, width = pixels.shape[:2]
         print(f"{target}: {width}x{height}, {upscaler.field.scale} times as large")
-
-
-def _find_file(model):
-    """The `.tflite` file that `--model` means, whole if it is a run's."""
-    path = os.path.expanduser(model)
-    if os.path.isdir(path):
-        path = os.path.join(path, FILE)
-    if not os.path.isfile(path):
-        raise UserError(
-            "--model must be a .tflite file or the folder of a run that has written"
-            f" {FILE}. Received: {model}"
-        )
-    check_product(path)
-    return path

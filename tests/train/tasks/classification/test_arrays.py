@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from repq_tf.pictures import scale_pixels
-from repq_tf.train.settings.checks import AUGMENTATIONS
+from repq_tf.train.settings.flags import AUGMENTATIONS
 from repq_tf.train.tasks.classification import augment
 from repq_tf.train.tasks.classification.arrays import (
     ArrayDataset,
