@@ -12,7 +12,7 @@ _API = "repq_tf.api"
 _KERAS = ("keras", "tf_keras")
 
 # What does not need Keras, beside the training program: its parts that do come here too.
-_LIGHT = (
+LIGHT = (
     _API,
     "repq_tf.__main__",
     "repq_tf.deployment",
@@ -36,9 +36,10 @@ def open_with_keras():
         sys.meta_path.insert(0, _Opener())
 
 
-def _is_watched(name):
+def is_watched(name):
+    """Says whether the public names must be imported before a module."""
     ours = name.startswith("repq_tf.") and not name.startswith(_TRAINING)
-    return name in _KERAS or (ours and name not in _LIGHT)
+    return name in _KERAS or (ours and name not in LIGHT)
 
 
 class _Opener(MetaPathFinder, Loader):
@@ -46,7 +47,7 @@ class _Opener(MetaPathFinder, Loader):
 
     def find_spec(self, name, path=None, target=None):
         """Returns where a watched module lies, to be loaded by this object."""
-        if not _is_watched(name):
+        if not is_watched(name):
             return None
         others = (finder for finder in sys.meta_path if finder is not self)
         found = (finder.find_spec(name, path, target) for finder in others)

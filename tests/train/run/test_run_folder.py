@@ -4,6 +4,7 @@ import os
 import pytest
 
 from repq_tf.train.errors import UserError
+from repq_tf.train.run import text_files
 from repq_tf.train.run.run_folder import RunFolder
 from repq_tf.train.settings import resolve
 
@@ -88,3 +89,35 @@ def test_what_was_made_of_a_product_is_removed(tmp_path, product, left):
         run.remove_made_of([product])
         files = [file for file in tmp_path.rglob("*") if file.is_file()]
         assert {str(file.relative_to(tmp_path)) for file in files} == left
+
+
+def test_a_flag_that_is_newer_than_the_run_has_its_default_there(tmp_path):
+    run, settings = RunFolder(tmp_path), resolve()
+    old = settings.as_dict()
+    for name in ("step_gradient", "merged_bn", "schedule", "scale", "label_smoothing", "task"):
+        del old[name]
+    text_files.write_json(run.file("settings.json"), {**old, "long_forgotten": 3})
+    run.check(settings)
+    run.claim(settings)
+    run.join(settings)
+    other = dataclasses.replace(settings, step_gradient="lsq", label_smoothing=0.1)
+    with pytest.raises(UserError) as error:
+        run.check(other)
+    lines = str(error.value).splitlines()[1:]
+    assert lines == [
+        "  step_gradient: 'bounded' there, 'lsq' now",
+        "  label_smoothing: 0.0 there, 0.1 now",
+    ]
+
+
+def test_what_a_newer_flag_would_imply_follows_the_old_run(tmp_path):
+    """The recipe is that of the run's own data set, the bits are its own."""
+    run = RunFolder(tmp_path)
+    settings = resolve(dataset="imagenet2012", model="orepa_resnet18", activation_bits=16)
+    old = settings.as_dict()
+    for name in ("decay", "augment", "batch_size", "input_type", "epochs"):
+        del old[name]
+    text_files.write_json(run.file("settings.json"), old)
+    run.check(settings)
+    with pytest.raises(UserError, match="\n  epochs: 120 there, 3 now$"):
+        run.check(dataclasses.replace(settings, epochs=3))
