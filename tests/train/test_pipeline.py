@@ -122,7 +122,9 @@ def test_several_devices(tmp_path, default, two_replicas, monkeypatch):
 
 
 def test_a_file_that_takes_pixels(tmp_path):
-    report = _run(tmp_path, input_type="uint8", epochs=0.5, qat_epochs=0)
+    options = {"input_type": "uint8", "step_gradient": "lsq"}
+    report = _run(tmp_path, epochs=0.5, qat_epochs=0, **options)
+    assert {block.step_gradient for block in _blocks(tmp_path)} == {"lsq"}
     assert _file_is_the_model(report) and report["parity"]["equal_outputs"] == 1
     with open(tmp_path / run_folder.METADATA) as file:
         found = json.load(file)

@@ -186,7 +186,7 @@ _GROUPS = {
         ),
         Flag(
             "image_size",
-            Integer(1, 16_384),
+            Integer(2, 16_384),
             None,
             "Resize images to this height and width. Default: their own size.",
             task=_CLASSIFICATION,

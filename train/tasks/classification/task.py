@@ -19,6 +19,9 @@ from repq_tf.train.tasks.classification.regularization import Regularization
 # From this many classes on, the five best guesses count too.
 _MANY_CLASSES = 100
 
+# Height and width of the smallest images: of a single pixel there is nothing to convolve.
+_LEAST = 2
+
 # The report names this many of the images that could not be decoded.
 _NAMED = 20
 
@@ -30,7 +33,7 @@ class Classification(Task):
         settings: `settings.Settings` of the run.
 
     Raises:
-        UserError: If there is no such data, or fewer images than a batch holds.
+        UserError: If there is no such data, fewer images than a batch holds, or single pixels.
     """
 
     headline = "accuracy"
@@ -48,6 +51,12 @@ class Classification(Task):
         for name, count in (("training", images.train_size), ("test", images.test_size)):
             if not count:
                 raise UserError(f"--dataset={settings.dataset} has no {name} images.")
+        height, width, _ = images.image_shape
+        if min(height, width) < _LEAST:
+            raise UserError(
+                f"Images must be at least {_LEAST}x{_LEAST}; --image_size enlarges them."
+                f" Received: --dataset={settings.dataset} with images of {height}x{width}"
+            )
         if settings.batch_size > images.train_size:
             raise UserError(
                 f"--batch_size must be at most the number of training images,"

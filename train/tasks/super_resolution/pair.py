@@ -44,6 +44,6 @@ def make_pair(name, high, scale, low=None):
             f" image must be {height}x{width}. Received: {low.shape[0]}x{low.shape[1]}"
         )
     if not height or not width:
-        raise UserError(f"{name} is smaller than the scale, {scale}.")
+        raise UserError(f"{name} is smaller than the scale, {scale} (--scale).")
     high = high[: height * scale, : width * scale]
     return Pair(name, imresize(high, 1 / scale) if low is None else low, high)

@@ -7,9 +7,11 @@ from PIL import Image
 
 from repq_tf.pictures import read_picture
 from repq_tf.train.errors import UserError
+from repq_tf.train.settings import resolve
 from repq_tf.train.tasks.classification import folder
 from repq_tf.train.tasks.classification.folder import load_folder
 from repq_tf.train.tasks.classification.load import load_images
+from repq_tf.train.tasks.classification.task import Classification
 
 
 def _write(path, value, size=(10, 8), mode="RGB"):
@@ -188,3 +190,16 @@ def test_pictures_of_more_than_8_bits_are_named(mode, tmp_path):
     Image.fromarray(np.full((8, 8), 300, "uint16" if mode == "I;16" else "float32")).save(file)
     with pytest.raises(ValueError, match=f"deep.tif cannot be read.* not mode {mode}"):
         read_picture(file, 1)
+
+
+def test_images_of_a_single_pixel_are_refused(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for k in range(3):
+            Image.new("RGB", (5, 1), (k, 0, 0)).save(tmp_path / name / f"{k}.png")
+    settings = resolve(dataset=f"folder:{tmp_path}", batch_size=1)
+    with pytest.raises(UserError, match="at least 2x2; --image_size .*--dataset=.* of 1x5"):
+        Classification(settings)
+    assert Classification(resolve(dataset=f"folder:{tmp_path}", batch_size=1, image_size=2))
+    with pytest.raises(UserError, match="--image_size must be an integer from 2"):
+        resolve(image_size=1)
