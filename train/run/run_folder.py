@@ -140,6 +140,8 @@ class RunFolder:
         while not os.path.lexists(existing):
             existing = os.path.dirname(existing)
         try:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                os.lstat(self.path)  # its name may be too long
             with tempfile.TemporaryFile(dir=existing):
                 pass
         except OSError as error:

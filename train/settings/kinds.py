@@ -9,6 +9,8 @@ import math
 import re
 from numbers import Integral, Real
 
+# Ends of lines, and bytes that are no UTF-8: reports could not hold them.
+_UNWRITABLE = re.compile("[\n\r\ud800-\udfff]")
 _SWITCHES = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
 
@@ -131,7 +133,7 @@ class Switch:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A text that is not empty, nor looks like a flag that follows one without a value.
+    """One line of text that is not empty, nor looks like a flag after one without a value.
 
     Attributes:
         allowed: What it must be, in words.
@@ -146,7 +148,9 @@ class Text:
 
     def admits(self, value):
         """Says whether a value is allowed."""
-        return isinstance(value, str) and bool(value.strip()) and not value.startswith("--")
+        if not isinstance(value, str) or not value.strip() or value.startswith("--"):
+            return False
+        return not _UNWRITABLE.search(value)
 
 
 def did_you_mean(value, words):

@@ -55,6 +55,8 @@ def test_a_place_that_cannot_be_written(tmp_path):
         RunFolder(tmp_path / "file").check(resolve())
     with pytest.raises(UserError, match="--workdir must be a folder that can be written"):
         RunFolder("/proc/run").check(resolve())
+    with pytest.raises(UserError, match="--workdir must be .*File name too long"):
+        RunFolder(tmp_path / ("x" * 300)).check(resolve())
 
 
 def test_damaged_settings_are_named(tmp_path):

@@ -85,6 +85,8 @@ def test_a_file_of_flags_and_other_arguments(tmp_path):
         (["--nobits"], "Unknown command line flag 'nobits'"),
         (["--colour=red"], "flag 'colour'. Did you mean color? --help lists all flags."),
         (["--workdir="], "--workdir must be a folder. Received: ''"),
+        (["--workdir=a\nb"], r"--workdir must be a folder. Received: 'a\nb'"),
+        (["--workdir=\udcff"], r"--workdir must be a folder. Received: '\udcff'"),
         (["--workdir", "--bits=4"], "--workdir must be a folder. Received: '--bits=4'"),
         (
             ["--method=Plain"],
