@@ -53,6 +53,13 @@ setup(
     python_requires=">=3.11",
     package_dir=PACKAGE_DIR,
     packages=packages(),
+    entry_points={
+        "console_scripts": [
+            "repq-train = repq_tf.train.main:main",
+            "repq-upscale = repq_tf.train.upscale:main",
+            "repq-parity = repq_tf.parity.__main__:main",
+        ]
+    },
     install_requires=[
         "absl-py>=1.4",
         "ai-edge-litert>=2.1",

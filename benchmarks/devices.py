@@ -24,10 +24,11 @@ from absl import app, flags, logging
 import repq_tf
 from repq_tf.files import write_atomically
 from repq_tf.keras_api import keras
-from repq_tf.train.checks import BN_STATISTICS
-from repq_tf.train.data.arrays import ArrayDataset
-from repq_tf.train.distribution import Engine, Mirrored
-from repq_tf.train.optimizer import make_optimizer
+from repq_tf.train.engines.base import Engine
+from repq_tf.train.engines.mirrored import Mirrored
+from repq_tf.train.settings.flags import BN_STATISTICS
+from repq_tf.train.stages.optimizer import make_optimizer
+from repq_tf.train.tasks.classification.arrays import ArrayDataset
 
 SIZE = (8, 8)
 CLASSES = 5

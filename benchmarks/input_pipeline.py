@@ -18,24 +18,27 @@ from concurrent.futures import ThreadPoolExecutor
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
-from absl import app, flags, logging
+from absl import logging
 
 import repq_tf
-import repq_tf.train.main  # noqa: F401  (its flags)
 from repq_tf.files import write_atomically
 from repq_tf.keras_api import keras
-from repq_tf.train.settings import resolve
-from repq_tf.train.tasks.classification import Classification
-from repq_tf.train.training import choose_jit
-
-FLAGS = flags.FLAGS
-flags.DEFINE_integer("batches", 20, "Batches and steps that are timed.")
-flags.DEFINE_string("json", None, "Write the table to this file.")
+from repq_tf.train.settings import command, flags, kinds, resolve
+from repq_tf.train.stages.training import choose_jit
+from repq_tf.train.tasks.classification.task import Classification
 
 SETTINGS = (
     "model dataset data_dir image_size augment randaugment mixup label_smoothing cache width"
     " batch_size mixed_precision jit_compile seed"
 ).split()
+OWN = (
+    flags.Flag("batches", kinds.Integer(1), 20, "Batches and steps that are timed."),
+    flags.Flag("json", kinds.Text("a file"), None, "Write the table to this file."),
+)
+FLAGS = {
+    **{name: flags.FLAGS[name] for name in SETTINGS},
+    **{flag.name: flag for flag in OWN},
+}
 
 
 def read_rate(task, count):
@@ -73,10 +76,14 @@ def first_batch(task):
     return next(iter(batches.as_numpy_iterator()))
 
 
-def main(_):
+def main():
     """Prints the table and writes it as JSON if asked to."""
+    if command.asks_for_help(sys.argv[1:]):
+        sys.exit(command.describe(__doc__, FLAGS))
+    given, _ = command.read(sys.argv[1:], FLAGS)
+    own = {flag.name: given.pop(flag.name, flag.default) for flag in OWN}
     logging.set_verbosity(logging.WARNING)  # TFDS tells each step
-    settings = resolve(**{name: FLAGS[name].value for name in SETTINGS})
+    settings = resolve(**given)
     task = Classification(settings)
     if settings.mixed_precision != "none":
         keras.config.set_dtype_policy(f"mixed_{settings.mixed_precision}")
@@ -84,15 +91,15 @@ def main(_):
     model = task.build(settings.model)
     inputs = np.asarray(batch[0][:32])
     qat = repq_tf.quantize(model, bits=8, calibration_data=inputs, verbose=False)
-    rates = {"pipeline": read_rate(task, FLAGS.batches)}
+    rates = {"pipeline": read_rate(task, own["batches"])}
     for name, network in (("float training", model), ("quantized training", qat)):
-        rates[name] = step_rate(task, network, batch, FLAGS.batches, choose_jit(settings))
+        rates[name] = step_rate(task, network, batch, own["batches"], choose_jit(settings))
     shape = "x".join(map(str, task.images.image_shape))
     print(f"{settings.model}, {settings.dataset}, {shape}, batch {settings.batch_size}")
     print(f"{'':20}{'images/s':>10}{'pipeline/need':>15}")
     for name, rate in rates.items():
         print(f"{name:20}{rate:10.0f}{rates['pipeline'] / rate:15.2f}")
-    if FLAGS.json:
+    if own["json"]:
         chosen = {name: getattr(settings, name) for name in SETTINGS}
         result = {
             "command": " ".join(sys.argv),
@@ -100,8 +107,8 @@ def main(_):
             "images_per_second": rates,
             "pipeline_to_need": {n: rates["pipeline"] / rate for n, rate in rates.items()},
         }
-        write_atomically(FLAGS.json, json.dumps(result, indent=2).encode())
+        write_atomically(own["json"], json.dumps(result, indent=2).encode())
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

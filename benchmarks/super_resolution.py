@@ -24,8 +24,9 @@ import training_runs
 from absl import app, flags
 
 from repq_tf.files import write_atomically
-from repq_tf.train.checks import METHODS, split_test_sets
-from repq_tf.train.report import versions
+from repq_tf.train.settings.checks import split_test_sets
+from repq_tf.train.settings.flags import METHODS
+from repq_tf.train.stages.report import versions
 
 # The float network that a method begins with.
 NETWORKS = {"plain": "plain", "merged": "branches", "repq": "branches"}

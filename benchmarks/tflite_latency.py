@@ -22,7 +22,7 @@ import repq_tf
 from repq_tf.files import write_atomically
 from repq_tf.keras_api import keras
 from repq_tf.train.interpreter import measure_latency
-from repq_tf.train.report import versions
+from repq_tf.train.stages.report import versions
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list(

@@ -24,7 +24,7 @@ _DOCUMENTATION = """{summary}
     """
 
 
-def classifier(name, summary, block, features, plain=None, **defaults):
+def classifier(name, summary, block, features, **defaults):
     """Makes and registers the function that builds a classification network.
 
     Args:
@@ -33,7 +33,6 @@ def classifier(name, summary, block, features, plain=None, **defaults):
         block: the class of its blocks.
         features: `features(images, width, block, options)` returns the last feature map;
             `options` are those of the blocks.
-        plain: name of the plain twin; None if the network is plain itself.
         **defaults: options of the blocks where the user gives none.
 
     Returns:
@@ -56,4 +55,4 @@ def classifier(name, summary, block, features, plain=None, **defaults):
     build.__name__ = build.__qualname__ = name
     build.__module__ = "repq_tf.models"
     build.__doc__ = _DOCUMENTATION.format(summary=summary, name=name, block=block.__name__)
-    return register(build, plain)
+    return register(build)

@@ -68,7 +68,7 @@ def _prelu(x, name):
     return keras.layers.PReLU(start, shared_axes=[1, 2], name=f"{name}_prelu")(x)
 
 
-def _make(name, summary, block, m, c, plain=None, own=""):
+def _make(name, summary, block, m, c, own=""):
     """Makes and registers the function that builds a network."""
 
     def build(scale=2, channels=1, input_shape=None, **block_options):
@@ -79,14 +79,14 @@ def _make(name, summary, block, m, c, plain=None, own=""):
     build.__doc__ = DOCUMENTATION.format(
         summary=summary, name=name, arguments=_ARGUMENTS.format(own=own)
     )
-    register(build, plain, task="super_resolution")
+    register(build)
 
 
 def _networks(m, c):
     """Registers a network and its plain twin."""
     name, title = f"ecbsr_m{m}c{c}", f"ECBSR-M{m}C{c}"
     summary = f"{title}: super resolution (ACM MM 2021)."
-    _make(name, summary, ECB, m, c, f"{name}_plain", own=", `multiplier` or `identity`")
+    _make(name, summary, ECB, m, c, own=", `multiplier` or `identity`")
     _make(f"{name}_plain", f"The plain twin of {title}: 3x3 convolutions.", ConvBlock, m, c)
 
 

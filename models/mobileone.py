@@ -79,7 +79,6 @@ def _networks(size, branches=1, **arguments):
     make = partial(
         classifier,
         features=partial(_features, **arguments),
-        plain=plain,
         kernel_initializer=torch_uniform(),
     )
     make(name, f"{title} (arXiv 2206.04040).", MobileOneBlock, branches=branches)

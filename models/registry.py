@@ -1,27 +1,10 @@
-"""The table of models by name."""
+"""The functions that build the models, by name."""
 
-import dataclasses
-from collections.abc import Callable
+from repq_tf.model_names import MODELS, ModelName, check_task, list_models
 
-TASKS = ("classification", "super_resolution")
+__all__ = ["build", "find", "list_models", "plain_twin", "register"]
 
-
-@dataclasses.dataclass(frozen=True)
-class _Model:
-    """A line of the table.
-
-    Attributes:
-        function: builds the model.
-        plain: name of its plain twin.
-        task: what it is for.
-    """
-
-    function: Callable
-    plain: str
-    task: str
-
-
-_MODELS = {}
+_FUNCTIONS = {}
 
 
 def register(function, plain=None, task="classification"):
@@ -31,33 +14,18 @@ def register(function, plain=None, task="classification"):
         function: `function(classes, input_shape, width, **block_options)`, or for super
             resolution `function(scale, channels, input_shape, **block_options)`.
         plain: name of its plain twin: the same network of ordinary convolutions. None for
-            a network that is plain itself.
+            a network that is plain itself, or one that `model_names` lists.
         task: "classification" or "super_resolution".
 
     Returns:
         The function.
     """
     name = function.__name__
-    if name in _MODELS:
+    if name in _FUNCTIONS:
         raise ValueError(f"name must be new. Received: {name!r}, which is registered")
-    _MODELS[name] = _Model(function, plain or name, _check_task(task))
+    MODELS.setdefault(name, ModelName(plain or name, check_task(task)))
+    _FUNCTIONS[name] = function
     return function
-
-
-def list_models(task=None):
-    """Returns the names of all models, sorted.
-
-    Args:
-        task: "classification" or "super_resolution" for the models of one task.
-
-    Example:
-        >>> repq_tf.models.list_models("super_resolution")[:2]
-        ['ecbsr_m10c16', 'ecbsr_m10c16_plain']
-    """
-    if task is None:
-        return sorted(_MODELS)
-    _check_task(task)
-    return sorted(name for name, model in _MODELS.items() if model.task == task)
 
 
 def build(name, *arguments, **options):
@@ -88,7 +56,7 @@ def plain_twin(name):
         >>> repq_tf.models.plain_twin("ac_resnet18")
         'resnet18'
     """
-    return _line(name).plain
+    return MODELS[_known(name)].plain
 
 
 def find(name):
@@ -97,16 +65,10 @@ def find(name):
     Args:
         name: one of `list_models()`.
     """
-    return _line(name).function
+    return _FUNCTIONS[_known(name)]
 
 
-def _line(name):
-    if not isinstance(name, str) or name not in _MODELS:
+def _known(name):
+    if not isinstance(name, str) or name not in _FUNCTIONS:
         raise ValueError(f"name must be one of: {', '.join(list_models())}. Received: {name!r}")
-    return _MODELS[name]
-
-
-def _check_task(task):
-    if task not in TASKS:
-        raise ValueError(f"task must be one of: {', '.join(TASKS)}. Received: {task!r}")
-    return task
+    return name

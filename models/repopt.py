@@ -44,7 +44,6 @@ def _networks(size, **arguments):
         f"{title} of constant-scale blocks, to search the scales (arXiv 2205.15242).",
         CSLABlock,
         partial(features, own_options=_start, **arguments),
-        plain=name,
         trainable_scales=True,
     )
 

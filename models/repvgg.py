@@ -62,7 +62,7 @@ def _networks(size, **arguments):
     """Registers all networks of one size, whose arguments are those of `features`."""
     title = f"RepVGG-{size.capitalize()}"
     plain = f"repvgg_{size}_plain"
-    make = partial(classifier, features=partial(features, **arguments), plain=plain)
+    make = partial(classifier, features=partial(features, **arguments))
     like_torch = partial(make, kernel_initializer=torch_uniform())
     like_torch(
         plain,

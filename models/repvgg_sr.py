@@ -91,11 +91,11 @@ def _defaults(block):
     return {**defaults, "use_bias": True} if "use_bias" in own else defaults
 
 
-def _register(name, summary, arguments, build, plain=None):
+def _register(name, summary, arguments, build):
     build.__name__ = build.__qualname__ = name
     build.__module__ = "repq_tf.models"
     build.__doc__ = DOCUMENTATION.format(summary=summary, name=name, arguments=arguments)
-    register(build, plain, task="super_resolution")
+    register(build)
 
 
 def _networks(m, c):
@@ -111,7 +111,7 @@ def _networks(m, c):
 
     summary = f"{title}: super resolution by 3x3 convolutions and ReLUs, of any blocks."
     arguments = _BLOCK_ARGUMENT + _OPTIONS_ARGUMENT
-    _register(name, summary, arguments, build, f"{name}_plain")
+    _register(name, summary, arguments, build)
     summary = f"The plain twin of {title}: ordinary convolutions."
     _register(f"{name}_plain", summary, _OPTIONS_ARGUMENT, build_plain)
 

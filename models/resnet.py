@@ -111,7 +111,6 @@ def _networks(family, summary, block, pointwise=ConvBNBlock, stem=ConvBNBlock, *
             summary.format(size),
             block,
             features,
-            plain=f"resnet{size}",
             **defaults,
         )
 

@@ -1,43 +1,31 @@
-"""repq_tf: quantization-aware training of re-parameterized networks, on merged kernels."""
+"""repq_tf: quantization-aware training of re-parameterized networks, on merged kernels.
 
-from repq_tf import branches, layers, models, optimizers, quantizers
-from repq_tf.calibration import reestimate_batch_norm
-from repq_tf.checkpoints import load_torch_checkpoint
-from repq_tf.deployment import (
-    export_c_array,
-    export_metadata,
-    export_tflite,
-    export_tflite_float,
-)
-from repq_tf.inspection import summary
-from repq_tf.parity import check_parity
-from repq_tf.quantization import quantization_table, quantize, with_container
-from repq_tf.reparameterization import merge, reparameterize
-from repq_tf.version import __version__
+The public names are those of `api`, which is imported when the first of them is asked for: so
+programs of this package refuse a bad argument before TensorFlow is imported.
+"""
 
-__all__ = [
-    "__version__",
-    "branches",
-    "check_parity",
-    "export_c_array",
-    "export_metadata",
-    "export_tflite",
-    "export_tflite_float",
-    "layers",
-    "load_torch_checkpoint",
-    "merge",
-    "models",
-    "optimizers",
-    "quantization_table",
-    "quantize",
-    "quantizers",
-    "reestimate_batch_norm",
-    "reparameterize",
-    "summary",
-    "with_container",
-]
+import importlib
+from typing import TYPE_CHECKING
+
+from repq_tf import opening
+from repq_tf.version import __version__  # noqa: F401
+
+if TYPE_CHECKING:
+    from repq_tf.api import *  # noqa: F403
+
+
+def __getattr__(name):
+    """Returns a public name."""
+    if name == "__all__" or not name.startswith("__"):
+        api = importlib.import_module("repq_tf.api")
+        if name in ("__all__", *api.__dict__.get("__all__", ())):
+            return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__():
     """Returns the public names."""
-    return __all__
+    return importlib.import_module("repq_tf.api").__all__
+
+
+opening.open_with_keras()

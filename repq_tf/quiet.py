@@ -2,10 +2,8 @@
 
 import contextlib
 import os
-import sys
 import tempfile
 
-_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 _STDERR = 2
 
 
@@ -16,7 +14,7 @@ def quiet():
     It is where `TF_CPP_MIN_LOG_LEVEL` is 3; TensorFlow obeys that later, but not while it is
     imported, and LiteRT never. What was written is printed after all if the block fails.
     """
-    if not _asked_for():
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "3":
         yield
         return
     try:
@@ -35,10 +33,3 @@ def quiet():
         finally:
             os.dup2(real, _STDERR)
             os.close(real)
-
-
-def _asked_for():
-    """Whether TensorFlow was asked for silence; `python -m repq_tf...` asks for it here."""
-    if sys.argv[:1] == ["-m"]:  # Python is still looking for the command's module
-        os.environ.setdefault(_LEVEL, "0" if "--verbose=2" in sys.argv else "3")
-    return os.environ.get(_LEVEL) == "3"

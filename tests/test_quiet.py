@@ -38,16 +38,7 @@ def test_a_process_without_stderr(monkeypatch):
         pass
 
 
-@pytest.mark.parametrize(("flag", "level"), [("--data=c", "3"), ("--verbose=2", "0")])
-def test_a_command_asks_tensorflow_for_silence(monkeypatch, flag, level):
-    monkeypatch.setattr(sys, "argv", ["-m", "a", "b", flag])
-    monkeypatch.delenv(LEVEL, raising=False)
-    with quiet():
-        assert os.environ[LEVEL] == level
-
-
 def test_a_command_prints_its_own_lines_alone():
-    """Python imports the package, and with it TensorFlow, before the command's first line."""
     done = subprocess.run(
         [sys.executable, "-m", "repq_tf.parity", "a", "b", "--data=c"],
         env=environment(),

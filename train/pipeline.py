@@ -15,9 +15,11 @@ import repq_tf
 from repq_tf import models, quantization, quantizers
 from repq_tf.keras_api import backend, keras, ops
 from repq_tf.quiet import quiet
-from repq_tf.train import checkpoint, distribution, judgement, precision, report, tfmot
+from repq_tf.train.engines import choose
+from repq_tf.train.engines.base import Engine
 from repq_tf.train.errors import UserError
-from repq_tf.train.run_folder import (
+from repq_tf.train.run import checkpoint
+from repq_tf.train.run.run_folder import (
     C_ARRAY,
     EVALUATION,
     FILE,
@@ -31,10 +33,12 @@ from repq_tf.train.run_folder import (
     REPORT,
     WEIGHTS_PLOT,
     RunFolder,
+    find_float_model,
 )
-from repq_tf.train.tasks.classification import Classification
-from repq_tf.train.tasks.super_resolution import SuperResolution
-from repq_tf.train.training import train
+from repq_tf.train.stages import evaluation, precision, report, tfmot
+from repq_tf.train.stages.training import train
+from repq_tf.train.tasks.classification.task import Classification
+from repq_tf.train.tasks.super_resolution.task import SuperResolution
 
 _TASKS = {"classification": Classification, "super_resolution": SuperResolution}
 _CLIP_RATE_IMAGES = 32
@@ -54,6 +58,8 @@ def run(settings, make_task=None):
     """
     folder = RunFolder(settings.workdir)
     folder.check(settings)
+    if settings.quantizer == "tfmot":
+        tfmot.check_importable()
     _make_repeatable(settings)
     engine = _make_engine(settings, folder)
     if not engine.is_chief:
@@ -70,8 +76,8 @@ def _make_engine(settings, folder):
     """
     trained = all(map(folder.has, (FLOAT, QUANTIZED_START, QUANTIZED)))
     if trained and settings.strategy == "data_parallel" and backend() == "tensorflow":
-        return distribution.Engine()
-    return distribution.make_engine(settings.strategy)
+        return Engine()
+    return choose.make_engine(settings.strategy)
 
 
 def _make_repeatable(settings):
@@ -114,32 +120,32 @@ class _Pipeline:
         verbose = self.settings.verbose
         self._stage(
             "evaluate",
-            lambda: judgement.evaluate(folder, task, container, verbose),
+            lambda: evaluation.evaluate(folder, task, container, verbose),
             EVALUATION,
         )
         if backend() == "tensorflow":
             self._stage(
                 "export",
-                lambda: judgement.export(folder, task, container, input_type, verbose),
+                lambda: evaluation.export(folder, task, container, input_type, verbose),
                 FILE,
                 FLOAT_FILE,
             )
         if folder.has(FILE) and folder.has(FLOAT_FILE):
-            self._stage("describe", lambda: judgement.describe(folder, task), METADATA)
+            self._stage("describe", lambda: evaluation.describe(folder, task), METADATA)
             if self.settings.c_array:
-                self._stage("c_array", lambda: judgement.write_c_array(folder), C_ARRAY)
+                self._stage("c_array", lambda: evaluation.write_c_array(folder), C_ARRAY)
             self._stage(
-                "measure", lambda: judgement.measure(folder, task, verbose), MEASUREMENT
+                "measure", lambda: evaluation.measure(folder, task, verbose), MEASUREMENT
             )
         else:
             notes.append(
                 "No .tflite file: the converter needs the TensorFlow backend. The same command"
                 " with KERAS_BACKEND=tensorflow goes on from here."
             )
-        self._stage("draw", lambda: judgement.draw(folder, verbose), WEIGHTS_PLOT)
+        self._stage("draw", lambda: evaluation.draw(folder, verbose), WEIGHTS_PLOT)
         if not self.engine.is_chief:
             return
-        results = judgement.read_results(folder)
+        results = evaluation.read_results(folder)
         if notes:
             results["notes"] = notes
         print(report.make_report(self.settings, task, folder, results))
@@ -201,7 +207,7 @@ class _Pipeline:
         with self.engine.scope(), precision.policy(settings.mixed_precision):
             model = self.task.build(name, **options)
         if settings.init_from:
-            path = _find_float_model(settings.init_from)
+            path = find_float_model(settings.init_from)
             checkpoint.copy_weights(checkpoint.load_model(path), model, path)
         with _named(f"--model={settings.model} cannot be quantized"):
             _CHECK[settings.quantizer](
@@ -222,7 +228,7 @@ class _Pipeline:
 
     def _quantize(self):
         settings, model = self.settings, self.folder.load_model(FLOAT)
-        options = self.task.quantize_options()
+        options = {"step_gradient": settings.step_gradient, **self.task.quantize_options()}
         if settings.method == "repq":
             options["bn_statistics"] = settings.bn_statistics
         elif settings.method == "merged":
@@ -301,19 +307,6 @@ def _named(what):
         yield
     except ValueError as error:
         raise UserError(f"{what}: {error}") from error
-
-
-def _find_float_model(path):
-    """Returns the `.keras` file that `--init_from` means."""
-    if not os.path.isdir(path):
-        return path
-    file = os.path.join(path, FLOAT)
-    if not os.path.isfile(file):
-        raise UserError(
-            f"--init_from={path} is a folder without {FLOAT}: give the folder of a run whose"
-            " float stage is done."
-        )
-    return file
 
 
 def _quantizer_scalars(model, images):

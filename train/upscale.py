@@ -9,41 +9,68 @@ overlap by its receptive field, so that the result is that of the whole photogra
 import os
 import sys
 
-from absl import app, flags
+from repq_tf.train.errors import UserError
+from repq_tf.train.run.run_folder import find_file
+from repq_tf.train.settings import command
+from repq_tf.train.settings.flags import Flag, fill
+from repq_tf.train.settings.kinds import Integer, Text
 
-flags.DEFINE_string("model", None, "A .tflite file, or the folder of a run.", required=True)
-flags.DEFINE_integer(
-    "tile",
-    None,
-    "Height and width of the tiles. Default: the file's own size, 256 if it takes any.",
-    lower_bound=1,
+_FLAGS = (
+    Flag(
+        "model",
+        Text("a .tflite file, or the folder of a run"),
+        None,
+        "A .tflite file, or the folder of a run. It must be given.",
+    ),
+    Flag(
+        "tile",
+        Integer(1),
+        None,
+        "Height and width of the tiles. Default: the file's own size, 256 if it takes any.",
+    ),
+    Flag("threads", Integer(1, 1024), os.cpu_count() or 1, "Threads of the interpreter."),
+    Flag(
+        "verbose",
+        Integer(0, 2),
+        1,
+        "0: nothing, 1: a progress bar, 2: and all that TensorFlow tells.",
+    ),
 )
-flags.DEFINE_integer("threads", os.cpu_count(), "Threads of the interpreter.", lower_bound=1)
-flags.DEFINE_integer(
-    "verbose", 1, "0: nothing, 1: a progress bar, 2: and all that TensorFlow tells."
-)
+FLAGS = {flag.name: flag for flag in _FLAGS}
 
 
-def main(argv):
-    """Enlarges one photograph; user errors end with a message on stderr and exit status 1."""
-    everything = flags.FLAGS.verbose > 1
-    # Read when TensorFlow is imported.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if everything else "3")
-    from repq_tf.train.errors import UserError
-    from repq_tf.train.upscaling import upscale_file
+def main(arguments=None):
+    """Enlarges one photograph; user errors end with a message on stderr and exit status 1.
 
+    Args:
+        arguments: The names of the photograph and of the result, and flags; by default those of
+            the process.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if command.asks_for_help(arguments):
+        print(command.describe(__doc__, FLAGS))
+        sys.exit(1)  # as of all programs with abseil's flags
     try:
-        if len(argv) != 3:
+        given, names = command.read(arguments, FLAGS)
+        values = fill(given, FLAGS)
+        if len(names) != 2:
             raise UserError(
                 "Two names are needed, of the photograph and of the result. Received:"
-                f" {' '.join(argv[1:]) or 'none'}"
+                f" {' '.join(names) or 'none'}"
             )
-        names = "model", "tile", "threads", "verbose"
-        upscale_file(*argv[1:], **{name: flags.FLAGS[name].value for name in names})
+        if values["model"] is None:
+            raise UserError(f"--model must be {FLAGS['model'].kind.allowed}. Received: none")
+        find_file(values["model"])
+        # Read when TensorFlow is imported.
+        everything = values["verbose"] > 1
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if everything else "3")
+        from repq_tf.train.tasks.super_resolution.upscaling import upscale_file
+
+        upscale_file(*names, **values)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

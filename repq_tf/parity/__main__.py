@@ -7,22 +7,21 @@ the likely cause are printed. 2: an argument is bad.
 """
 
 import argparse
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from repq_tf.files import pictures
-from repq_tf.files.keras_models import load_model
-from repq_tf.parity.compare import check_parity
-from repq_tf.parity.report import BOUNDS
-from repq_tf.parity.runtime import File
 
 NORMALIZATIONS = {
     "pixels/127.5-1": pictures.scale_pixels,
     "pixels/255": lambda pixels: pixels.astype("float32") / np.float32(255),
     "pixels": lambda pixels: pixels.astype("float32"),
 }
+KERNELS = ("default", "reference")
 # Pictures that are read and kept at once.
 _CHUNK = 32
 
@@ -30,7 +29,10 @@ _CHUNK = 32
 def main(arguments=None):
     """Runs the program and returns its exit status."""
     options = _parser().parse_args(arguments)
+    # Read when TensorFlow is imported.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if options.verbose > 1 else "3")
     try:
+        _check(options)
         report = _compare(options)
         if options.output:
             report.save(options.output)
@@ -67,7 +69,7 @@ def _parser():
     parser.add_argument("--batch_size", type=int, help="default: what fits a quarter gigabyte")
     parser.add_argument(
         "--kernels",
-        choices=BOUNDS,
+        choices=KERNELS,
         default="default",
         help="of the runtime: default is XNNPACK; reference rounds differently and is held to "
         "a looser bound",
@@ -84,7 +86,8 @@ def _parser():
     return parser
 
 
-def _compare(options):
+def _check(options):
+    """Refuses what can be known to be wrong before Keras is imported."""
     for name in ("images", "batch_size"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -92,6 +95,34 @@ def _compare(options):
     for path in (options.model, options.file, options.data):
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist")
+    if not options.data.is_dir() and options.data.suffix not in (".npy", ".npz"):
+        raise ValueError(
+            "--data must be a .npy or .npz file or a folder of pictures."
+            f" Received: {options.data}"
+        )
+    if options.output:
+        _check_writable(options.output)
+
+
+def _check_writable(folder):
+    """Refuses a folder that cannot be made or written."""
+    existing = folder.absolute()
+    while not os.path.lexists(existing):
+        existing = existing.parent
+    try:
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        raise ValueError(
+            f"--output must be a folder that can be written. Received: {folder}"
+            f" ({error.strerror}: {existing})"
+        ) from error
+
+
+def _compare(options):
+    from repq_tf.files.keras_models import load_model
+    from repq_tf.parity.compare import check_parity
+    from repq_tf.parity.runtime import File
+
     model = load_model(options.model)
     # A picture is resized where the model or the file has a size.
     mine, files = model.input_shape[1:], File(options.file).image_shape
@@ -113,10 +144,6 @@ def _compare(options):
 
 def _array(path):
     """The array of a `.npy` or `.npz` file; nothing in it is executed."""
-    if path.suffix not in (".npy", ".npz"):
-        raise ValueError(
-            f"--data must be a .npy or .npz file or a folder of pictures. Received: {path}"
-        )
     try:
         if path.suffix == ".npz":
             content = _array_of_several(path)

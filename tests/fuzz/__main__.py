@@ -159,9 +159,7 @@ def commands(count, seed):
                 verdict, more = ("exact", "") if fine else ("WRONG", str(parity))
             else:
                 messages = [
-                    line
-                    for line in done.stderr.splitlines()
-                    if line.startswith(("error: ", "FATAL Flags"))
+                    line for line in done.stderr.splitlines() if line.startswith("error: ")
                 ]
                 fine = messages and "Traceback" not in done.stderr and not report.exists()
                 verdict, more = ("refused", messages[-1]) if fine else ("CRASHED", done.stderr)

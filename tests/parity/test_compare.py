@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+import subprocess
+import sys
 import tracemalloc
 
 import keras
@@ -11,7 +13,8 @@ import pytest
 from PIL import Image
 
 import repq_tf
-from repq_tf.parity.__main__ import main
+from repq_tf.parity.__main__ import KERNELS, main
+from repq_tf.parity.report import BOUNDS
 from tests.deployment.files import Convolution, assert_exact, read, run, write
 from tests.quantization.networks import array, images, layers, network, quantize, residual
 
@@ -243,7 +246,7 @@ def test_pixels_are_normalized(folder, qat, tmp_path, monkeypatch):
         seen.append(np.concatenate([array(batch) for batch in data]))
         return repq_tf.check_parity(qat, path, seen[-1], *options)
 
-    monkeypatch.setattr("repq_tf.parity.__main__.check_parity", check)
+    monkeypatch.setattr("repq_tf.parity.compare.check_parity", check)
     wanted = {
         "pixels/127.5-1": pixels / 127.5 - 1,
         "pixels/255": pixels / 255,
@@ -300,6 +303,31 @@ def test_bad_data_is_named(folder, data, more, message, capsys):
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
     assert re.search(message, captured.err), captured.err
+
+
+def test_arguments_are_refused_before_keras_is_imported(folder):
+    np.save(folder / "good.npy", X[:2])
+    code = (
+        "import sys\n"
+        "from repq_tf.parity.__main__ import main\n"
+        "status = main(sys.argv[1:])\n"
+        "assert not {'keras', 'tensorflow', 'tensorboard'} & set(sys.modules)\n"
+        "sys.exit(status)\n"
+    )
+    given = arguments(folder, folder / "good.npy", "good.tflite")
+    for more, message in (
+        (["--output=/proc/no/such"], "--output must be a folder that can be written"),
+        ([f"--output={folder / 'good.npy'}"], "Not a directory"),
+        (["--images=0"], "--images must be positive"),
+    ):
+        command = [sys.executable, "-c", code, *map(str, given), *more]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+        assert done.stderr.startswith("error: ") and message in done.stderr
+
+
+def test_the_kernels_are_those_of_the_report():
+    assert KERNELS == tuple(BOUNDS)
 
 
 def test_bad_models_and_files(folder, tmp_path, capsys):

@@ -23,7 +23,7 @@ def command(*args, before=()):
     """Returns the command line, with code to be run before the program."""
     if not before:
         return [sys.executable, str(ROOT / "train" / "main.py"), *args]
-    start = "from absl import app; from repq_tf.train import main; app.run(main.main)"
+    start = "from repq_tf.train import main; main.main()"
     return [sys.executable, "-c", "; ".join([*before, start]), *args]
 
 

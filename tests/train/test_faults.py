@@ -13,14 +13,15 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from repq_tf.train import checkpoint, pipeline, run_folder
+from repq_tf.train import pipeline
 from repq_tf.train.errors import UserError
-from repq_tf.train.products import SUMS, check_product, product
-from repq_tf.train.records import Records
-from repq_tf.train.report import make_report
-from repq_tf.train.run_folder import RunFolder
+from repq_tf.train.run import checkpoint, run_folder, text_files
+from repq_tf.train.run.products import SUMS, check_product, product
+from repq_tf.train.run.records import Records
+from repq_tf.train.run.run_folder import RunFolder
 from repq_tf.train.settings import resolve
-from repq_tf.train.tasks.classification import Classification
+from repq_tf.train.stages.report import make_report
+from repq_tf.train.tasks.classification.task import Classification
 from tests.train.tiny import TinyTask
 
 
@@ -104,12 +105,12 @@ def test_flipped_bits_of_products_are_named(tmp_path):
 
 def test_flipped_bits_of_records_are_named(tmp_path):
     path, value = tmp_path / "seconds.json", {"float": 1.25, "list": [1, None], "name": "ü"}
-    checkpoint.write_json(str(path), value)
-    assert checkpoint.read_json(str(path)) == value
+    text_files.write_json(str(path), value)
+    assert text_files.read_json(str(path)) == value
     for damaged in _flips(path.read_bytes(), 300):
         path.write_bytes(damaged)
         try:
-            assert checkpoint.read_json(str(path)) == value
+            assert text_files.read_json(str(path)) == value
         except UserError as error:
             assert f"{path} is damaged" in str(error)
 
@@ -133,7 +134,7 @@ def _save_state(path, seed):
 
 
 def _save_json(path, seed):
-    checkpoint.write_json(path, {"numbers": list(range(seed, 500))})
+    text_files.write_json(path, {"numbers": list(range(seed, 500))})
 
 
 @pytest.mark.parametrize(
@@ -240,7 +241,7 @@ def test_skipped_images_are_counted_in_the_report(tmp_path):
     run = RunFolder(tmp_path)
     results = {"metrics": {}, "quantization": ""}
     make_report(settings, Classification(settings), run, results)
-    data = checkpoint.read_json(run.file("report.json"))["data"]
+    data = text_files.read_json(run.file("report.json"))["data"]
     assert data["skipped images"] == 1
     assert data["names of skipped images"] == str(bad)
     assert data["training images"] + data["test images"] == 39

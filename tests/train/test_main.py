@@ -5,10 +5,8 @@ import sys
 
 import pytest
 import tensorflow as tf
-from absl import flags
 
-from repq_tf.train import checks, main, settings
-from repq_tf.train.data import augment
+from repq_tf.train import main
 from tests.train.commands import ROOT, run
 
 
@@ -18,38 +16,14 @@ def call(monkeypatch, capsys):
     monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: None)
 
     def call(*args):
-        flags.FLAGS.unparse_flags()
-        rest = flags.FLAGS(["main.py", *args])
         try:
-            main.main(rest)
+            main.main(args)
             status = 0
         except SystemExit as error:
             status = error.code
-        flags.FLAGS.unparse_flags()
-        for name in flags.FLAGS.flags_by_module_dict()[main.__name__]:
-            name.unparse()
         return status, *capsys.readouterr()
 
     return call
-
-
-def test_every_setting_has_a_flag_with_help():
-    import inspect
-
-    names = set(inspect.signature(settings.resolve).parameters)
-    defined = {f.name: f for f in flags.FLAGS.flags_by_module_dict()[main.__name__]}
-    assert names == set(defined)
-    assert all(len(f.help) > 15 for f in defined.values())
-    for name, parameter in inspect.signature(settings.resolve).parameters.items():
-        assert defined[name].default == parameter.default, name
-    for name, values in (
-        ("method", checks.METHODS),
-        ("bn_statistics", checks.BN_STATISTICS),
-        ("strategy", checks.STRATEGIES),
-        ("mixed_precision", checks.PRECISIONS),
-        ("augment", augment.KINDS),
-    ):
-        assert all(value in defined[name].help for value in values), name
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,11 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
 from repq_tf.layers import ReparamConv
-from repq_tf.train import checkpoint, distribution, pipeline, products, run_folder
+from repq_tf.train import pipeline
+from repq_tf.train.engines import choose, mirrored
 from repq_tf.train.errors import DivergedError, UserError
-from repq_tf.train.run_folder import RunFolder
+from repq_tf.train.run import checkpoint, products, run_folder
+from repq_tf.train.run.run_folder import RunFolder
 from repq_tf.train.settings import resolve
 from repq_tf.train.tasks.base import Task
 from tests.train.tiny import TinyTask
@@ -108,8 +110,8 @@ def test_half_precision_is_of_training_alone(tmp_path, default, precision):
 
 
 def test_several_devices(tmp_path, default, two_replicas, monkeypatch):
-    engine = distribution.Mirrored(two_replicas)
-    monkeypatch.setattr(distribution, "make_engine", {"mirrored": engine}.get)
+    engine = mirrored.Mirrored(two_replicas)
+    monkeypatch.setattr(choose, "make_engine", {"mirrored": engine}.get)
     report = _run(tmp_path, strategy="mirrored")
     assert _file_is_the_model(report)
     blocks = _blocks(tmp_path)
@@ -120,7 +122,9 @@ def test_several_devices(tmp_path, default, two_replicas, monkeypatch):
 
 
 def test_a_file_that_takes_pixels(tmp_path):
-    report = _run(tmp_path, input_type="uint8", epochs=0.5, qat_epochs=0)
+    options = {"input_type": "uint8", "step_gradient": "lsq"}
+    report = _run(tmp_path, epochs=0.5, qat_epochs=0, **options)
+    assert {block.step_gradient for block in _blocks(tmp_path)} == {"lsq"}
     assert _file_is_the_model(report) and report["parity"]["equal_outputs"] == 1
     with open(tmp_path / run_folder.METADATA) as file:
         found = json.load(file)

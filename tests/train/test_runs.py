@@ -5,8 +5,8 @@ import keras
 import pytest
 
 from repq_tf.layers import ReparamConv
-from repq_tf.train import checkpoint, run_folder
-from repq_tf.train.run_folder import RunFolder
+from repq_tf.train.run import checkpoint, run_folder
+from repq_tf.train.run.run_folder import RunFolder
 from tests.train import kill_trials
 from tests.train.commands import TINY_MODELS, WITHOUT_TENSORFLOW, run, run_until
 

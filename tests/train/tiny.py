@@ -4,8 +4,8 @@ from repq_tf import models
 from repq_tf.keras_api import keras
 from repq_tf.layers import ACBlock, ConvBNBlock
 from repq_tf.models.registry import register
-from repq_tf.train.tasks.classification import Classification
-from repq_tf.train.tasks.super_resolution import SuperResolution
+from repq_tf.train.tasks.classification.task import Classification
+from repq_tf.train.tasks.super_resolution.task import SuperResolution
 
 
 def network(block, name, classes, input_shape, width=1.0, **options):

@@ -120,7 +120,8 @@ def watch(folder, last):
     Runs in the worker's process, before the program.
     """
     from repq_tf.keras_api import to_numpy
-    from repq_tf.train import distribution, pipeline
+    from repq_tf.train import pipeline
+    from repq_tf.train.engines import choose
 
     train = pipeline.train
 
@@ -138,8 +139,8 @@ def watch(folder, last):
             _forbid_writing(folder)
         return engine
 
-    make_engine = distribution.make_engine
-    distribution.make_engine = forbidding
+    make_engine = choose.make_engine
+    choose.make_engine = forbidding
     pipeline.train = recorded
 
 

@@ -1,1 +1,1 @@
-"""Images to train on: scikit-learn's digits, folders of images, TFDS."""
+"""Reading of data that several tasks share."""

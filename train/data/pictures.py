@@ -4,16 +4,7 @@ import numpy as np
 from PIL import Image
 
 from repq_tf.files import pictures
-from repq_tf.train.data.augment import LARGE_IMAGE
 from repq_tf.train.errors import UserError
-
-
-def stored_size(size):
-    """Returns the height at which pictures are kept for a network input of height `size`.
-
-    Large pictures are kept an eighth larger, for random and central crops to choose from.
-    """
-    return size if size < LARGE_IMAGE else round(size * 8 / 7)
 
 
 def resize_all(images, size):

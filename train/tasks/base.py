@@ -5,7 +5,7 @@ import contextlib
 
 import numpy as np
 
-from repq_tf.train.batches import as_fit_wants
+from repq_tf.train.engines.batches import as_fit_wants
 
 
 class Task(abc.ABC):

@@ -1,0 +1,38 @@
+"""The public names of the package."""
+
+from repq_tf import branches, layers, models, optimizers, quantizers
+from repq_tf.calibration import reestimate_batch_norm
+from repq_tf.checkpoints import load_torch_checkpoint
+from repq_tf.deployment import (
+    export_c_array,
+    export_metadata,
+    export_tflite,
+    export_tflite_float,
+)
+from repq_tf.inspection import summary
+from repq_tf.parity import check_parity
+from repq_tf.quantization import quantization_table, quantize, with_container
+from repq_tf.reparameterization import merge, reparameterize
+from repq_tf.version import __version__
+
+__all__ = [
+    "__version__",
+    "branches",
+    "check_parity",
+    "export_c_array",
+    "export_metadata",
+    "export_tflite",
+    "export_tflite_float",
+    "layers",
+    "load_torch_checkpoint",
+    "merge",
+    "models",
+    "optimizers",
+    "quantization_table",
+    "quantize",
+    "quantizers",
+    "reestimate_batch_norm",
+    "reparameterize",
+    "summary",
+    "with_container",
+]

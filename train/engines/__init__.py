@@ -1,0 +1,1 @@
+"""Engines that train on one device, on several, or on several machines."""

@@ -1,0 +1,1 @@
+"""The folder of a run: its products, checkpoints, records and plots."""

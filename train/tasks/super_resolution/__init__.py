@@ -1,0 +1,1 @@
+"""Super resolution: larger images out of small ones."""
