@@ -7,7 +7,6 @@ import pytest
 import repq_tf
 from repq_tf.layers import DepthToSpace
 from tests.deployment.files import TYPES, Convolution, assert_exact, parity, read, run
-from tests.deployment.test_containers import everything
 from tests.quantization.networks import (
     SHAPE,
     array,
@@ -20,6 +19,7 @@ from tests.quantization.networks import (
     residual,
     train,
 )
+from tests.quantization.test_containers import everything
 
 X = images(48)
 
