@@ -58,4 +58,4 @@ def run_until(path, *args, before=()):
             time.sleep(0.005)
     finally:
         process.kill()
-        process.wait()
+        process.communicate()  # closes what it wrote to

@@ -1,5 +1,6 @@
 """The training program on several machines, which are processes of this one."""
 
+import contextlib
 import json
 import os
 import socket
@@ -72,27 +73,33 @@ def run_workers(environments, folder, *args, until=None, last=None):
         f"from tests.train import workers; workers.watch({str(folder)!r}, {last!r})",
     ]
     line = command(*args, f"--workdir={folder}", before=before)
-    outputs = [tempfile.TemporaryFile("w+") for _ in environments]
-    processes = [
-        subprocess.Popen(
-            line, cwd=ROOT, env={**os.environ, **each}, stdout=output, stderr=output
-        )
-        for each, output in zip(environments, outputs, strict=True)
-    ]
+    with contextlib.ExitStack() as stack:
+        outputs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in environments]
+        processes = [
+            subprocess.Popen(
+                line, cwd=ROOT, env={**os.environ, **each}, stdout=output, stderr=output
+            )
+            for each, output in zip(environments, outputs, strict=True)
+        ]
+        try:
+            return _wait(processes, outputs, until)
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+
+
+def _wait(processes, outputs, until):
+    """Waits until all have ended or a file is there, and returns what they printed."""
     end = time.monotonic() + 300
-    try:
-        while any(process.poll() is None for process in processes):
-            if until and os.path.exists(until):
-                return []
-            assert time.monotonic() < end, _texts(outputs)
-            assert not any(process.poll() for process in processes), _texts(outputs)
-            time.sleep(0.005)
+    while any(process.poll() is None for process in processes):
+        if until and os.path.exists(until):
+            return []
+        assert time.monotonic() < end, _texts(outputs)
         assert not any(process.poll() for process in processes), _texts(outputs)
-        assert not until, f"{until} was not written"
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+        time.sleep(0.005)
+    assert not any(process.poll() for process in processes), _texts(outputs)
+    assert not until, f"{until} was not written"
     return _texts(outputs)
 
 
