@@ -1,5 +1,6 @@
 """What every re-parameterized convolution is: options, and an expression made with them."""
 
+from collections.abc import Callable
 from typing import Any, Unpack
 
 from repq_tf.arguments import (
@@ -30,6 +31,7 @@ from repq_tf.keras_api import (
     LayerOptions,
     Pair,
     Shape,
+    Tensor,
     keras,
 )
 from repq_tf.layers.freezing import (
@@ -99,7 +101,7 @@ class ExpressionLayer(Layer):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
         # What is put here quantizes the merged kernel from outside (TFMOT).
-        self.kernel_hook = None
+        self.kernel_hook: Callable[[Tensor], Tensor] | None = None
         self.weight_quantizer = None
         if weight_bits is not None:
             self.weight_quantizer = LSQ(
