@@ -60,6 +60,7 @@ setup(
             "repq-parity = repq_tf.parity.__main__:main",
         ]
     },
+    package_data={"repq_tf": ["py.typed"]},
     install_requires=[
         "absl-py>=1.4",
         "ai-edge-litert>=2.1",
@@ -81,6 +82,7 @@ setup(
         "test": [
             "hypothesis>=6.100",
             "jax>=0.4.30",
+            "mypy>=1.15",
             "onnx>=1.17",
             "onnxruntime>=1.20",
             "pytest>=8",

@@ -5,7 +5,7 @@ programs of this package refuse a bad argument before TensorFlow is imported.
 """
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from repq_tf import opening
 from repq_tf.version import __version__  # noqa: F401
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from repq_tf.api import *  # noqa: F403
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     """Returns a public name."""
     if name == "__all__" or not name.startswith("__"):
         api = importlib.import_module("repq_tf.api")
@@ -23,7 +23,7 @@ def __getattr__(name):
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     """Returns the public names."""
     return importlib.import_module("repq_tf.api").__all__
 

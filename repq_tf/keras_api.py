@@ -7,6 +7,10 @@ TensorFlow backend; only the base classes differ.
 
 import functools
 import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
+
+import numpy as np
 
 from repq_tf.quiet import quiet
 
@@ -16,19 +20,58 @@ with quiet():  # TensorFlow is imported here, if it is the backend
     import keras as _keras3
     from keras import ops, tree
 
-    if LEGACY:
-        import tf_keras as keras
+    if TYPE_CHECKING:  # of which a name is bound only once
+        import keras
+        from keras.layers import Layer
     else:
-        keras = _keras3
+        if LEGACY:
+            import tf_keras as keras
+        else:
+            keras = _keras3
+        Layer = keras.layers.Layer
 
-Layer = keras.layers.Layer
+Array: TypeAlias = np.ndarray
+Tensor: TypeAlias = Any  # a tensor of any Keras backend
+Variable: TypeAlias = Any  # a variable of either Keras
+Pair: TypeAlias = tuple[int, int]  # (height, width)
+Shape: TypeAlias = tuple[Any, ...]  # whole sizes, None for one that is not known
+Config: TypeAlias = dict[str, Any]  # what `get_config` returns
+# What `keras.initializers.get` takes, and its like for regularizers and activations.
+Identifier: TypeAlias = str | Config | Callable[..., Any]
+
 register = keras.saving.register_keras_serializable(package="repq_tf")
+
+
+class LayerOptions(TypedDict, total=False):
+    """The options of every Keras layer.
+
+    Attributes:
+        name: of the layer.
+        dtype: a name or a dtype policy.
+        trainable: whether its weights are trained.
+        autocast: whether Keras casts its inputs to the compute dtype.
+        activity_regularizer: of its outputs.
+    """
+
+    name: str | None
+    dtype: Any
+    trainable: bool
+    autocast: bool
+    activity_regularizer: Any
 
 
 __all__ = [
     "LEGACY",
     "UNCAST",
+    "Array",
+    "Config",
+    "Identifier",
     "Layer",
+    "LayerOptions",
+    "Pair",
+    "Shape",
+    "Tensor",
+    "Variable",
     "add_parameter",
     "add_statistic",
     "backend",
@@ -47,12 +90,12 @@ __all__ = [
 ]
 
 
-def backend():
+def backend() -> str:
     """Returns the name of the array backend: `"tensorflow"`, `"jax"` or `"torch"`."""
     return _keras3.backend.backend()
 
 
-def check_same_keras(thing, name):
+def check_same_keras(thing: object, name: str) -> None:
     """Raises ValueError for a model or symbolic tensor of the Keras that was not chosen.
 
     Args:
@@ -77,7 +120,7 @@ def check_same_keras(thing, name):
         )
 
 
-def overrides(kind, name, beyond):
+def overrides(kind: type, name: str, beyond: str) -> bool:
     """Whether a class defines a method anew in a subclass of the one that defines another.
 
     Args:
@@ -92,7 +135,7 @@ def overrides(kind, name, beyond):
     return owners[name] < owners[beyond]
 
 
-def dtype_name(array):
+def dtype_name(array: Any) -> str:
     """Returns the dtype of a tensor, variable or NumPy array as a string."""
     return _keras3.backend.standardize_dtype(array.dtype)
 
@@ -101,7 +144,9 @@ def dtype_name(array):
 UNCAST = {"experimental_autocast": False} if LEGACY else {"autocast": False}
 
 
-def add_statistic(layer, name, shape, initializer):
+def add_statistic(
+    layer: Layer, name: str, shape: tuple[int, ...], initializer: Any
+) -> Variable:
     """Adds a non-trainable float variable whose replicas are averaged on assignment.
 
     Keras 3's default (`aggregation="none"`) lets the replicas of a
@@ -116,7 +161,7 @@ def add_statistic(layer, name, shape, initializer):
     Returns:
         The variable.
     """
-    options = {"aggregation": "mean"}
+    options: dict[str, Any] = {"aggregation": "mean"}
     if LEGACY:
         import tensorflow as tf
 
@@ -129,7 +174,14 @@ def add_statistic(layer, name, shape, initializer):
     )
 
 
-def add_parameter(layer, name, shape, initializer, regularizer=None, trainable=True):
+def add_parameter(
+    layer: Layer,
+    name: str,
+    shape: tuple[int, ...],
+    initializer: Any,
+    regularizer: Any = None,
+    trainable: bool = True,
+) -> Variable:
     """Adds a variable, trainable as a rule, that mixed precision leaves in its own dtype.
 
     Kernels, batch-norm parameters and step sizes enter the algebra of merged
@@ -145,24 +197,26 @@ def add_parameter(layer, name, shape, initializer, regularizer=None, trainable=T
     )
 
 
-def to_numpy(variable):
+def to_numpy(variable: Variable) -> Array:
     """Returns a variable's values; of one with copies on several devices, what they are."""
     return variable.numpy() if LEGACY else ops.convert_to_numpy(variable)
 
 
-def trained_weights(layer):
+def trained_weights(layer: Layer) -> list[Variable]:
     """The weights of a layer that training changes, also those of a part that was thawed."""
     if LEGACY:
         return layer.trainable_weights
     return [variable for variable in layer.weights if variable.trainable]
 
 
-def variable_path(variable):
+def variable_path(variable: Variable) -> str:
     """Returns the name of a variable with those of what owns it: `"block/conv/kernel"`."""
     return variable.name.removesuffix(":0") if LEGACY else variable.path
 
 
-def fold(function, items, state):
+def fold(
+    function: Callable[[Any, Any], Any], items: Sequence[tuple], state: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
     """`functools.reduce(function, items, state)`; in a TensorFlow graph, as a loop of it.
 
     Unrolled, each item would be traced and optimized on its own there.
@@ -178,14 +232,14 @@ def fold(function, items, state):
         if not tf.executing_eagerly():
             columns = [tf.constant(column) for column in zip(*items, strict=True)]
 
-            def body(index, state):
+            def body(index: Tensor, state: Any) -> Any:
                 return function(state, [column[index] for column in columns])
 
             return ops.fori_loop(0, len(items), body, state)
     return functools.reduce(function, items, state)
 
 
-def replica_mean(tensor):
+def replica_mean(tensor: Tensor) -> Tensor:
     """Averages a tensor over the replicas of the current strategy.
 
     Differentiable. Outside a TensorFlow replica context, and on JAX, whose

@@ -3,12 +3,13 @@
 import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 
 _STDERR = 2
 
 
 @contextlib.contextmanager
-def quiet():
+def quiet() -> Iterator[None]:
     """Drops what is written to the process's stderr meanwhile, where silence is asked for.
 
     It is where `TF_CPP_MIN_LOG_LEVEL` is 3; TensorFlow obeys that later, but not while it is
