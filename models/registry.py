@@ -2,7 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any, TypeAlias
 
+from repq_tf.keras_api import keras
+
+# What builds a model, of its own arguments.
+ModelFunction: TypeAlias = Callable[..., keras.Model]
 TASKS = ("classification", "super_resolution")
 
 
@@ -16,7 +21,7 @@ class _Model:
         task: what it is for.
     """
 
-    function: Callable
+    function: ModelFunction
     plain: str
     task: str
 
@@ -24,7 +29,9 @@ class _Model:
 _MODELS = {}
 
 
-def register(function, plain=None, task="classification"):
+def register(
+    function: ModelFunction, plain: str | None = None, task: str = "classification"
+) -> ModelFunction:
     """Enters a function that builds a model under its name.
 
     Args:
@@ -44,7 +51,7 @@ def register(function, plain=None, task="classification"):
     return function
 
 
-def list_models(task=None):
+def list_models(task: str | None = None) -> list[str]:
     """Returns the names of all models, sorted.
 
     Args:
@@ -60,7 +67,7 @@ def list_models(task=None):
     return sorted(name for name, model in _MODELS.items() if model.task == task)
 
 
-def build(name, *arguments, **options):
+def build(name: str, *arguments: Any, **options: Any) -> keras.Model:
     """Builds a model by name.
 
     Args:
@@ -78,7 +85,7 @@ def build(name, *arguments, **options):
     return find(name)(*arguments, **options)
 
 
-def plain_twin(name):
+def plain_twin(name: str) -> str:
     """Returns the name of a model's plain twin: what the Plain baseline trains.
 
     Args:
@@ -91,7 +98,7 @@ def plain_twin(name):
     return _line(name).plain
 
 
-def find(name):
+def find(name: str) -> ModelFunction:
     """Returns the function that builds a model.
 
     Args:
@@ -100,13 +107,13 @@ def find(name):
     return _line(name).function
 
 
-def _line(name):
+def _line(name: str) -> _Model:
     if not isinstance(name, str) or name not in _MODELS:
         raise ValueError(f"name must be one of: {', '.join(list_models())}. Received: {name!r}")
     return _MODELS[name]
 
 
-def _check_task(task):
+def _check_task(task: str) -> str:
     if task not in TASKS:
         raise ValueError(f"task must be one of: {', '.join(TASKS)}. Received: {task!r}")
     return task

@@ -8,14 +8,16 @@ the likely cause are printed. 2: an argument is bad.
 
 import argparse
 import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from repq_tf.files import pictures
 from repq_tf.files.keras_models import load_model
+from repq_tf.keras_api import Array, Shape
 from repq_tf.parity.compare import check_parity
-from repq_tf.parity.report import BOUNDS
+from repq_tf.parity.report import BOUNDS, ParityReport
 from repq_tf.parity.runtime import File
 
 NORMALIZATIONS = {
@@ -27,7 +29,7 @@ NORMALIZATIONS = {
 _CHUNK = 32
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status."""
     options = _parser().parse_args(arguments)
     try:
@@ -41,7 +43,7 @@ def main(arguments=None):
     return 0 if report.holds else 1
 
 
-def _parser():
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m repq_tf.parity",
         description=__doc__,
@@ -84,7 +86,7 @@ def _parser():
     return parser
 
 
-def _compare(options):
+def _compare(options: argparse.Namespace) -> ParityReport:
     for name in ("images", "batch_size"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -111,7 +113,7 @@ def _compare(options):
     return check_parity(model, options.file, images, options.batch_size, options.kernels)
 
 
-def _array(path):
+def _array(path: Path) -> Array:
     """The array of a `.npy` or `.npz` file; nothing in it is executed."""
     if path.suffix not in (".npy", ".npz"):
         raise ValueError(
@@ -131,7 +133,7 @@ def _array(path):
         raise ValueError(f"{path} cannot be read as images: {error}") from error
 
 
-def _pictures(folder, shape, count):
+def _pictures(folder: Path, shape: Shape, count: int | None) -> Iterator[Array]:
     """Yields the pictures of a folder, each `(1, height, width, channels)`, uint8."""
     *size, channels = shape
     if channels not in (1, 3):
@@ -148,7 +150,7 @@ def _pictures(folder, shape, count):
         yield pictures.pixels(picture, channels)[None]
 
 
-def _chunks(images):
+def _chunks(images: Array | Iterable[Array]) -> Iterator[Array]:
     """Joins single images of equal shapes, or cuts an array."""
     if isinstance(images, np.ndarray):
         yield from (images[k : k + _CHUNK] for k in range(0, len(images), _CHUNK))

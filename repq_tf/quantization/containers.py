@@ -9,21 +9,21 @@ two. `with_container` makes the Keras model round like the file of its container
 import dataclasses
 
 from repq_tf.arithmetic import fits_four_bits
-from repq_tf.graphs import copy_call, read_native, rebuild
-from repq_tf.keras_api import ops
+from repq_tf.graphs import Graph, copy_call, read_native, rebuild
+from repq_tf.keras_api import Layer, keras, ops
 from repq_tf.layers import DenseBlock, Quantize, ReparamConv
 from repq_tf.quantization.grids import input_quantizer
 
 CONTAINERS = ("int8", "int4")
 
 
-def check_container(container):
+def check_container(container: str) -> None:
     """Raises ValueError when a container is not one of `CONTAINERS`."""
     if container not in CONTAINERS:
         raise ValueError(f"container must be one of {CONTAINERS}. Received: {container!r}")
 
 
-def check_four_bits(graph):
+def check_four_bits(graph: Graph) -> None:
     """Raises ValueError when a model has no kernel that "int4" would store in 4 bits."""
     layers = [node.layer for node in graph.nodes.values()]
     found = {layer.weight_bits for layer in layers if isinstance(layer, ReparamConv)} - {None}
@@ -35,7 +35,7 @@ def check_four_bits(graph):
         )
 
 
-def with_container(model, container):
+def with_container(model: keras.Model, container: str) -> keras.Model:
     """Returns a copy of a quantized model that rounds like its file of a container.
 
     `export_tflite(model, path, container="int4")` writes the same file for both; in
@@ -63,7 +63,7 @@ def with_container(model, container):
     )
 
 
-def in_container(graph, container):
+def in_container(graph: Graph, container: str) -> Graph:
     """The graph of a quantized model whose calls round like the file of a container."""
     packed = four_bit_layers(graph)[0] if container == "int4" else []
     nodes = dict(graph.nodes)
@@ -83,12 +83,12 @@ def in_container(graph, container):
     return dataclasses.replace(graph, nodes=nodes)
 
 
-def _runs_on_xnnpack(layer):
+def _runs_on_xnnpack(layer: Layer) -> bool:
     """Whether XNNPACK takes a layer's INT4 kernel: dense, with an even number of inputs."""
     return isinstance(layer, DenseBlock) and layer.inner.kernel.shape[-2] % 2 == 0
 
 
-def four_bit_layers(graph):
+def four_bit_layers(graph: Graph) -> tuple[list[str], list[str]]:
     """The layers whose kernels the "int4" container stores in 4 bits.
 
     Those of at most 4 bits, but for grouped and depthwise convolutions, which have few weights

@@ -1,7 +1,8 @@
 """The patterns that convolutions can be given, and the settings that choose one."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from repq_tf.arguments import positive
 from repq_tf.layers import (
@@ -64,7 +65,7 @@ class Settings:
 _KEYS = ("pattern", "layers", "options", "min_kernel_size", "initialize")
 
 
-def read_settings(settings):
+def read_settings(settings: str | type[ReparamConv] | Mapping[str, Any]) -> Settings:
     """Returns checked `Settings` of a pattern's name, a block class or a dict."""
     given = settings if isinstance(settings, dict) else {"pattern": settings}
     unknown = sorted(set(given) - set(_KEYS))
@@ -90,7 +91,7 @@ def read_settings(settings):
     return Settings(block, tuple(layers), dict(options), smallest, initialize)
 
 
-def _block(pattern):
+def _block(pattern: Any) -> type[ReparamConv]:
     if isinstance(pattern, type) and issubclass(pattern, ReparamConv):
         return pattern
     if isinstance(pattern, str) and pattern in PATTERNS:
