@@ -34,8 +34,10 @@ Array: TypeAlias = np.ndarray
 Tensor: TypeAlias = Any  # a tensor of any Keras backend
 Variable: TypeAlias = Any  # a variable of either Keras
 Pair: TypeAlias = tuple[int, int]  # (height, width)
-Shape: TypeAlias = tuple[int | None, ...]  # None for a size that is not known
+Shape: TypeAlias = tuple[Any, ...]  # whole sizes, None for one that is not known
 Config: TypeAlias = dict[str, Any]  # what `get_config` returns
+# What `keras.initializers.get` takes, and its like for regularizers and activations.
+Identifier: TypeAlias = str | Config | Callable[..., Any]
 
 register = keras.saving.register_keras_serializable(package="repq_tf")
 
@@ -63,6 +65,7 @@ __all__ = [
     "UNCAST",
     "Array",
     "Config",
+    "Identifier",
     "Layer",
     "LayerOptions",
     "Pair",
