@@ -4,7 +4,7 @@ import inspect
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import Any, TypedDict
+from typing import Any
 
 from repq_tf.arguments import positive
 from repq_tf.keras_api import Shape
@@ -15,43 +15,6 @@ _DECIDED = {
     *("self", "filters", "kernel_size", "strides", "padding", "groups", "activation"),
     *("options", "kwargs"),
 }
-
-
-class BlockOptions(TypedDict, total=False):
-    """What a network leaves to its user of its blocks' options; see the blocks themselves."""
-
-    # Of every block.
-    merged: bool
-    bn_statistics: str
-    restore_batch_norm: bool | None
-    weight_bits: int | None
-    per_channel: bool
-    step_gradient: str
-    momentum: float
-    epsilon: float
-    synchronized: bool
-    sample_fraction: float
-    literal_estimate: bool
-    oabn_k: float | None
-    kernel_initializer: Any
-    kernel_regularizer: Any
-    # Of some.
-    branches: int
-    custom_l2: float
-    custom_l2_denominator: bool
-    expansion: str
-    gamma_initializer: Any
-    identity: bool
-    identity_scale: float
-    internal_channels: int | None
-    multiplier: int
-    rate: int
-    scales: Any
-    single_init: bool
-    trainable_scales: bool
-    use_batch_norm: bool
-    use_bias: bool
-    variant: str
 
 
 def check_input_shape(shape: Sequence[int | None], unknown_size: bool = False) -> Shape:
@@ -103,7 +66,7 @@ def common_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _option_names(block: type[ReparamConv]) -> set[str]:
     """The options of a class of blocks that a network leaves to its user."""
-    names = set()
+    names: set[str] = set()
     for ancestor in inspect.getmro(block):
         if issubclass(ancestor, ReparamConv):
             names.update(inspect.signature(ancestor.__init__).parameters)

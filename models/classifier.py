@@ -6,12 +6,8 @@ from typing import Any, Unpack
 from repq_tf.arguments import positive
 from repq_tf.keras_api import Tensor, keras
 from repq_tf.layers import ReparamConv
-from repq_tf.models.arguments import (
-    BlockOptions,
-    check_block_options,
-    check_input_shape,
-    check_width,
-)
+from repq_tf.layers.options import NetworkOptions
+from repq_tf.models.arguments import check_block_options, check_input_shape, check_width
 from repq_tf.models.parts import torch_uniform
 from repq_tf.models.registry import ModelFunction, register
 
@@ -60,7 +56,7 @@ def classifier(
         classes: int = 1000,
         input_shape: Sequence[int] = (224, 224, 3),
         width: float = 1.0,
-        **block_options: Unpack[BlockOptions],
+        **block_options: Unpack[NetworkOptions],
     ) -> keras.Model:
         classes = positive(classes, "classes")
         input_shape = check_input_shape(input_shape)

@@ -13,7 +13,8 @@ from typing import Any, Unpack
 from repq_tf.arguments import positive
 from repq_tf.keras_api import Tensor, keras
 from repq_tf.layers import ECB, ConvBlock, ReparamConv
-from repq_tf.models.arguments import BlockOptions, check_block_options
+from repq_tf.layers.options import NetworkOptions
+from repq_tf.models.arguments import check_block_options
 from repq_tf.models.parts import torch_uniform
 from repq_tf.models.registry import register
 from repq_tf.models.upscaling import DOCUMENTATION, upscaling_network
@@ -28,7 +29,7 @@ def ecbsr(
     scale: int = 2,
     channels: int = 1,
     input_shape: Sequence[int | None] | None = None,
-    **block_options: Unpack[BlockOptions],
+    **block_options: Unpack[NetworkOptions],
 ) -> keras.Model:
     """ECBSR of any depth and width.
 
@@ -101,7 +102,7 @@ def _make(
         scale: int = 2,
         channels: int = 1,
         input_shape: Sequence[int | None] | None = None,
-        **block_options: Unpack[BlockOptions],
+        **block_options: Unpack[NetworkOptions],
     ) -> keras.Model:
         return _network(name, block, m, c, scale, channels, input_shape, block_options)
 

@@ -26,7 +26,7 @@ class _Model:
     task: str
 
 
-_MODELS = {}
+_MODELS: dict[str, _Model] = {}
 
 
 def register(

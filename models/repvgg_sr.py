@@ -15,7 +15,8 @@ from repq_tf import layers
 from repq_tf.arguments import positive
 from repq_tf.keras_api import Tensor, keras
 from repq_tf.layers import ConvBlock, DenseBlock, ReparamConv
-from repq_tf.models.arguments import BlockOptions, check_block_options
+from repq_tf.layers.options import NetworkOptions
+from repq_tf.models.arguments import check_block_options
 from repq_tf.models.parts import torch_uniform
 from repq_tf.models.registry import ModelFunction, register
 from repq_tf.models.upscaling import DOCUMENTATION, upscaling_network
@@ -40,7 +41,7 @@ def repvgg_sr(
     channels: int = 1,
     input_shape: Sequence[int | None] | None = None,
     block: str | type[ReparamConv] = "RepVGGBlock",
-    **block_options: Unpack[BlockOptions],
+    **block_options: Unpack[NetworkOptions],
 ) -> keras.Model:
     """The network of any depth, width and blocks.
 
@@ -131,7 +132,7 @@ def _networks(m: int, c: int) -> None:
         channels: int = 1,
         input_shape: Sequence[int | None] | None = None,
         block: str | type[ReparamConv] = "RepVGGBlock",
-        **block_options: Unpack[BlockOptions],
+        **block_options: Unpack[NetworkOptions],
     ) -> keras.Model:
         return repvgg_sr(m, c, scale, channels, input_shape, block, **block_options)
 
@@ -139,7 +140,7 @@ def _networks(m: int, c: int) -> None:
         scale: int = 2,
         channels: int = 1,
         input_shape: Sequence[int | None] | None = None,
-        **block_options: Unpack[BlockOptions],
+        **block_options: Unpack[NetworkOptions],
     ) -> keras.Model:
         plain = f"{name}_plain"
         return _network(plain, ConvBlock, m, c, scale, channels, input_shape, block_options)

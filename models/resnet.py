@@ -112,7 +112,7 @@ def _add(x: Tensor, y: Tensor, name: str) -> Tensor:
     return keras.layers.ReLU(name=f"{name}_relu")(y)
 
 
-_SIZES = {
+_SIZES: dict[int, dict[str, Any]] = {
     18: {"residual": _basic_block, "depths": (2, 2, 2, 2)},
     34: {"residual": _basic_block, "depths": (3, 4, 6, 3)},
     50: {"residual": _bottleneck, "depths": (3, 4, 6, 3)},

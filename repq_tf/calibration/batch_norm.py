@@ -130,7 +130,7 @@ class Readings:
         """The readings that a function makes of these."""
         return Readings(self._block, self._calls, (*self._changes, change))
 
-    def moments(self, *affines: AffineKernel) -> tuple[Moments, ...]:
+    def moments(self, *affines: AffineKernel) -> list[Moments]:
         """The exact `Moments` of the features convolved with each `AffineKernel`."""
         found = [Moments() for _ in affines]
         for r in self:

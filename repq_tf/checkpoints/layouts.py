@@ -75,11 +75,11 @@ def folded(conv: str, bn: str) -> Source:
     vectors = (f"{bn}.{name}" for name in ("weight", "bias", "running_mean", "running_var"))
 
     def convert(shape: Sequence[int], tensor: Array, *given: Array) -> Array:
-        given = [values.ravel() for values in given]
-        for values in given:
+        flat = [values.ravel() for values in given]
+        for values in flat:
             if values.size != shape[-1]:
                 return values
-        gamma, beta, mean, variance = given
+        gamma, beta, mean, variance = flat
         gain = gamma / np.sqrt(variance + _EPSILON)
         if len(shape) == 1:
             return beta - mean * gain
@@ -98,7 +98,7 @@ def residual(*names: str) -> Source:
     """The sum of 1x1 kernels without the identity, which the block adds on its own."""
 
     def convert(shape: Sequence[int], *tensors: Array) -> Array:
-        value = sum(_kernel(shape, tensor) for tensor in tensors)
+        value: Array = np.asarray(sum(_kernel(shape, tensor) for tensor in tensors))
         inputs, outputs = shape[2:]
         if value.shape != tuple(shape):
             return value

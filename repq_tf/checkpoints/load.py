@@ -3,7 +3,7 @@
 import dataclasses
 import fnmatch
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from repq_tf.keras_api import Array, Layer, Variable, keras, variable_path
 from repq_tf.layers import ECB, ConvBlock, DepthToSpace, ReparamConv, SqueezeExcite
 
 # The tensors of PyTorch's modules by our names of the same weights.
-_STANDARD = {
+_STANDARD: dict[str, tuple[str, Callable[[str], Source]]] = {
     "kernel": ("weight", kernel),
     "bias": ("bias", vector),
     "gamma": ("weight", vector),
@@ -67,7 +67,7 @@ def load_torch_checkpoint(
     """
     graph = read_graph(model)
     tensors = read_checkpoint(path)
-    layers = {}
+    layers: dict[str, Layer] = {}
     for node in graph.nodes.values():
         if node.layer.weights and node.layer not in layers.values():
             layers[node.name] = node.layer
@@ -129,7 +129,10 @@ def _plan(
 ) -> _Plan:
     """Looks every weight up under the names of one author."""
     places = modules(naming, layers)
-    entries, constants, missing, used = [], {}, [], set()
+    entries: list[_Entry] = []
+    constants: dict[str, Array] = {}
+    missing: list[str] = []
+    used: set[str] = set()
     for name, layer in layers.items():
         module = places.get(name)
         if name in skipped:
@@ -155,7 +158,7 @@ def _plan(
     return _Plan(entries, constants, missing, unused)
 
 
-def _join(*names: str) -> str:
+def _join(*names: str | None) -> str:
     return ".".join(name for name in names if name)
 
 

@@ -80,7 +80,7 @@ def modules(naming: Mapping[str, str], layers: Collection[str]) -> dict[str, str
 
 
 def _fields(match: re.Match[str]) -> dict[str, Any]:
-    fields = match.groupdict()
+    fields: dict[str, Any] = match.groupdict()
     for name in ("stage", "block"):
         if name in fields:
             fields[name] = int(fields[name])

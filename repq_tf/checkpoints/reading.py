@@ -77,8 +77,8 @@ def _state_dict(content: Any) -> dict[str, Array]:
     nested = [content[key] for key in _NESTED if isinstance(content.get(key), Mapping)]
     if nested:  # the first that is not empty
         return next(filter(None, map(_state_dict, nested)), {})
-    arrays = {name: _array(value) for name, value in content.items()}
-    arrays = {name: array for name, array in arrays.items() if array is not None}
+    found = {name: _array(value) for name, value in content.items()}
+    arrays = {name: array for name, array in found.items() if array is not None}
     numbers = [name for name in arrays if not isinstance(name, str)]
     if numbers:
         raise ValueError(f"it has tensors without names, such as number {numbers[0]!r}")

@@ -42,7 +42,7 @@ class Grid:
         name: the tensor's name in the file.
     """
 
-    scale: float
+    scale: np.float32
     zero_point: int
     name: str = ""
     weights: np.ndarray | None = None
@@ -91,7 +91,8 @@ class _Editor:
         self.signature = model.signatureDefs[0]
         self.outputs = {o.name.decode(): int(o.tensorIndex) for o in self.signature.outputs}
         self.producer = producers(self.graph)
-        self.done, self.named = set(), set()
+        self.done: set[int] = set()
+        self.named: set[int] = set()
 
     def tensor(self, index: int) -> schema.TensorT:
         return self.graph.tensors[int(index)]
@@ -160,7 +161,7 @@ class _Editor:
         operator = weighted_operator(self.model, self.producer, index)
         kind = operator_name(self.model, operator)
         source, kernel = (self.tensor(i) for i in operator.inputs[:2])
-        bias = self._bias(operator, len(grid.bias), f"{grid.name}/bias")
+        bias = self._bias(operator, len(np.asarray(grid.bias)), f"{grid.name}/bias")
         integers, axis = kernel_layout(np.asarray(grid.weights), kind)
         if list(integers.shape) != list(kernel.shape):
             raise ValueError(

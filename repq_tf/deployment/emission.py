@@ -163,7 +163,7 @@ def _constant(level: float, step: float) -> Tensor:
     return _fake_quantize(tf.constant(level * step, tf.float32), step, 0)
 
 
-def _fake_quantize(x: Tensor, step: float, zero: int) -> Tensor:
+def _fake_quantize(x: Tensor, step: float | np.floating, zero: int) -> Tensor:
     import tensorflow as tf
 
     return tf.quantization.fake_quant_with_min_max_vars(

@@ -123,13 +123,13 @@ def _look_up(model: schema.ModelT, table: Array) -> None:
         table = table[:, 0]
     else:
         offsets = np.arange(table.shape[1], dtype=np.int32) * _PIXELS
-        offsets = _constant(model, inner, "offsets", offsets)
+        per_channel = _constant(model, inner, "offsets", offsets)
         shifted = _twin(graph, inner, "int32", "shifted")
-        added.append(_operator(model, "ADD", [index, offsets], shifted))
+        added.append(_operator(model, "ADD", [index, per_channel], shifted))
         index, table = shifted, table.T.ravel()
-    table = _constant(model, inner, "table", table)
-    graph.tensors[table].quantization = graph.tensors[inner].quantization
-    added.append(_operator(model, "GATHER", [table, index], inner, axis=0))
+    constant = _constant(model, inner, "table", table)
+    graph.tensors[constant].quantization = graph.tensors[inner].quantization
+    added.append(_operator(model, "GATHER", [constant, index], inner, axis=0))
     graph.operators = [*added, *graph.operators]
     graph.inputs[0] = pixels
     _replace(model.signatureDefs[0].inputs, inner, pixels)
@@ -184,7 +184,7 @@ def pixels_of(model: schema.ModelT, values: Array, exactly: bool = False) -> Arr
     return found
 
 
-def _lookup(model: schema.ModelT) -> schema.OperatorT | None:
+def _lookup(model: schema.ModelT) -> Any:
     """The GATHER behind a file's input, or None."""
     graph = model.subgraphs[0]
     reader = {int(i): operator for operator in graph.operators for i in operator.inputs}

@@ -112,7 +112,7 @@ def type_name(tensor: schema.TensorT) -> str:
     return _TYPES[tensor.type]
 
 
-def tensor_data(model: schema.ModelT, tensor: schema.TensorT) -> Array | None:
+def tensor_data(model: schema.ModelT, tensor: schema.TensorT) -> Any:
     """The constant that a tensor holds, or None."""
     if not is_constant(model, tensor):
         return None

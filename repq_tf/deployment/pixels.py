@@ -54,7 +54,8 @@ def check_pixels(pixels: Any, channels: int) -> tuple[Array, Array]:
     try:
         mean, std = (np.asarray(value, np.float32) for value in pixels)
         good = all(value.shape in ((), (1,), (channels,)) for value in (mean, std))
-        good = good and np.isfinite([*mean.ravel(), *std.ravel()]).all() and (std > 0).all()
+        finite = np.isfinite([*mean.ravel(), *std.ravel()]).all()
+        good = bool(good and finite and (std > 0).all())
     except (TypeError, ValueError):
         good = False
     if not good:

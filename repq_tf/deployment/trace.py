@@ -40,10 +40,10 @@ class Trace:
 
     def __init__(self, graph: Graph, input_shape: Sequence[int] | None) -> None:
         self.graph = graph
-        self.grids = {}
-        self.input_grid = None
+        self.grids: dict[str, Any] = {}
+        self.input_grid: Any = None
         (source,) = (node for node in graph.nodes.values() if node.is_input)
-        self.input_layer = own_quantizer(graph, source)
+        self.input_layer: Any = own_quantizer(graph, source)
         self.input_shape = source.input_shape[1:]
         if input_shape is not None:
             self.input_shape = fitting_shape(self.input_shape, input_shape)
@@ -54,7 +54,9 @@ class Trace:
         for node in graph.nodes.values():
             self._check(node)
             if isinstance(node.layer, ReparamConv):
-                step = input_quantizer(graph, node).step
+                quantizer = input_quantizer(graph, node)
+                assert quantizer is not None  # as checked
+                step = quantizer.step
                 *weights, groups = node.layer.integer_weights(step)
                 weights = (ops.convert_to_numpy(value) for value in weights)
                 self.weights[node.name] = (*weights, np.float32(step), groups)

@@ -148,7 +148,8 @@ def summary(
     graph = read_native(model)
     packed = four_bit_layers(graph)[0] if container == "int4" else ()
     shapes = output_shapes(graph, input_shape)
-    counted, rows = set(), []
+    counted: set[int] = set()
+    rows = []
     for node in graph.nodes.values():
         if type(node.layer) is not Quantize:
             rows.append(_row(graph, node, shapes, counted, node.name in packed))

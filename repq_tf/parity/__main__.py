@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -103,6 +104,7 @@ def _compare(options: argparse.Namespace) -> ParityReport:
             f"{files}, the model {mine}"
         )
     shape = tuple(ours or theirs for ours, theirs in zip(mine, files, strict=True))
+    images: Any
     if options.data.is_dir():
         images = _pictures(options.data, shape, options.images)
     else:
@@ -155,7 +157,7 @@ def _chunks(images: Array | Iterable[Array]) -> Iterator[Array]:
     if isinstance(images, np.ndarray):
         yield from (images[k : k + _CHUNK] for k in range(0, len(images), _CHUNK))
         return
-    waiting = []
+    waiting: list[Array] = []
     for image in images:
         if waiting and (len(waiting) == _CHUNK or image.shape != waiting[0].shape):
             yield np.concatenate(waiting)

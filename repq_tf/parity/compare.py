@@ -111,7 +111,9 @@ class _Comparison:
     def __init__(self, graph: Graph, file: File, kernels: str) -> None:
         self.graph, self.file, self.kernels = graph, file, kernels
         self.local = kernels != "default"
-        self.layers, self.agree, self.images = {}, [], 0
+        self.layers: dict[str, _Count] = {}
+        self.agree: list[Array] = []
+        self.images = 0
         stored = [n for n in graph.nodes.values() if isinstance(n.layer, Quantize)]
         names = [quantized_node(graph, node) for node in stored]
         if not any(node.is_input for node in names) or all(node.is_input for node in names):
@@ -203,7 +205,7 @@ class _Comparison:
         diverging = [part for part in parts if part[0].diverges][:1]
         if not diverging:
             return ()
-        before = [part for part in parts[: parts.index(*diverging)] if part[0].different]
+        before = [part for part in parts[: parts.index(diverging[0])] if part[0].different]
         found = [
             diagnose(self.graph, self.file.model, *part, self.kernels)
             for part in (*diverging, *before)

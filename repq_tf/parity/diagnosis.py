@@ -161,7 +161,9 @@ class _Part:
         subgraph = self.model.subgraphs[0]
         producer = self.schema.producers(subgraph)
         ends = {int(i) for i in subgraph.inputs}
-        operators, sources, waiting = [], [], [self.index]
+        operators: list[Any] = []
+        sources: list[int] = []
+        waiting = [self.index]
         while waiting:
             index = waiting.pop()
             stored = self._quantizer(index) is not None
@@ -222,7 +224,9 @@ class _Part:
         operator = operators[0]
         if self.types[int(operator.inputs[1])] in self.schema.FLOATS:
             return  # said already
-        step = input_quantizer(self.graph, node).step
+        quantizer = input_quantizer(self.graph, node)
+        assert quantizer is not None  # the file has its grid
+        step = quantizer.step
         integers, scale, bias, _ = node.layer.integer_weights(step)
         integers, scale, bias = (ops.convert_to_numpy(v) for v in (integers, scale, bias))
         kernel = self.tensors[int(operator.inputs[1])]

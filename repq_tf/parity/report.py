@@ -105,7 +105,9 @@ class ParityReport:
 
     def rows(self) -> list[tuple[str, ...]]:
         """The table, lines of cells, the head first."""
-        lines = [("layer", "outputs", "different", "share", "largest", "outside", "")]
+        lines: list[tuple[str, ...]] = [
+            ("layer", "outputs", "different", "share", "largest", "outside", "")
+        ]
         for part, kind in [(row, "") for row in self.layers] + [
             (end, "output") for end in self.outputs
         ]:

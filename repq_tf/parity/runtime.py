@@ -58,7 +58,7 @@ class File:
             self._keeping, self._usual = (
                 _interpreter(content, keep, kernels) for keep in (True, False)
             )
-        self._allocated = None  # the input's shape that there is memory for
+        self._allocated: Shape | None = None  # the input's shape that there is memory for
 
     def check(self, shape: Shape) -> None:
         """Raises ValueError for images of a shape that the file does not take."""
@@ -78,7 +78,7 @@ class File:
         ]
         return sum(count * width for count, width in sizes), max(count for count, _ in sizes)
 
-    def run(self, integers: Array, step: float) -> None:
+    def run(self, integers: Array, step: np.float32) -> None:
         """Computes a batch.
 
         Args:
@@ -124,16 +124,16 @@ class File:
             reason = causes or what + str(error).strip().splitlines()[0]
             raise ValueError(f"{self.path} is refused by the runtime: {reason}") from error
 
-    def tensor(self, index: int, step: float) -> Array:
+    def tensor(self, index: int, step: np.float32) -> Array:
         """Levels, zero point removed, of an inner tensor; of a float one, by `step`."""
         return self._levels(self._keeping.get_tensor(index), index, step)
 
-    def output(self, position: int, step: float) -> Array:
+    def output(self, position: int, step: np.float32) -> Array:
         """Levels of an output of the model, as the caller gets it."""
         detail = self._usual.get_output_details()[position]
         return self._levels(self._usual.get_tensor(detail["index"]), detail["index"], step)
 
-    def _levels(self, values: Array, index: int, step: float) -> Array:
+    def _levels(self, values: Array, index: int, step: np.float32) -> Array:
         if values.dtype.kind == "f":
             return np.rint(values / step).astype(np.int32)
         return values.astype(np.int32) - self.quantization[index][1]

@@ -1,5 +1,6 @@
 """The layers of a quantized model, made while the float model's graph is walked."""
 
+from collections.abc import Callable
 from typing import Any
 
 from repq_tf.arithmetic import zero_point
@@ -26,10 +27,10 @@ class Builder:
         self.bn_statistics = bn_statistics
         self.restore_batch_norm = restore_batch_norm
         self.step_gradient = step_gradient
-        self.quantizers = {}
-        self.steps = {}
-        self.zero_points = {}
-        self.blocks = {}
+        self.quantizers: dict[str, Quantize] = {}
+        self.steps: dict[str, Tensor] = {}
+        self.zero_points: dict[str, int] = {}
+        self.blocks: dict[str, ReparamConv] = {}
 
     def apply(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Applies what a source node becomes."""
@@ -41,10 +42,10 @@ class Builder:
             return self._convolution(site, args[0])
         if site.operator is not None and site.operator.make is not None:
             if site.kind == "same_scale":
-                return self._on_input_grid(site, args[0])
+                return self._on_input_grid(site, site.operator.make, args[0])
             floats = site.kind == "fixed" and self._input_group(site) not in self.steps
             if site.bits.activation_bits and not floats:
-                return self._on_own_grid(site, args)
+                return self._on_own_grid(site, site.operator.make, args)
         y = self._copy(site)(*args, **kwargs)
         if site.fused:
             name = self.placement.ends.get(site.name, site.fused[-1])
@@ -74,7 +75,9 @@ class Builder:
     def _input_group(self, site: Site, index: int = 0) -> str:
         return self.placement.sites[site.inputs[index]].group
 
-    def _on_own_grid(self, site: Site, args: tuple[Any, ...]) -> Tensor:
+    def _on_own_grid(
+        self, site: Site, make: Callable[..., Layer], args: tuple[Any, ...]
+    ) -> Tensor:
         """An operator with a quantizer of its own.
 
         Where several tensors share one scale, as in a concatenation, or an average is rounded
@@ -88,10 +91,12 @@ class Builder:
                 f"layer {site.name!r}: its inputs have no quantizer, but its output has; "
                 "check the rules"
             )
-        layer = site.operator.make(
+        layer = make(
             site,
             self.zero_points[groups[0]],
-            bits=max(8, site.bits.activation_bits) if shared else site.bits.activation_bits,
+            bits=max(8, site.bits.activation_bits or 8)
+            if shared
+            else site.bits.activation_bits,
             signed=site.signed and site.activation == "linear",
             step=None if shared else site.step,
             name=self._name(site, last=not shared),
@@ -109,13 +114,13 @@ class Builder:
         self.zero_points[site.group] = zero_point(layer.bits, layer.signed)
         return y
 
-    def _on_input_grid(self, site: Site, x: Tensor) -> Tensor:
+    def _on_input_grid(self, site: Site, make: Callable[..., Layer], x: Tensor) -> Tensor:
         """An operator whose results are rounded to the grid of its input."""
         step = self.steps.get(site.group)
         if step is None:
             return self._copy(site)(x)
         name = self._name(site, last=False)
-        layer = site.operator.make(site, self.zero_points[site.group], name=name)
+        layer = make(site, self.zero_points[site.group], name=name)
         return self.quantize_output(site, layer(x, step))
 
     def apply_input(self, node: Node, x: Tensor) -> Tensor:

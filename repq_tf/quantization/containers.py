@@ -7,6 +7,7 @@ two. `with_container` makes the Keras model round like the file of its container
 """
 
 import dataclasses
+from typing import Any
 
 from repq_tf.arithmetic import fits_four_bits
 from repq_tf.graphs import Graph, copy_call, read_native, rebuild
@@ -54,7 +55,8 @@ def with_container(model: keras.Model, container: str) -> keras.Model:
         >>> repq_tf.with_container(qat, "int4").evaluate(images, labels)
     """
     check_container(container)
-    graph, copies = read_native(model), {}
+    graph = read_native(model)
+    copies: dict[int, Layer] = {}
     if container == "int4":
         check_four_bits(graph)
     return rebuild(
@@ -67,6 +69,7 @@ def in_container(graph: Graph, container: str) -> Graph:
     """The graph of a quantized model whose calls round like the file of a container."""
     packed = four_bit_layers(graph)[0] if container == "int4" else []
     nodes = dict(graph.nodes)
+    options: dict[str, Any]
     for node in graph.nodes.values():
         if isinstance(node.layer, ReparamConv):
             source, options = node, {"wide": True}
@@ -98,7 +101,8 @@ def four_bit_layers(graph: Graph) -> tuple[list[str], list[str]]:
     Returns:
         `(names, left)`: the names of those layers, and of the ones with an 8.
     """
-    names, left = [], []
+    names: list[str] = []
+    left: list[str] = []
     for node in graph.nodes.values():
         block = node.layer
         if not isinstance(block, ReparamConv) or (block.weight_bits or 8) > 4:

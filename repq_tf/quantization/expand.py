@@ -37,7 +37,9 @@ def expand(graph: Graph) -> Graph:
     Raises:
         ValueError: a layer with weights is called more than once.
     """
-    nodes, ends, seen = {}, {}, {}
+    nodes: dict[str, Node] = {}
+    ends: dict[Tensor, Tensor] = {}
+    seen: dict[int, str] = {}
     for node in graph.nodes.values():
         if node.layer.weights and seen.setdefault(id(node.layer), node.name) != node.name:
             raise ValueError(

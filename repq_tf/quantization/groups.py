@@ -51,7 +51,8 @@ class Group:
         if len(self.fixed) == len(self.sites):
             return
         given = [site.bits.activation_bits for site in self.origins]
-        self._set_bits(None if None in given else max(given, default=8))
+        known = [bits for bits in given if bits is not None]
+        self._set_bits(max(known, default=8) if known == given else None)
 
     def fix_step(self, name: str, step: float) -> None:
         """Fixes the step of the group's grid.
@@ -75,6 +76,7 @@ class Group:
             floats: names of parts of layers that stay in floating point, and have none.
         """
         for fixed in self.fixed:
+            assert fixed.operator is not None  # which makes it fixed
             for site in self.sites:
                 site.step = fixed.operator.step
             self._set_bits(None if fixed.name in floats else 8)
@@ -106,7 +108,7 @@ def form_groups(sites: Mapping[str, Site]) -> dict[str, Group]:
         if site.kind == "same_scale":
             for source in site.inputs:
                 parent[find(site.name)] = find(source)
-    groups = {}
+    groups: dict[str, Group] = {}
     for site in sites.values():
         site.group = find(site.name)
         groups.setdefault(site.group, Group(site.group, [])).sites.append(site)

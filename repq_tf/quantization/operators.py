@@ -112,7 +112,7 @@ def _check_prelu(layer: Layer) -> str | None:
 
 def _leaky_relu(site: Any, input_zero_point: int, **options: Any) -> Layer:
     # Of any of the layers and Kerases, which disagree in names and defaults.
-    slope = -np.ravel(ops.convert_to_numpy(site.layer(np.float32([[-1.0]]))))[0]
+    slope = -np.ravel(ops.convert_to_numpy(site.layer(np.array([[-1.0]], np.float32))))[0]
     return QuantizedLeakyReLU(float(slope), **options)
 
 

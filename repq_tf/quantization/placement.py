@@ -44,7 +44,7 @@ def place(
     _sign(placement, signed_inputs)
     edge_groups, edge_kernels = _edges(placement, graph)
     wide_groups = edge_groups | _intermediates(placement, graph)
-    defaults, wide = {}, max(8, bits.activation_bits)
+    defaults, wide = {}, max(8, bits.activation_bits or 8)
     for site in sites.values():
         defaults[site.name] = dataclasses.replace(
             bits,

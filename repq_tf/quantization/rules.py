@@ -2,7 +2,7 @@
 
 import dataclasses
 import fnmatch
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from repq_tf.arguments import boolean, check_bits
@@ -10,8 +10,8 @@ from repq_tf.arithmetic import ACTIVATION_BITS, BITS
 
 _KEYS = ("weight_bits", "activation_bits", "per_channel")
 # A pattern of layer names, and settings: as users write them, and checked.
-Rules: TypeAlias = Mapping[str, Mapping[str, Any]] | Iterable[tuple[str, Mapping[str, Any]]]
-CheckedRules: TypeAlias = Sequence[tuple[str, Mapping[str, Any]]]
+Rules: TypeAlias = dict[str, dict[str, Any]] | Iterable[tuple[str, dict[str, Any]]]
+CheckedRules: TypeAlias = Sequence[tuple[str, dict[str, Any]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ def check_rules(rules: Rules | None) -> CheckedRules:
             pattern of layer names and a dict with some of `weight_bits`,
             `activation_bits` and `per_channel`.
     """
-    pairs = rules.items() if isinstance(rules, dict) else () if rules is None else rules
+    pairs: Any = rules.items() if isinstance(rules, dict) else () if rules is None else rules
     pairs = list(pairs) if isinstance(pairs, Iterable) else [pairs]
     for pair in pairs:
         whole = isinstance(pair, list | tuple) and len(pair) == 2
@@ -64,7 +64,7 @@ def apply_rules(
     rules: CheckedRules,
     wholes: Mapping[str, str],
     defaults: Mapping[str, LayerBits],
-    weighted: Collection[str],
+    weighted: set[str],
 ) -> dict[str, LayerBits]:
     """The settings of each layer; later rules win.
 

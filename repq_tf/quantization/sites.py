@@ -87,7 +87,7 @@ class Placement:
         return self.groups[group].origins
 
 
-def _refuse(node: Node, why: str) -> NoReturn:
+def _refuse(node: Node | Site, why: str) -> NoReturn:
     raise ValueError(f"layer {node.name!r} ({type(node.layer).__name__}): {why}")
 
 
@@ -98,7 +98,7 @@ def find_sites(graph: Graph) -> Placement:
         ValueError: a layer cannot be quantized; it is named.
     """
     placement = Placement({}, {})
-    seen = {}
+    seen: dict[int, str] = {}
     for node in graph.nodes.values():
         if node.layer.weights and seen.setdefault(id(node.layer), node.name) != node.name:
             _refuse(node, "it is called more than once; give each call a layer of its own")
@@ -116,7 +116,8 @@ def _refuse_twins(sites: Mapping[str, Site]) -> None:
 
     The converter makes them one operator, whose result cannot lie on two grids.
     """
-    first, values = {}, {}
+    first: dict[tuple, str] = {}
+    values: dict[str, str] = {}
     for site in sites.values():
         values[site.name] = site.name
         if site.kind == "input" or site.layer.weights:

@@ -58,8 +58,9 @@ class QuantizationTable:
         return [f"{row.name}: {row.warning}" for row in self.rows if row.warning]
 
     def __str__(self) -> str:
+        header: tuple[str, ...]
         header = ("layer", "class", "weights", "output", "BN gain", "max/rms", "frozen")
-        body = [
+        body: list[tuple[str, ...]] = [
             (
                 *(row.name, row.kind, row.weight, row.output),
                 *(_number(row.gain), _number(row.peak), row.frozen),

@@ -50,6 +50,7 @@ class Target:
         """The same function without a batch norm of its own."""
         if self.normalized is None:
             return self
+        assert self.moments is not None  # those of the batch norm
         (mean, variance), (gain, beta) = self.moments, self.normalized
         affine = self.affine.scale(gain, beta - mean * gain)
         return Target(affine, (beta, gain**2 * variance))
@@ -79,7 +80,7 @@ class Fit:
 
     def __init__(self, known: Iterable[Branch] = ()) -> None:
         self.known = list(known)
-        self.guessed = []
+        self.guessed: list[BatchNorm] = []
 
     def fit(self, node: Branch, target: Target) -> None:
         """Makes `node` compute `target`.

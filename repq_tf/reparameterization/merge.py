@@ -7,7 +7,7 @@ import numpy as np
 
 from repq_tf.branches import NumpyReading
 from repq_tf.graphs import Graph, Node, copy_call, free_name, read_native, rebuild
-from repq_tf.keras_api import Array, Pair, Tensor, keras, ops
+from repq_tf.keras_api import Array, Layer, Pair, Tensor, keras, ops
 from repq_tf.layers import DenseBlock, Quantize, ReparamConv
 from repq_tf.layers.freezing import is_frozen
 from repq_tf.quantization.grids import input_quantizer
@@ -36,7 +36,8 @@ def merge(model: keras.Model) -> keras.Model:
         >>> merged.export("deployed.onnx", format="onnx")  # pip install "repq_tf[onnx]"
     """
     graph = read_native(model)
-    weights, copies = {}, {}
+    weights: dict[str, list[Array]] = {}
+    copies: dict[int, Layer] = {}
 
     def apply(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         layer = node.layer

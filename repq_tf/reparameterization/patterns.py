@@ -1,7 +1,7 @@
 """The patterns that convolutions can be given, and the settings that choose one."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from repq_tf.arguments import positive
@@ -65,9 +65,9 @@ class Settings:
 _KEYS = ("pattern", "layers", "options", "min_kernel_size", "initialize")
 
 
-def read_settings(settings: str | type[ReparamConv] | Mapping[str, Any]) -> Settings:
+def read_settings(settings: str | type[ReparamConv] | dict[str, Any]) -> Settings:
     """Returns checked `Settings` of a pattern's name, a block class or a dict."""
-    given = settings if isinstance(settings, dict) else {"pattern": settings}
+    given: dict[str, Any] = settings if isinstance(settings, dict) else {"pattern": settings}
     unknown = sorted(set(given) - set(_KEYS))
     if unknown:
         raise ValueError(f"settings must be among {_KEYS}. Received: {unknown}")

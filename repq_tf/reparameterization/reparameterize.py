@@ -1,7 +1,7 @@
 """`reparameterize`: the convolutions of a trained network become blocks; its function stays."""
 
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ _TOLERANCE = 1e-4
 
 def reparameterize(
     model: keras.Model,
-    settings: str | type[ReparamConv] | Mapping[str, Any],
+    settings: str | type[ReparamConv] | dict[str, Any],
     calibration_data: Any = None,
     calibration_images: int | None = 512,
     verbose: bool = True,
@@ -72,7 +72,7 @@ def reparameterize(
         >>> model = keras.applications.ResNet50()
         >>> new = repq_tf.reparameterize(model, {"pattern": "acnet", "layers": "conv[2-5]_*"})
     """
-    settings = read_settings(settings)
+    chosen = read_settings(settings)
     boolean(verbose, "verbose")
     graph = read_graph(model)
     images = None
@@ -80,7 +80,7 @@ def reparameterize(
         if sum(node.is_input for node in graph.nodes.values()) != 1:
             raise ValueError(f"calibration_data: model {model.name!r} must have one input")
         images, _ = store_images(calibration_data, model, fitting(graph), calibration_images)
-    builder = _Builder(graph, settings, calibrated=images is not None)
+    builder = _Builder(graph, chosen, calibrated=images is not None)
     result = rebuild(graph, builder.apply, name=f"{model.name}_reparameterized")
     if not builder.fits:
         found = "; ".join(f"{name}: {reason}" for name, _, _, reason in builder.rows)
@@ -105,10 +105,10 @@ class _Builder:
         self.calibrated = calibrated
         self.sources = Sources(graph)
         self.chosen = _chosen(graph, settings.layers)
-        self.copies = {}
-        self.fused = set()
-        self.fits = {}
-        self.rows = []
+        self.copies: dict[int, Layer] = {}
+        self.fused: set[str] = set()
+        self.fits: dict[str, Fit] = {}
+        self.rows: list[tuple[str, str, str, str]] = []
 
     def apply(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Applies what a source node becomes."""

@@ -38,7 +38,9 @@ class RepQRegistry(tfmot_keras.QuantizeRegistry):
             raise ValueError(
                 f"layer {layer.name!r} ({type(layer).__name__}) has no kernel to quantize"
             )
-        kind = ReparamQuantizeConfig if isinstance(layer, ReparamConv) else LSQQuantizeConfig
+        kind: Callable[..., OutputQuantizeConfig] = LSQQuantizeConfig
+        if isinstance(layer, ReparamConv):
+            kind = ReparamQuantizeConfig
         return kind(self.bits.weight_bits, self.bits.activation_bits, self.bits.per_channel)
 
 

@@ -50,11 +50,11 @@ class _Unwrapping:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.copies = {}
+        self.copies: dict[Any, Layer] = {}
         # By the identity of a Keras tensor: its grid, and a convolution's scale.
-        self.steps = {}
-        self.zero_points = {}
-        self.scales = {}
+        self.steps: dict[int, Tensor] = {}
+        self.zero_points: dict[int, int | None] = {}
+        self.scales: dict[int, Tensor] = {}
 
     def apply(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Applies what a node becomes."""
@@ -129,7 +129,7 @@ class _Unwrapping:
         self,
         owner: Layer,
         layer: ReparamConv,
-        config: OutputQuantizeConfig | None,
+        config: Any,
         x: Tensor,
         name: str,
     ) -> Tensor:

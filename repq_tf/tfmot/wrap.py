@@ -36,8 +36,8 @@ class _Wrapping:
     def __init__(self, graph: Graph, calibrated: bool) -> None:
         self.graph = graph
         self.calibrated = calibrated
-        self.configs = {}
-        self.copies = {}
+        self.configs: dict[str, Any] = {}
+        self.copies: dict[Any, Layer] = {}
 
     def apply(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Applies what a node becomes; steps travel as None."""
