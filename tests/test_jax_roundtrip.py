@@ -84,7 +84,8 @@ def test_a_model_from_jax_is_deployed_under_tensorflow(tmp_path):
         timeout=300,
     )
     assert keras.backend.backend() == "tensorflow"
-    outputs = np.load(tmp_path / "outputs.npz")
+    with np.load(tmp_path / "outputs.npz") as arrays:
+        outputs = dict(arrays)
     x = outputs["x"]
     for name in ("merged", "qat", "qat_merged"):
         model = keras.models.load_model(tmp_path / f"{name}.keras")

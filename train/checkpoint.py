@@ -100,8 +100,9 @@ def load_state(path, model, optimizer):
         UserError: If the file is damaged or was written for something else.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in file}
+        # A damaged file that NumPy opened itself stays open until it is collected.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays}
         if str(found.pop(_SEAL)) != _digest_arrays(found):
             raise ValueError("its SHA-256 is not that of its content")
         record = json.loads(str(found["record"]))

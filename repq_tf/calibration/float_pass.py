@@ -36,7 +36,7 @@ class FloatPass:
     """
 
     def __init__(self, graph, builder, images):
-        self._graph, self._builder = graph, builder
+        self._graph, self._builder, self._images = graph, builder, images
         self._fresh_roots = builder.fresh_roots
         self._sites = builder.placement.sites
         self._merged = {name: self._prepared(b) for name, b in builder.blocks.items()}
@@ -75,7 +75,7 @@ class FloatPass:
     def _convolution(self, name, x):
         block, merged = self._builder.blocks[name], self._merged[name]
         y = merged.convolution(x)
-        mean, variance = feature_moments(thin(y))
+        mean, variance = feature_moments(thin(y, self._images))
         self.moments[block.name].add(len(y), mean + merged.bias, variance)
         return merged.finish(y)
 

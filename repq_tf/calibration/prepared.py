@@ -28,7 +28,7 @@ class MergedBlock:
         self.kernel, self._groups, self.bias = affine.kernel, affine.groups, affine.bias
         if quantized and block.weight_quantizer is not None:
             self.kernel = block.weight_quantizer(self.kernel)
-        self._gain, self._offset = ops.ones_like(self.bias), self.bias
+        self._gain, self._offset = None, self.bias
         if root is not None:
             self._gain, shift = root.gain_and_shift()
             self._offset = shift + self.bias * self._gain
@@ -39,12 +39,12 @@ class MergedBlock:
 
     def finish(self, y):
         """What the affine map and the activation make of a convolution."""
-        return self._finish(y * self._gain + self._offset)
+        return self._finish((y if self._gain is None else y * self._gain) + self._offset)
 
     def finish_values(self, y, channels):
         """The same for single values, each of a given channel."""
-        gain, offset = (ops.take(v, channels) for v in (self._gain, self._offset))
-        return self._block.activation(y * gain + offset)
+        y = y if self._gain is None else y * ops.take(self._gain, channels)
+        return self._block.activation(y + ops.take(self._offset, channels))
 
     def __call__(self, x):
         """All of it, the gain standing in the kernel."""
@@ -52,7 +52,7 @@ class MergedBlock:
 
     @functools.cached_property
     def _scaled_kernel(self):
-        return self.kernel * self._gain
+        return self.kernel if self._gain is None else self.kernel * self._gain
 
     def _convolve(self, x, kernel):
         r = feature_reading(self._block, x)

@@ -132,7 +132,7 @@ def _measured(block, affine, readings, images):
     kernels = affine.kernel, quantized_kernel(block, affine).kernel
     found, sampler = (Moments(), Moments()), Sampler(block.name, images)
     for reading in readings:
-        r = thin_reading(reading, affine.size)
+        r = thin_reading(reading, affine.size, images)
         for kernel, moments in zip(kernels, found, strict=True):
             y = convolve(r.x, kernel, affine.groups, r.strides, r.window)
             mean, variance = feature_moments(y)

@@ -127,7 +127,8 @@ def _read_safetensors(path: str) -> dict[str, Array]:
 
 
 def _read_npz(path: str) -> dict[str, Array]:
-    with np.load(path, allow_pickle=False) as archive:
+    # A damaged file that NumPy opened itself stays open until it is collected.
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
         return dict(archive)
 
 

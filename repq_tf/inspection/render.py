@@ -33,7 +33,7 @@ _GLOSSARY = {
     "bytes": "of the deployed parameters in the file",
     "weight steps": "distance of neighbouring levels of the kernel; smallest to largest of its"
     " channels",
-    "output step": "the same of the output: a stored integer times the step is the value",
+    "output step": "the same of the output: a level times the step is the value",
     "k, M, G, T": "thousand, million, 10^9, 10^12",
 }
 

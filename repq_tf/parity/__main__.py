@@ -122,17 +122,24 @@ def _array(path: Path) -> Array:
             f"--data must be a .npy or .npz file or a folder of pictures. Received: {path}"
         )
     try:
-        content = np.load(path, mmap_mode="r", allow_pickle=False)
         if path.suffix == ".npz":
-            names = content.files
-            if "images" not in names and len(names) != 1:
-                raise ValueError(f"it must hold one array, or one called images, not {names}")
-            content = content["images" if "images" in names else names[0]]
+            content = _array_of_several(path)
+        else:
+            content = np.load(path, mmap_mode="r", allow_pickle=False)
         if content.ndim == 0:
             raise ValueError("it holds a single number")
         return content
     except Exception as error:  # zip and NumPy errors
         raise ValueError(f"{path} cannot be read as images: {error}") from error
+
+
+def _array_of_several(path: Path) -> Array:
+    # A damaged file that NumPy opened itself stays open until it is collected.
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+        names = arrays.files
+        if "images" not in names and len(names) != 1:
+            raise ValueError(f"it must hold one array, or one called images, not {names}")
+        return arrays["images" if "images" in names else names[0]]
 
 
 def _pictures(folder: Path, shape: Shape, count: int | None) -> Iterator[Array]:

@@ -139,6 +139,10 @@ def test_what_is_shared_stays_shared():
     assert_same(new, model, images())
 
 
+# Keys of inputs that are not their names, which Keras discourages and allows.
+OTHER_KEYS = pytest.mark.filterwarnings("ignore:When providing `inputs` as a dict:UserWarning")
+
+
 def several(structure):
     """A model of two inputs and two outputs, in the given structure."""
     keras.utils.set_random_seed(0)
@@ -152,6 +156,7 @@ def several(structure):
     return keras.Model(inputs, outputs)
 
 
+@OTHER_KEYS
 @pytest.mark.parametrize("structure", ["lists", "dicts"])
 def test_several_inputs_and_outputs(structure):
     model = several(structure)
@@ -164,6 +169,7 @@ def test_several_inputs_and_outputs(structure):
         convert(model, calibration_data=a)
 
 
+@OTHER_KEYS
 @pytest.mark.parametrize("structure", ["lists", "dicts"])
 def test_several_inputs_of_a_nested_model(structure):
     part = several(structure)

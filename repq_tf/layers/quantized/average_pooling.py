@@ -8,9 +8,9 @@ from repq_tf.windows import convolve, same_window
 
 @register
 class QuantizedAveragePooling2D(Layer):
-    """The average over windows, on the grid of its input.
+    """The average of the pixels of each pool, on the grid of its input.
 
-    The runtime adds the stored integers `q = n + z` of a window's pixels (those outside the
+    The runtime adds the stored integers `q = n + z` of a pool's pixels (those outside the
     image do not count) and divides with rounding half away from zero:
     `n = sign(sum q) ((|sum q| + count // 2) // count) - z`.
 
