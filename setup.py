@@ -53,6 +53,7 @@ setup(
     python_requires=">=3.11",
     package_dir=PACKAGE_DIR,
     packages=packages(),
+    package_data={"repq_tf": ["py.typed"]},
     install_requires=[
         "absl-py>=1.4",
         "ai-edge-litert>=2.1",
@@ -74,6 +75,7 @@ setup(
         "test": [
             "hypothesis>=6.100",
             "jax>=0.4.30",
+            "mypy>=1.15",
             "onnx>=1.17",
             "onnxruntime>=1.20",
             "pytest>=8",

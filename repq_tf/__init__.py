@@ -1,6 +1,13 @@
 """repq_tf: quantization-aware training of re-parameterized networks, on merged kernels."""
 
-from repq_tf import branches, layers, models, optimizers, quantizers
+# mypy does not see that `models/` is installed as `repq_tf.models`.
+from repq_tf import (  # type: ignore[attr-defined]
+    branches,
+    layers,
+    models,
+    optimizers,
+    quantizers,
+)
 from repq_tf.calibration import reestimate_batch_norm
 from repq_tf.checkpoints import load_torch_checkpoint
 from repq_tf.deployment import (
@@ -38,6 +45,6 @@ __all__ = [
 ]
 
 
-def __dir__():
+def __dir__() -> list[str]:
     """Returns the public names."""
     return __all__

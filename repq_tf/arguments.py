@@ -2,12 +2,14 @@
 
 import math
 import numbers
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
+from typing import Any, Literal, overload
 
 import numpy as np
 
 from repq_tf.arithmetic import BITS
-from repq_tf.windows import VALID
+from repq_tf.keras_api import Pair, Shape
+from repq_tf.windows import VALID, Window
 
 _PADDING = (
     'padding must be "same", "valid", zeros as a number, (height, width) or ((top, bottom), '
@@ -15,7 +17,11 @@ _PADDING = (
 )
 
 
-def boolean(value, argument, optional=False):
+@overload
+def boolean(value: Any, argument: str, optional: Literal[False] = False) -> bool: ...
+@overload
+def boolean(value: Any, argument: str, optional: bool) -> bool | None: ...
+def boolean(value: Any, argument: str, optional: bool = False) -> bool | None:
     """True or False (or 1 or 0, as of NumPy), and where it is `optional`, None."""
     if optional and value is None:
         return None
@@ -25,7 +31,13 @@ def boolean(value, argument, optional=False):
     return bool(value)
 
 
-def number(value, argument, least=None, above=None, most=None):
+def number(
+    value: Any,
+    argument: str,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+) -> Any:
     """A finite number within bounds.
 
     Args:
@@ -49,19 +61,19 @@ def number(value, argument, least=None, above=None, most=None):
     return value
 
 
-def _is_positive(value):
+def _is_positive(value: Any) -> bool:
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     return whole and value >= 1
 
 
-def positive(value, argument):
+def positive(value: Any, argument: str) -> int:
     """A positive whole number, or a ValueError that names the argument."""
     if not _is_positive(value):
         raise ValueError(f"{argument} must be a positive whole number. Received: {value!r}")
     return int(value)
 
 
-def check_bits(bits, argument="bits", allowed=BITS):
+def check_bits(bits: Any, argument: str = "bits", allowed: Container[int] = BITS) -> int:
     """Returns `bits` as an int, or raises ValueError when it is not among those allowed.
 
     Args:
@@ -77,36 +89,36 @@ def check_bits(bits, argument="bits", allowed=BITS):
     return int(bits)
 
 
-def pair(value, argument):
+def pair(value: Any, argument: str) -> Pair:
     """A positive whole number or a pair of them, as a pair."""
     sizes = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if len(sizes) != 2 or not all(_is_positive(size) for size in sizes):
         raise ValueError(
             f"{argument} must be a positive whole number or a pair of them. Received: {value!r}"
         )
-    return tuple(int(size) for size in sizes)
+    return int(sizes[0]), int(sizes[1])
 
 
-def tuples(value):
+def tuples(value: Any) -> Any:
     """Lists, which is what `.keras` files make of tuples, as tuples."""
     return tuple(map(tuples, value)) if isinstance(value, tuple | list) else value
 
 
-def fits(shape, given):
+def fits(shape: Shape, given: Shape) -> bool:
     """Whether a shape is one of those that another describes, with None for any size."""
     return len(shape) == len(given) and all(
         want in (None, got) for want, got in zip(shape, given, strict=True)
     )
 
 
-def fitting_shape(shape, given):
+def fitting_shape(shape: Shape, given: Any) -> tuple[int, ...]:
     """`input_shape` as a tuple, of a model that takes a shape with None for any size.
 
     Raises:
         ValueError: it is no shape, or not one that the model takes.
     """
     sizes = tuple(given) if isinstance(given, Iterable) else ()
-    whole = all(isinstance(size, numbers.Integral) and size > 0 for size in sizes)
+    whole = all(isinstance(size, numbers.Integral) and int(size) > 0 for size in sizes)
     if not whole or not fits(shape, sizes):
         raise ValueError(
             f"input_shape must be whole, positive sizes that fit the model's {shape}. "
@@ -115,7 +127,7 @@ def fitting_shape(shape, given):
     return tuple(int(size) for size in sizes)
 
 
-def explicit_window(padding):
+def explicit_window(padding: Any) -> Window | Literal["same"]:
     """`padding` as "same", or as explicit `((top, bottom), (left, right))`."""
     if isinstance(padding, str):
         if padding.lower() not in ("same", "valid"):
@@ -124,7 +136,7 @@ def explicit_window(padding):
     pairs = padding if isinstance(padding, tuple | list) else (padding, padding)
     pairs = tuple(tuple(n) if isinstance(n, tuple | list) else (n, n) for n in pairs)
     zeros = [n for pair in pairs for n in pair]
-    whole = all(isinstance(n, numbers.Integral) and n >= 0 for n in zeros)
+    whole = all(isinstance(n, numbers.Integral) and int(n) >= 0 for n in zeros)
     if [len(pair) for pair in pairs] != [2, 2] or not whole:
         raise ValueError(f"{_PADDING}. Received: {padding!r}")
     return pairs

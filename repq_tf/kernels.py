@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from repq_tf.keras_api import dtype_name, ops
+from repq_tf.keras_api import Array, Pair, Tensor, dtype_name, ops
 
 
-def _namespace(*arrays):
+def _namespace(*arrays: Array | Tensor) -> Any:
     return np if all(isinstance(array, np.ndarray) for array in arrays) else ops
 
 
-def centre_offset(outer, inner):
+def centre_offset(outer: int, inner: int) -> int:
     """Where a kernel of size `inner` lies inside one of size `outer`, on one axis.
 
     It is the offset that makes both read the same pixel at their centre tap under
@@ -50,43 +50,43 @@ class AffineKernel:
         ((3, 3, 4, 4), 54.0)
     """
 
-    kernel: Any
-    bias: Any
+    kernel: Array | Tensor
+    bias: Array | Tensor
     groups: int = 1
 
     @classmethod
-    def identity(cls, channels, dtype="float32"):
+    def identity(cls, channels: int, dtype: Any = "float32") -> "AffineKernel":
         """The identity map, as the depthwise 1x1 kernel of ones (NumPy arrays)."""
         return cls(np.ones((1, 1, 1, channels), dtype), np.zeros((channels,), dtype), channels)
 
     @property
-    def size(self):
+    def size(self) -> Pair:
         """The spatial size `(kh, kw)`."""
         return tuple(self.kernel.shape[:2])
 
     @property
-    def in_channels(self):
+    def in_channels(self) -> int:
         """The number of input channels."""
         return self.kernel.shape[2] * self.groups
 
     @property
-    def out_channels(self):
+    def out_channels(self) -> int:
         """The number of output channels."""
         return self.kernel.shape[3]
 
     @property
-    def has_bias(self):
+    def has_bias(self) -> bool:
         """Whether the bias is anything but known to be zero."""
         return not isinstance(self.bias, np.ndarray) or bool(self.bias.any())
 
-    def scale(self, gain, shift=None):
+    def scale(self, gain: Tensor, shift: Tensor | None = None) -> "AffineKernel":
         """Per output channel: `gain * y + shift`, gain and shift `(out_channels,)`."""
         bias = self.bias * gain if self.has_bias else self.bias
         return AffineKernel(
             self.kernel * gain, bias if shift is None else bias + shift, self.groups
         )
 
-    def embed(self, size):
+    def embed(self, size: Pair) -> "AffineKernel":
         """The same map, written as a kernel of a larger size `(kh, kw)`, zero outside."""
         if any(new < old for new, old in zip(size, self.size, strict=True)):
             raise ValueError(f"embed: size must be at least {self.size}. Received: {size}")
@@ -99,7 +99,7 @@ class AffineKernel:
         kernel = _namespace(self.kernel).pad(self.kernel, (*pads, (0, 0), (0, 0)))
         return AffineKernel(kernel, self.bias, self.groups)
 
-    def regroup(self, groups):
+    def regroup(self, groups: int) -> "AffineKernel":
         """The same map with fewer groups: blocks of zeros between the old ones.
 
         Args:
@@ -121,7 +121,7 @@ class AffineKernel:
         kernel = xp.reshape(kernel, (kh, kw, ratio * inputs, self.out_channels))
         return AffineKernel(kernel, self.bias, groups)
 
-    def __add__(self, other):
+    def __add__(self, other: "AffineKernel") -> "AffineKernel":
         """Parallel branches: embed in a common size, bring to common groups, add."""
         if (self.in_channels, self.out_channels) != (other.in_channels, other.out_channels):
             raise ValueError(
@@ -129,12 +129,12 @@ class AffineKernel:
                 f"{self.in_channels} -> {self.out_channels} and "
                 f"{other.in_channels} -> {other.out_channels}"
             )
-        size = tuple(max(pair) for pair in zip(self.size, other.size, strict=True))
+        height, width = map(max, zip(self.size, other.size, strict=True))
         groups = math.gcd(self.groups, other.groups)
-        left, right = (a.embed(size).regroup(groups) for a in (self, other))
+        left, right = (a.embed((height, width)).regroup(groups) for a in (self, other))
         return AffineKernel(left.kernel + right.kernel, left.bias + right.bias, groups)
 
-    def then(self, other):
+    def then(self, other: "AffineKernel") -> "AffineKernel":
         """Chain: the map `other(self(x))`, a full convolution of the two kernels.
 
         `K[u, v] = sum_{h + p = u, d + q = v} A[h, d] B[p, q]`, contracted over the
@@ -169,7 +169,7 @@ class AffineKernel:
         bias = other.response(self.bias) + other.bias if self.has_bias else other.bias
         return AffineKernel(kernel, bias, min(self.groups, other.groups))
 
-    def response(self, constant):
+    def response(self, constant: Tensor) -> Tensor:
         """The output, without bias, to an input of constant channels `(in_channels,)`."""
         xp = _namespace(self.kernel, constant)
         weight = xp.sum(self.kernel, axis=(0, 1))
@@ -179,7 +179,7 @@ class AffineKernel:
         return xp.reshape(xp.einsum("igo,gi->go", weight, constant), (self.out_channels,))
 
 
-def _contract(first, second, first_groups, second_groups):
+def _contract(first: Tensor, second: Tensor, first_groups: int, second_groups: int) -> Tensor:
     """Contracts the channels between two kernels, one of which has a single tap."""
     xp = _namespace(first, second)
     single_first = first.shape[0] == first.shape[1] == 1

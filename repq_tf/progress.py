@@ -23,7 +23,7 @@ class Progress:
         ...     progress.advance()
     """
 
-    def __init__(self, title, total, unit, verbose=True):
+    def __init__(self, title: str, total: int | None, unit: str, verbose: bool = True) -> None:
         self.title = title
         self.verbose = verbose
         self.done = 0
@@ -33,7 +33,7 @@ class Progress:
         interval = 0.1 if sys.stdout.isatty() else 10.0
         self._bar = keras.utils.Progbar(total, interval=interval, unit_name=unit)
 
-    def advance(self, parts=1):
+    def advance(self, parts: int = 1) -> None:
         """Counts finished parts."""
         self.done += parts
         if not self.verbose or time.monotonic() - self._start < _PATIENCE:

@@ -4,13 +4,14 @@ import contextlib
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 
 _LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 _STDERR = 2
 
 
 @contextlib.contextmanager
-def quiet():
+def quiet() -> Iterator[None]:
     """Drops what is written to the process's stderr meanwhile, where silence is asked for.
 
     It is where `TF_CPP_MIN_LOG_LEVEL` is 3; TensorFlow obeys that later, but not while it is
@@ -37,7 +38,7 @@ def quiet():
             os.close(real)
 
 
-def _asked_for():
+def _asked_for() -> bool:
     """Whether TensorFlow was asked for silence; `python -m repq_tf...` asks for it here."""
     if sys.argv[:1] == ["-m"]:  # Python is still looking for the command's module
         os.environ.setdefault(_LEVEL, "0" if "--verbose=2" in sys.argv else "3")

@@ -1,7 +1,9 @@
 """Text for people."""
 
+from collections.abc import Container, Iterable, Sequence
 
-def columns(lines, right=()):
+
+def columns(lines: Iterable[Sequence[str]], right: Container[int] = ()) -> str:
     """Lines of cells as text, in columns.
 
     Args:
@@ -19,7 +21,7 @@ def columns(lines, right=()):
     return "\n".join(row.rstrip() for row in rows)
 
 
-def quantity(number):
+def quantity(number: float) -> str:
     """A count in three digits with a decimal prefix: 1814073344 is "1.81 G"."""
     for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= 0.9995 * size:

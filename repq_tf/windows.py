@@ -8,14 +8,16 @@ unless a kernel really needs the zeros.
 """
 
 import math
+from typing import TypeAlias
 
-from repq_tf.keras_api import ops
+from repq_tf.keras_api import Pair, Shape, Tensor, ops
 from repq_tf.kernels import centre_offset
 
-VALID = ((0, 0), (0, 0))
+Window: TypeAlias = tuple[Pair, ...]  # zeros before and after, for each spatial axis
+VALID: Window = ((0, 0), (0, 0))
 
 
-def same_window(kernel_size, strides, spatial):
+def same_window(kernel_size: Pair, strides: Pair, spatial: Shape) -> Window:
     """Keras's "same" window: `ceil(n / stride)` outputs, the odd zero at the end.
 
     Args:
@@ -41,7 +43,7 @@ def same_window(kernel_size, strides, spatial):
     return tuple(window)
 
 
-def crop_window(window, outer, inner):
+def crop_window(window: Window, outer: Pair, inner: Pair) -> Window:
     """The window of a kernel of size `inner` centred in one of size `outer`."""
     cropped = []
     for (before, after), big, small in zip(window, outer, inner, strict=True):
@@ -50,7 +52,7 @@ def crop_window(window, outer, inner):
     return tuple(cropped)
 
 
-def apply_window(x, window):
+def apply_window(x: Tensor, window: Window) -> Tensor:
     """Pads `x` `(batch, height, width, channels)` with zeros, or crops it."""
     if any(side < 0 for pair in window for side in pair):
         (top, bottom), (left, right) = ((max(-a, 0), max(-b, 0)) for a, b in window)
@@ -61,7 +63,7 @@ def apply_window(x, window):
     return x
 
 
-def subsample(x, strides):
+def subsample(x: Tensor, strides: Pair) -> Tensor:
     """Every `strides`-th pixel: what a 1x1 convolution with strides reads."""
     if tuple(strides) == (1, 1):
         return x
@@ -70,7 +72,9 @@ def subsample(x, strides):
     return ops.average_pool(x, (1, 1), tuple(strides), "valid", data_format="channels_last")
 
 
-def convolve(x, kernel, groups=1, strides=(1, 1), window=VALID):
+def convolve(
+    x: Tensor, kernel: Tensor, groups: int = 1, strides: Pair = (1, 1), window: Window = VALID
+) -> Tensor:
     """Correlates features with a kernel.
 
     Args:

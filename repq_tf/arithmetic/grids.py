@@ -1,14 +1,16 @@
 """Grids: their levels, how containers hold them, and the rounding to them."""
 
+from typing import Any
+
 import numpy as np
 
-from repq_tf.keras_api import ops
+from repq_tf.keras_api import Array, Pair, Tensor, ops
 
 BITS = range(2, 9)
 ACTIVATION_BITS = (*BITS, 16)
 
 
-def levels(bits, signed, narrow):
+def levels(bits: int, signed: bool, narrow: bool) -> Pair:
     """The lowest and the highest integer of a grid, `(-Q_N, Q_P)`.
 
     Unsigned: `0 ... 2^b - 1`. Signed: `-2^(b-1) ... 2^(b-1) - 1`; narrow drops the
@@ -21,7 +23,7 @@ def levels(bits, signed, narrow):
     return (-top if narrow else -top - 1), top
 
 
-def zero_point(bits, signed):
+def zero_point(bits: int, signed: bool) -> int:
     """The integer that stands for 0 in the container of a b-bit grid: int8, or int16.
 
     The top level falls on the container's, so that saturation is the upper clamp at any
@@ -30,17 +32,17 @@ def zero_point(bits, signed):
     return container_top(bits) - levels(bits, signed, narrow=False)[1]
 
 
-def container_top(bits):
+def container_top(bits: int) -> int:
     """The largest integer of the container of a b-bit grid: 127, or 32767 of 16 bits."""
     return 127 if bits <= 8 else 2**15 - 1
 
 
-def quantize_levels(x, step, low, high):
+def quantize_levels(x: Tensor, step: Tensor, low: float, high: float) -> Tensor:
     """The integers `round-half-to-even(clip(x / step, low, high))`, as floats."""
     return ops.round(ops.clip(x / step, low, high))
 
 
-def inference_levels(x, step, low, high):
+def inference_levels(x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
     """The levels of `x` in inference, `round(clip(x * (1 / step), low, high))`.
 
     The runtime multiplies by the reciprocal, which moves values half way between two levels.
@@ -55,13 +57,13 @@ def inference_levels(x, step, low, high):
     return ops.round(ops.clip(ops.convert_to_tensor(x) * reciprocal, low, high))
 
 
-def input_levels(values, scale, low, high):
+def input_levels(values: Array, scale: Any, low: int, high: int) -> Array:
     """The integers that a model's input quantizer makes of float32 values, to the last tie."""
     scale = np.asarray(scale, np.float32)
     levels = inference_levels(np.asarray(values, np.float32), scale, low, high)
     return ops.convert_to_numpy(levels).astype(int)
 
 
-def fits_four_bits(integers):
+def fits_four_bits(integers: Array) -> bool:
     """Whether all integers of an array lie within -8 to 7."""
     return bool(integers.min() >= -8 and integers.max() <= 7)

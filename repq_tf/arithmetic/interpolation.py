@@ -1,11 +1,11 @@
 """Bilinear interpolation of images, in floating point and as the runtime computes it."""
 
-from repq_tf.keras_api import ops
+from repq_tf.keras_api import Pair, Tensor, ops
 
 _ONE = 2**11  # of the runtime's weights
 
 
-def interpolate(x, size, one=1.0):
+def interpolate(x: Tensor, size: Pair, one: float = 1.0) -> Tensor:
     """Enlarges images by whole factors.
 
     Args:
@@ -21,7 +21,7 @@ def interpolate(x, size, one=1.0):
     return x
 
 
-def interpolate_levels(levels, size):
+def interpolate_levels(levels: Tensor, size: Pair) -> Tensor:
     """Enlarges images of levels (int32) by whole factors.
 
     Weights have 11 bits an axis, `w = round(2048 fraction)`, and are rounded once:
@@ -30,8 +30,8 @@ def interpolate_levels(levels, size):
     return ops.right_shift(interpolate(levels, size, _ONE) + _ONE**2 // 2, 22)
 
 
-def _along(x, axis, factor, one):
-    def part(start, stop):
+def _along(x: Tensor, axis: int, factor: int, one: float) -> Tensor:
+    def part(start: int | None, stop: int | None) -> Tensor:
         return x[(*[slice(None)] * axis, slice(start, stop))]
 
     before = ops.concatenate([part(None, 1), part(None, -1)], axis)

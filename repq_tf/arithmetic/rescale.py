@@ -7,7 +7,7 @@ it computes, so that a model's inference gives the file's integers. Fixed point 
 integers, which Keras has on TensorFlow; elsewhere floats stand in, at most one level off.
 """
 
-from repq_tf.keras_api import backend, ops
+from repq_tf.keras_api import Tensor, backend, ops
 
 EXACT = backend() == "tensorflow"
 # Of sums that float32 does not hold, and of weights that must not depend on their last bit.
@@ -15,7 +15,7 @@ WIDE = "float64" if EXACT else "float32"
 _EXPONENTS = range(-32, 8)
 
 
-def rescale(sums, scale, step, rounding="float"):
+def rescale(sums: Tensor, scale: Tensor, step: Tensor, rounding: str = "float") -> Tensor:
     """Levels of a convolution's output, before they are clipped to its grid.
 
     - "float": `round(sums (scale / step))` in float32. XNNPACK.
@@ -46,7 +46,7 @@ def rescale(sums, scale, step, rounding="float"):
     return ops.cast(levels, step.dtype)
 
 
-def multiplier(scale, step):
+def multiplier(scale: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
     """`m, e` with `m 2^(e - 31) = scale / step`, both int64."""
     ratio = ops.cast(scale, "float64") / ops.cast(step, "float64")
     exponent = ops.cast(floor_log2(ratio, _EXPONENTS) + 1, "int64")
@@ -57,13 +57,15 @@ def multiplier(scale, step):
     return mantissa, ops.where(full, exponent + 1, exponent)
 
 
-def multiply_twice(values, mantissa, exponent, away=False):
+def multiply_twice(
+    values: Tensor, mantissa: Tensor, exponent: Tensor, away: bool = False
+) -> Tensor:
     """`values m 2^(e - 31)`, rounded to 31 bits less first and then to what is left."""
     high = ops.left_shift(values, ops.maximum(exponent, 0)) * mantissa
     return shift_right(ops.right_shift(high + 2**30, 31), ops.maximum(-exponent, 0), away)
 
 
-def shift_right(values, bits, away=False):
+def shift_right(values: Tensor, bits: Tensor, away: bool = False) -> Tensor:
     """`values / 2^bits`, rounded half up, or half away from zero."""
     half = ops.right_shift(_power(bits), 1)
     if away:
@@ -71,16 +73,16 @@ def shift_right(values, bits, away=False):
     return ops.right_shift(values + half, bits)
 
 
-def _power(exponent):
+def _power(exponent: Tensor) -> Tensor:
     return ops.left_shift(ops.ones_like(exponent), exponent)
 
 
-def _wrap(sums):
+def _wrap(sums: Tensor) -> Tensor:
     """What 32 bits hold of 64-bit sums."""
     return ops.bitwise_and(sums + 2**31, 2**32 - 1) - 2**31
 
 
-def floor_log2(x, exponents):
+def floor_log2(x: Tensor, exponents: range) -> Tensor:
     """`floor(log2(x))` of positive numbers, exact at powers of two.
 
     Args:

@@ -7,15 +7,15 @@ from repq_tf.arithmetic.rescale import (
     multiply_twice,
     shift_right,
 )
-from repq_tf.keras_api import ops
+from repq_tf.keras_api import Tensor, ops
 
 
-def whole(x, step):
+def whole(x: Tensor, step: Tensor) -> Tensor:
     """The integers of a tensor on a grid of the given step, int32."""
     return ops.cast(ops.round(ops.cast(x, step.dtype) / step), "int32")
 
 
-def add(left, right, step_a, step_b, step):
+def add(left: Tensor, right: Tensor, step_a: Tensor, step_b: Tensor, step: Tensor) -> Tensor:
     """The levels of a sum, not clipped yet, in fixed point.
 
     With `r_a = step_a / step` and `shift = 20 - floor(log2(max(r_a, r_b)))`,
@@ -37,7 +37,9 @@ def add(left, right, step_a, step_b, step):
     return ops.cast(ops.right_shift(total, shift), ratios.dtype)
 
 
-def add_wide(left, right, step_a, step_b, step):
+def add_wide(
+    left: Tensor, right: Tensor, step_a: Tensor, step_b: Tensor, step: Tensor
+) -> Tensor:
     """The levels of a sum of int16 tensors, not clipped yet.
 
     With the larger step S of the two: `n_a (step_a / 2S)` and `n_b (step_b / 2S)` with 15 more
@@ -69,7 +71,9 @@ def add_wide(left, right, step_a, step_b, step):
     return ops.cast(multiply_twice(total, mantissa, exponent, away=True), step.dtype)
 
 
-def mean(total, count, step_in, step, zero_in, zero):
+def mean(
+    total: Tensor, count: Tensor, step_in: Tensor, step: Tensor, zero_in: float, zero: float
+) -> Tensor:
     """Returns the levels of a mean, not clipped yet, in float32.
 
     With `m = (step_in / step) / count`,
@@ -88,7 +92,7 @@ def mean(total, count, step_in, step, zero_in, zero):
     return ops.round((total + count * zero_in) * factor + offset) - zero
 
 
-def mean_wide(total, count, step_in, step):
+def mean_wide(total: Tensor, count: Tensor, step_in: Tensor, step: Tensor) -> Tensor:
     """The levels of a mean of an int16 tensor, not clipped yet.
 
     The count goes into the multiplier: `m' = (m << k) // count`, `e' = e - k`,
@@ -112,7 +116,7 @@ def mean_wide(total, count, step_in, step):
     return ops.cast(levels, step.dtype)
 
 
-def average(total, count):
+def average(total: Tensor, count: Tensor) -> Tensor:
     """Returns averages of stored integers, rounded half away from zero.
 
     Args:

@@ -4,17 +4,17 @@ import numpy as np
 
 from repq_tf.arithmetic import sums
 from repq_tf.arithmetic.rescale import WIDE
-from repq_tf.keras_api import ops
+from repq_tf.keras_api import Array, Tensor, ops
 
 _LOWEST, _HIGHEST = -128, 255  # the levels of all grids that fit the int8 container
 
 
-def look_up(table, levels):
+def look_up(table: Tensor, levels: Tensor) -> Tensor:
     """Returns the entries of a table of the levels -128 to 255, for some levels (int32)."""
     return ops.take(table, ops.clip(levels, _LOWEST, _HIGHEST) - _LOWEST)
 
 
-def sigmoid(step_in):
+def sigmoid(step_in: Tensor) -> Tensor:
     """Returns the levels of `sigmoid(x)` in steps of 1/256, for every level of x.
 
     The runtime makes a table of `round(float32(sigmoid(x)) * 256 - 128)`, the sigmoid in
@@ -29,7 +29,7 @@ def sigmoid(step_in):
     return ops.cast(ops.searchsorted(rises, x, side="right"), step_in.dtype)
 
 
-def softmax(levels, step_in):
+def softmax(levels: Tensor, step_in: Tensor) -> Tensor:
     """Returns the levels of a softmax over the last axis, in steps of 1/256.
 
     The runtime looks exponentials up by the distance of a level from the row's largest one,
@@ -53,7 +53,7 @@ def softmax(levels, step_in):
     return ops.minimum(ops.where(rescaled - whole >= 0.5, whole + 1, whole), 255)
 
 
-def shifted(offset, step_in, step_offset, step):
+def shifted(offset: int, step_in: Tensor, step_offset: float, step: float) -> Tensor:
     """Returns the levels of `x + offset`, added as the runtime does, for every level of x.
 
     Args:
@@ -67,13 +67,13 @@ def shifted(offset, step_in, step_offset, step):
     return sums.add(levels, ops.full_like(levels, offset), step_in, *steps)
 
 
-def _sigmoid_levels(x):
+def _sigmoid_levels(x: Array) -> Array:
     """The runtime's levels of `sigmoid(x)`, x float32."""
     sigmoid = (1 / (1 + np.exp(-x.astype(np.float64)))).astype(np.float32)
     return np.rint(sigmoid * np.float32(256) - np.float32(128)).astype(int) + 128
 
 
-def _rises():
+def _rises() -> Array:
     """The smallest float32 x with a level of at least k, for k from 1 to 255, by bisection."""
     levels = np.arange(1, 256)
     low, high = np.full(255, -16, np.float32), np.full(255, 16, np.float32)

@@ -1,7 +1,8 @@
 """The weights of a deployed integer convolution, in the arithmetic of inference."""
 
 from repq_tf.arithmetic.grids import quantize_levels
-from repq_tf.keras_api import ops
+from repq_tf.keras_api import Layer, Tensor, ops
+from repq_tf.kernels import AffineKernel
 
 # A channel whose gain has vanished still has a bias; its scale is kept large
 # enough for the bias to fit 32 bits and for the runtime's multiplier to exist.
@@ -9,7 +10,13 @@ _LARGEST_BIAS = 2.0**30
 _SMALLEST_SCALE = 2.0**-20
 
 
-def integer_weights(affine, quantizer, input_step, gain=None, shift=None):
+def integer_weights(
+    affine: AffineKernel,
+    quantizer: Layer,
+    input_step: Tensor,
+    gain: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, int]:
     """Integer weights, their scale and the integer bias of `gain * conv + shift`.
 
     With `n = levels of the kernel`, `s` the quantizer's step:

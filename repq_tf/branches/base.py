@@ -1,14 +1,19 @@
 """What a branch is."""
 
-from repq_tf.keras_api import LEGACY, Layer
-from repq_tf.windows import VALID
+from collections.abc import Iterator
+from typing import Any
+
+from repq_tf.branches.readings import Reading
+from repq_tf.keras_api import LEGACY, Layer, Pair, Shape, Tensor, Variable
+from repq_tf.kernels import AffineKernel
+from repq_tf.windows import VALID, Window
 
 
 class _LegacyNode(Layer):
     """A layer of tf_keras that can be frozen without what it holds, as Keras 3's can."""
 
     @property
-    def trainable_weights(self):
+    def trainable_weights(self) -> list[Variable]:
         """Those of its own unless it is frozen, and those of what it holds."""
         if self.trainable:
             return super().trainable_weights
@@ -16,13 +21,16 @@ class _LegacyNode(Layer):
         return [weight for child in held for weight in child.trainable_weights]
 
     @property
-    def non_trainable_weights(self):
+    def non_trainable_weights(self) -> list[Variable]:
         """All others."""
         trained = {id(weight) for weight in self.trainable_weights}
         return [w for w in super().non_trainable_weights if id(w) not in trained]
 
 
-class Branch(_LegacyNode if LEGACY else Layer):
+_Node: Any = _LegacyNode if LEGACY else Layer
+
+
+class Branch(_Node):
     """A node of a block's expression: a Keras layer with two readings.
 
     `branch(x)` runs it; `branch.merge(reading)` returns the `AffineKernel` that
@@ -33,17 +41,23 @@ class Branch(_LegacyNode if LEGACY else Layer):
     and `merge`.
     """
 
-    kernel_size = (1, 1)
+    kernel_size: Pair = (1, 1)
 
-    def __init__(self, name=None, dtype=None):
+    def __init__(self, name: str | None = None, dtype: Any = None) -> None:
         # Branches take and give features in the dtype they come in.
         super().__init__(name=name, dtype=dtype, autocast=False)
 
-    def output_channels(self, in_channels):
+    def output_channels(self, in_channels: int) -> int:
         """The number of output channels for a number of input channels."""
         raise NotImplementedError
 
-    def call(self, x, window=VALID, strides=(1, 1), training=None):
+    def call(
+        self,
+        x: Tensor,
+        window: Window = VALID,
+        strides: Pair = (1, 1),
+        training: bool | None = None,
+    ) -> Tensor:
         """Runs the branch on `(batch, height, width, in_channels)`.
 
         Args:
@@ -54,11 +68,11 @@ class Branch(_LegacyNode if LEGACY else Layer):
         """
         raise NotImplementedError
 
-    def merge(self, reading=None):
+    def merge(self, reading: Reading | None = None) -> AffineKernel:
         """Returns the branch's `AffineKernel`; `reading` defaults to inference."""
         raise NotImplementedError
 
-    def shift(self, offset):
+    def shift(self, offset: Tensor) -> bool:
         """Adds `offset`, `(channels,)`, to the output, if a bias of the branch can take it.
 
         Returns:
@@ -66,14 +80,14 @@ class Branch(_LegacyNode if LEGACY else Layer):
         """
         return False
 
-    def walk(self):
+    def walk(self) -> Iterator["Branch"]:
         """Yields the branch and everything below it, children first."""
         for child in getattr(self, "children", ()):
             yield from child.walk()
         yield self
 
 
-def check_branch(value, argument):
+def check_branch(value: Any, argument: str) -> Branch:
     """Returns a branch, or raises ValueError that says what to write in place of the value."""
     if isinstance(value, Branch):
         return value
@@ -88,7 +102,7 @@ def check_branch(value, argument):
     )
 
 
-def check_branches(values, name):
+def check_branches(values: Any, name: str) -> list[Branch]:
     """A list of branches, of the combiner of a name; or a ValueError."""
     if not isinstance(values, list | tuple) or not values:
         raise ValueError(
@@ -101,21 +115,21 @@ def check_branches(values, name):
 class Wrapper(Branch):
     """A branch made of one other."""
 
-    def __init__(self, child, name, dtype=None):
+    def __init__(self, child: Branch, name: str, dtype: Any = None) -> None:
         super().__init__(name=name, dtype=dtype)
         self.child = check_branch(child, "child")
         self.kernel_size = child.kernel_size
 
     @property
-    def children(self):
+    def children(self) -> tuple[Branch, ...]:
         """The child alone."""
         return (self.child,)
 
-    def output_channels(self, in_channels):
+    def output_channels(self, in_channels: int) -> int:
         """The child's output channels."""
         return self.child.output_channels(in_channels)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         """Builds the child."""
         self.child.build(input_shape)
         self.built = True

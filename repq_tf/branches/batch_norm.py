@@ -1,11 +1,14 @@
 """Batch normalization as a node: the only one whose merge needs the features."""
 
+from typing import Any, TypedDict, Unpack
+
 from repq_tf.arguments import number
-from repq_tf.branches.base import Wrapper, check_branch
+from repq_tf.branches.base import Branch, Wrapper, check_branch
 from repq_tf.branches.readings import Reading
 from repq_tf.branches.statistics import BatchNormStatistics, check_batch_norm
-from repq_tf.keras_api import add_parameter, keras, ops
-from repq_tf.windows import VALID
+from repq_tf.keras_api import Identifier, Pair, Shape, Tensor, add_parameter, keras, ops
+from repq_tf.kernels import AffineKernel
+from repq_tf.windows import VALID, Window
 
 
 class BatchNorm(Wrapper):
@@ -26,14 +29,14 @@ class BatchNorm(Wrapper):
 
     def __init__(
         self,
-        child,
-        momentum=0.9,
-        epsilon=1e-5,
-        gamma_initializer="ones",
-        synchronized=True,
-        name=None,
-        dtype=None,
-    ):
+        child: Branch,
+        momentum: float = 0.9,
+        epsilon: float = 1e-5,
+        gamma_initializer: Identifier = "ones",
+        synchronized: bool = True,
+        name: str | None = None,
+        dtype: Any = None,
+    ) -> None:
         super().__init__(check_branch(child, "child"), name or f"{child.name}_bn", dtype)
         check_batch_norm(epsilon=epsilon)
         self.epsilon = epsilon
@@ -42,7 +45,7 @@ class BatchNorm(Wrapper):
             momentum=momentum, synchronized=synchronized, dtype=dtype
         )
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         """Builds the child and creates gamma, beta and the moving statistics."""
         super().build(input_shape)
         channels = self.output_channels(input_shape[-1])
@@ -50,12 +53,18 @@ class BatchNorm(Wrapper):
         self.beta = add_parameter(self, "beta", (channels,), "zeros")
         self.statistics.build((channels,))
 
-    def call(self, x, window=VALID, strides=(1, 1), training=None):
+    def call(
+        self,
+        x: Tensor,
+        window: Window = VALID,
+        strides: Pair = (1, 1),
+        training: bool | None = None,
+    ) -> Tensor:
         """Runs the child and normalizes its output."""
         y = self.child(x, window=window, strides=strides, training=training)
         return self.normalize(y, training)
 
-    def normalize(self, y, training, bias=None):
+    def normalize(self, y: Tensor, training: bool | None, bias: Tensor | None = None) -> Tensor:
         """Normalizes the features `y + bias`."""
         mean, variance = self.statistics.of_features(y, training, bias)
         gain, shift = self.gain_and_shift(mean, variance)
@@ -64,35 +73,51 @@ class BatchNorm(Wrapper):
         wide = ops.cast(y, gain.dtype) * gain + shift
         return ops.cast(wide, y.dtype)
 
-    def gain_and_shift(self, mean=None, variance=None, reading=None):
+    def gain_and_shift(
+        self,
+        mean: Tensor | None = None,
+        variance: Tensor | None = None,
+        reading: Reading | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """The affine map `gain * y + shift` of given moments, or of the moving ones."""
         reading = reading or Reading()
-        if mean is None:
+        if mean is None or variance is None:
             mean, variance = reading.moving(self.statistics)
         gain = self.effective_gamma(reading) / reading.xp.sqrt(variance + self.epsilon)
         return gain, reading.value(self.beta) - mean * gain
 
-    def keep(self, gain, shift):
+    def keep(self, gain: Tensor, shift: Tensor) -> None:
         """Sets gamma and beta so that, in inference, it is the map `gain * y + shift`."""
         mean, variance = Reading().moving(self.statistics)
         self.gamma.assign(gain * ops.sqrt(variance + self.epsilon))
         self.beta.assign(shift + mean * gain)
 
-    def shift(self, offset):
+    def shift(self, offset: Tensor) -> bool:
         """Adds to beta."""
         self.beta.assign(self.beta + offset)
         return True
 
-    def effective_gamma(self, reading):
+    def effective_gamma(self, reading: Reading) -> Tensor:
         """The gamma that normalized features are multiplied by."""
         return reading.value(self.gamma)
 
-    def merge(self, reading=None):
+    def merge(self, reading: Reading | None = None) -> AffineKernel:
         """The child's kernel, scaled and shifted."""
         reading = reading or Reading()
         affine = self.child.merge(reading)
         mean, variance = reading.moments(self, affine)
         return affine.scale(*self.gain_and_shift(mean, variance, reading))
+
+
+class BatchNormOptions(TypedDict, total=False):
+    """Those of `BatchNorm` but for its child."""
+
+    momentum: float
+    epsilon: float
+    gamma_initializer: Identifier
+    synchronized: bool
+    name: str | None
+    dtype: Any
 
 
 class OABN(BatchNorm):
@@ -112,11 +137,13 @@ class OABN(BatchNorm):
         **options: those of `BatchNorm`.
     """
 
-    def __init__(self, child, k=2.0, **options):
+    def __init__(
+        self, child: Branch, k: float = 2.0, **options: Unpack[BatchNormOptions]
+    ) -> None:
         super().__init__(child, **options)
         self.k = number(k, "k", above=0)
 
-    def effective_gamma(self, reading):
+    def effective_gamma(self, reading: Reading) -> Tensor:
         """The clipped gamma."""
         _, variance = reading.moving(self.statistics)
         bound = self.k * reading.xp.sqrt(variance + self.epsilon)

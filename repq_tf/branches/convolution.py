@@ -1,16 +1,28 @@
 """The leaves that are plain: a convolution, and the identity."""
 
+from typing import Any
+
 import numpy as np
 
 from repq_tf.arguments import boolean, pair, positive
 from repq_tf.branches.base import Branch
 from repq_tf.branches.readings import Reading
-from repq_tf.keras_api import add_parameter, dtype_name, keras, ops
+from repq_tf.keras_api import (
+    Identifier,
+    Layer,
+    Pair,
+    Shape,
+    Tensor,
+    add_parameter,
+    dtype_name,
+    keras,
+    ops,
+)
 from repq_tf.kernels import AffineKernel
-from repq_tf.windows import VALID, apply_window, convolve, subsample
+from repq_tf.windows import VALID, Window, apply_window, convolve, subsample
 
 
-def check_groups(layer, in_channels):
+def check_groups(layer: Layer, in_channels: int) -> None:
     """Raises ValueError unless a layer's groups divide its input channels and filters."""
     if in_channels % layer.groups or layer.filters % layer.groups:
         raise ValueError(
@@ -42,16 +54,16 @@ class Convolution(Branch):
 
     def __init__(
         self,
-        filters,
-        kernel_size,
-        groups=1,
-        use_bias=False,
-        kernel_initializer="he_normal",
-        bias_initializer="zeros",
-        kernel_regularizer=None,
-        name=None,
-        dtype=None,
-    ):
+        filters: int,
+        kernel_size: int | Pair,
+        groups: int = 1,
+        use_bias: bool = False,
+        kernel_initializer: Identifier = "he_normal",
+        bias_initializer: Identifier = "zeros",
+        kernel_regularizer: Identifier | None = None,
+        name: str | None = None,
+        dtype: Any = None,
+    ) -> None:
         kernel_size = pair(kernel_size, "kernel_size")
         super().__init__(name=name or "conv{}x{}".format(*kernel_size), dtype=dtype)
         self.kernel_size = kernel_size
@@ -62,11 +74,11 @@ class Convolution(Branch):
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
 
-    def output_channels(self, in_channels):
+    def output_channels(self, in_channels: int) -> int:
         """The number of filters."""
         return self.filters
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         """Creates the kernel and, if asked for, the bias."""
         in_channels = input_shape[-1]
         check_groups(self, in_channels)
@@ -79,19 +91,25 @@ class Convolution(Branch):
             self.bias = add_parameter(self, "bias", (self.filters,), self.bias_initializer)
         self.built = True
 
-    def call(self, x, window=VALID, strides=(1, 1), training=None):
+    def call(
+        self,
+        x: Tensor,
+        window: Window = VALID,
+        strides: Pair = (1, 1),
+        training: bool | None = None,
+    ) -> Tensor:
         """Convolves the window with the kernel."""
         y = convolve(x, ops.convert_to_tensor(self.kernel), self.groups, strides, window)
         return y if self.bias is None else y + ops.cast(self.bias, y.dtype)
 
-    def shift(self, offset):
+    def shift(self, offset: Tensor) -> bool:
         """Adds to the bias, if there is one."""
         if self.bias is None:
             return False
         self.bias.assign(self.bias + offset)
         return True
 
-    def merge(self, reading=None):
+    def merge(self, reading: Reading | None = None) -> AffineKernel:
         """The kernel and the bias themselves."""
         reading = reading or Reading()
         kernel = reading.value(self.kernel)
@@ -105,23 +123,29 @@ class Convolution(Branch):
 class Identity(Branch):
     """The identity; with strides, every stride-th pixel."""
 
-    def __init__(self, name="identity", dtype=None):
+    def __init__(self, name: str = "identity", dtype: Any = None) -> None:
         super().__init__(name=name, dtype=dtype)
 
-    def output_channels(self, in_channels):
+    def output_channels(self, in_channels: int) -> int:
         """The number of input channels."""
         return in_channels
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         """Remembers the number of channels."""
         self.channels = input_shape[-1]
         self.built = True
 
-    def call(self, x, window=VALID, strides=(1, 1), training=None):
+    def call(
+        self,
+        x: Tensor,
+        window: Window = VALID,
+        strides: Pair = (1, 1),
+        training: bool | None = None,
+    ) -> Tensor:
         """Returns the window itself."""
         return subsample(apply_window(x, window), strides)
 
-    def merge(self, reading=None):
+    def merge(self, reading: Reading | None = None) -> AffineKernel:
         """The depthwise kernel of ones."""
         reading = reading or Reading()
         affine = AffineKernel.identity(self.channels, self.variable_dtype)

@@ -1,13 +1,15 @@
 """Leaves without weights: fixed filters, and the filters of the field."""
 
+from typing import Any, Self
+
 import numpy as np
 
 from repq_tf.arguments import positive
 from repq_tf.branches.base import Branch
 from repq_tf.branches.readings import Reading
-from repq_tf.keras_api import dtype_name
+from repq_tf.keras_api import Array, Pair, Shape, Tensor, dtype_name
 from repq_tf.kernels import AffineKernel
-from repq_tf.windows import VALID, convolve
+from repq_tf.windows import VALID, Window, convolve
 
 SOBEL_X = np.array([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
 SOBEL_Y = SOBEL_X.T
@@ -28,7 +30,9 @@ class Fixed(Branch):
         (3, 3)
     """
 
-    def __init__(self, kernel, groups=1, name="fixed", dtype=None):
+    def __init__(
+        self, kernel: Array, groups: int = 1, name: str = "fixed", dtype: Any = None
+    ) -> None:
         super().__init__(name=name, dtype=dtype)
         self.array = np.asarray(kernel, np.float64)
         if self.array.ndim != 4:
@@ -40,7 +44,7 @@ class Fixed(Branch):
         self.groups = positive(groups, "groups")
 
     @classmethod
-    def depthwise(cls, filters, channels, name):
+    def depthwise(cls, filters: Array, channels: int, name: str) -> Self:
         """One filter `(kh, kw)` for every channel, or one each: `(kh, kw, channels)`."""
         filters = np.asarray(filters, np.float64)
         if filters.ndim == 2:
@@ -48,23 +52,25 @@ class Fixed(Branch):
         return cls(filters[:, :, None, :], channels, name)
 
     @classmethod
-    def average(cls, kernel_size, channels, name="average"):
+    def average(cls, kernel_size: Pair, channels: int, name: str = "average") -> Self:
         """The mean of every channel over a window; zeros around the image count."""
         filters = np.full(kernel_size, 1 / np.prod(kernel_size))
         return cls.depthwise(filters, channels, name)
 
     @classmethod
-    def dirac(cls, in_channels, out_channels, groups=1, name="dirac"):
+    def dirac(
+        cls, in_channels: int, out_channels: int, groups: int = 1, name: str = "dirac"
+    ) -> Self:
         """The identity of the channels that input and output have in common, group by group."""
         inputs, outputs = in_channels // groups, out_channels // groups
         kernel = np.tile(np.eye(inputs, outputs), (1, groups))
         return cls(kernel[None, None], groups, name)
 
-    def output_channels(self, in_channels):
+    def output_channels(self, in_channels: int) -> int:
         """The number of filters."""
         return self.array.shape[3]
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         """Checks the number of channels."""
         channels = self.array.shape[2] * self.groups
         if input_shape[-1] != channels:
@@ -74,11 +80,17 @@ class Fixed(Branch):
             )
         self.built = True
 
-    def call(self, x, window=VALID, strides=(1, 1), training=None):
+    def call(
+        self,
+        x: Tensor,
+        window: Window = VALID,
+        strides: Pair = (1, 1),
+        training: bool | None = None,
+    ) -> Tensor:
         """Convolves the window with the filters."""
         return convolve(x, self.merge().kernel, self.groups, strides, window)
 
-    def merge(self, reading=None):
+    def merge(self, reading: Reading | None = None) -> AffineKernel:
         """The filters themselves."""
         reading = reading or Reading()
         kernel = reading.constant(self.array.astype(self.variable_dtype))

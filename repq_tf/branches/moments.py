@@ -4,11 +4,16 @@ Merging a batch norm needs the mean and the variance of `X * child`. RepQ-BN con
 more to get them (arXiv 2311.05317, Algorithm 1); RepQ-BNEst estimates them (Eq. 5-6).
 """
 
-from repq_tf.keras_api import dtype_name, ops, replica_mean
-from repq_tf.windows import VALID, apply_window, convolve, subsample
+from typing import Any, TypeAlias
+
+from repq_tf.keras_api import Pair, Tensor, dtype_name, ops, replica_mean
+from repq_tf.kernels import AffineKernel
+from repq_tf.windows import VALID, Window, apply_window, convolve, subsample
+
+Moments: TypeAlias = tuple[Tensor, Tensor]  # mean and variance, `(channels,)` each
 
 
-def feature_moments(y, synchronized=True):
+def feature_moments(y: Tensor, synchronized: bool = True) -> Moments:
     """Mean and variance `(channels,)` of features over batch, height and width.
 
     They are computed in float32 at least. The variance is the biased one, over N: Keras's
@@ -22,12 +27,18 @@ def feature_moments(y, synchronized=True):
     return mean, replica_mean(variance) if synchronized else variance
 
 
-def wide(x):
+def wide(x: Tensor) -> Tensor:
     """Returns features in float32 at least."""
     return ops.cast(x, "float64" if dtype_name(x) == "float64" else "float32")
 
 
-def exact_moments(x, affine, strides=(1, 1), window=VALID, synchronized=True):
+def exact_moments(
+    x: Tensor,
+    affine: AffineKernel,
+    strides: Pair = (1, 1),
+    window: Window = VALID,
+    synchronized: bool = True,
+) -> Moments:
     """Exact moments of `affine(x)`: RepQ-BN, Algorithm 1, lines 1-2.
 
     As printed, line 1 convolves the unquantized X. A quantized block has Q(X) alone, and
@@ -56,13 +67,15 @@ def exact_moments(x, affine, strides=(1, 1), window=VALID, synchronized=True):
     return mean + affine.bias, variance
 
 
-def _is_scaling(affine):
+def _is_scaling(affine: AffineKernel) -> bool:
     """Whether a kernel only scales each channel."""
     channels = affine.in_channels
     return affine.size == (1, 1) and affine.groups == channels == affine.out_channels
 
 
-def estimated_moments(reading, affine, literal=False, synchronized=True):
+def estimated_moments(
+    reading: Any, affine: AffineKernel, literal: bool = False, synchronized: bool = True
+) -> Moments:
     """Moments estimated from the input's own: RepQ-BNEst, no convolution of features.
 
     The variance is Eq. 6, `V_o = sum_i V[X_i] sum_{h,d} W[h,d,i,o]^2`: all covariances
@@ -101,7 +114,7 @@ def estimated_moments(reading, affine, literal=False, synchronized=True):
     return response + affine.bias, squares.response(variance)
 
 
-def _tap_weights(length, size, reading, axis):
+def _tap_weights(length: int, size: int, reading: Any, axis: int) -> Tensor:
     """`(size, length)`: the share of outputs for which tap t reads pixel y."""
     (before, after), stride = reading.window[axis], reading.strides[axis]
     count = (length + before + after - size) // stride + 1

@@ -1,11 +1,14 @@
 """How a merge reads an expression: which values, and which moments of batch norms."""
 
+from typing import Self
+
 import numpy as np
 
 from repq_tf.arithmetic import WIDE
-from repq_tf.branches.moments import wide
-from repq_tf.keras_api import ops, replica_mean
-from repq_tf.windows import crop_window
+from repq_tf.branches.moments import Moments, wide
+from repq_tf.keras_api import Array, Layer, Pair, Tensor, Variable, ops, replica_mean
+from repq_tf.kernels import AffineKernel
+from repq_tf.windows import Window, crop_window
 
 
 class Reading:
@@ -18,15 +21,15 @@ class Reading:
 
     xp = ops
 
-    def value(self, variable):
+    def value(self, variable: Variable) -> Tensor:
         """A variable's value, which stays when the variable changes."""
         return ops.copy(ops.convert_to_tensor(variable))
 
-    def constant(self, array):
+    def constant(self, array: Array) -> Tensor:
         """A NumPy constant."""
         return ops.convert_to_tensor(array)
 
-    def moments(self, batch_norm, affine):
+    def moments(self, batch_norm: Layer, affine: AffineKernel) -> Moments:
         """Mean and variance, `(channels,)`, of the features convolved with `affine`.
 
         Args:
@@ -35,15 +38,15 @@ class Reading:
         """
         return self.moving(batch_norm.statistics)
 
-    def moving(self, statistics):
+    def moving(self, statistics: Layer) -> Moments:
         """The moving mean and variance of a `BatchNormStatistics`."""
         return self.value(statistics.moving_mean), self.value(statistics.moving_variance)
 
-    def inside(self, outer, inner):
+    def inside(self, outer: Pair, inner: Pair) -> Self:
         """The reading of a branch of size `inner` centred in one of size `outer`."""
         return self
 
-    def after(self, prefix, last):
+    def after(self, prefix: AffineKernel | None, last: bool) -> Self:
         """The reading of a chain's link that follows `prefix` (None: the first link).
 
         Only the last link has the strides.
@@ -60,11 +63,11 @@ class WideReading(Reading):
 
     dtype = WIDE
 
-    def value(self, variable):
+    def value(self, variable: Variable) -> Tensor:
         """A variable's value."""
         return ops.cast(variable, self.dtype)
 
-    def constant(self, array):
+    def constant(self, array: Array) -> Tensor:
         """A NumPy constant."""
         return ops.cast(array, self.dtype)
 
@@ -74,11 +77,11 @@ class NumpyReading(Reading):
 
     xp = np
 
-    def value(self, variable):
+    def value(self, variable: Variable) -> Array:
         """A variable's value as a float64 array."""
         return np.asarray(ops.convert_to_numpy(variable), np.float64)
 
-    def constant(self, array):
+    def constant(self, array: Array) -> Array:
         """A constant as a float64 array."""
         return np.asarray(array, np.float64)
 
@@ -95,19 +98,26 @@ class FeatureReading(Reading):
         strides: the block's strides.
     """
 
-    def __init__(self, x, window, strides, prefix=None, moments=None):
+    def __init__(
+        self,
+        x: Tensor,
+        window: Window,
+        strides: Pair,
+        prefix: AffineKernel | None = None,
+        moments: dict[bool, tuple[Tensor, Tensor, Tensor]] | None = None,
+    ) -> None:
         self.x = x
         self.window = window
         self.strides = strides
         self._prefix = prefix
         self._input_moments = {} if moments is None else moments
 
-    def inside(self, outer, inner):
+    def inside(self, outer: Pair, inner: Pair) -> Self:
         """The reading of a smaller kernel: a crop of the window."""
         window = crop_window(self.window, outer, inner)
         return self._derive(window, self.strides, self._prefix)
 
-    def after(self, prefix, last):
+    def after(self, prefix: AffineKernel | None, last: bool) -> Self:
         """The reading of a chain's link: what precedes it is composed with it."""
         if self._prefix is not None and prefix is not None:
             prefix = self._prefix.then(prefix)
@@ -115,18 +125,18 @@ class FeatureReading(Reading):
             prefix = self._prefix
         return self._derive(self.window, self.strides if last else (1, 1), prefix)
 
-    def _derive(self, window, strides, prefix):
+    def _derive(self, window: Window, strides: Pair, prefix: AffineKernel | None) -> Self:
         return type(self)(self.x, window, strides, prefix, self._input_moments)
 
-    def moments(self, batch_norm, affine):
+    def moments(self, batch_norm: Layer, affine: AffineKernel) -> Moments:
         """The moments, in the mode of the statistics; updates the moving ones."""
         return batch_norm.statistics.of_kernel(self, self.composed(affine))
 
-    def composed(self, affine):
+    def composed(self, affine: AffineKernel) -> AffineKernel:
         """`affine` after everything that precedes it, as a map of the block's input."""
         return affine if self._prefix is None else self._prefix.then(affine)
 
-    def input_moments(self, synchronized=True):
+    def input_moments(self, synchronized: bool = True) -> tuple[Tensor, Tensor, Tensor]:
         """Batch-mean image `(h, w, c)`, mean `(c,)` and variance `(c,)` of the input."""
         if synchronized not in self._input_moments:
             x = wide(self.x)

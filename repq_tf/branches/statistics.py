@@ -4,21 +4,26 @@
 share of the batch; `running` and `restored` use the moving ones.
 """
 
+from typing import Any
+
 from repq_tf.arguments import boolean, number
-from repq_tf.branches.moments import estimated_moments, exact_moments, feature_moments
-from repq_tf.keras_api import Layer, add_statistic, ops
+from repq_tf.branches.moments import Moments, estimated_moments, exact_moments, feature_moments
+from repq_tf.keras_api import Layer, Shape, Tensor, add_statistic, ops
+from repq_tf.kernels import AffineKernel
 
 MODES = ("restored", "batch", "estimate", "sample", "running")
 
 
-def check_mode(mode):
+def check_mode(mode: str) -> str:
     """Returns `mode`, or raises ValueError listing the modes there are."""
     if mode not in MODES:
         raise ValueError(f"bn_statistics must be one of {MODES}. Received: {mode!r}")
     return mode
 
 
-def check_batch_norm(momentum=0.9, epsilon=1e-5, sample_fraction=1 / 8):
+def check_batch_norm(
+    momentum: float = 0.9, epsilon: float = 1e-5, sample_fraction: float = 1 / 8
+) -> None:
     """Raises ValueError, naming the argument, for options no batch norm can have."""
     number(momentum, "momentum", least=0, most=1)
     number(epsilon, "epsilon", above=0)
@@ -55,14 +60,14 @@ class BatchNormStatistics(Layer):
 
     def __init__(
         self,
-        mode="restored",
-        momentum=0.9,
-        sample_fraction=1 / 8,
-        literal_estimate=False,
-        synchronized=True,
-        name="statistics",
-        dtype=None,
-    ):
+        mode: str = "restored",
+        momentum: float = 0.9,
+        sample_fraction: float = 1 / 8,
+        literal_estimate: bool = False,
+        synchronized: bool = True,
+        name: str = "statistics",
+        dtype: Any = None,
+    ) -> None:
         super().__init__(name=name, dtype=dtype, autocast=False)
         self.mode = check_mode(mode)
         check_batch_norm(momentum, sample_fraction=sample_fraction)
@@ -71,14 +76,14 @@ class BatchNormStatistics(Layer):
         self.literal_estimate = boolean(literal_estimate, "literal_estimate")
         self.synchronized = boolean(synchronized, "synchronized")
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         """Creates the moving mean and variance, `(channels,)`."""
         shape = (input_shape[-1],)
         self.moving_mean = add_statistic(self, "moving_mean", shape, "zeros")
         self.moving_variance = add_statistic(self, "moving_variance", shape, "ones")
         self.built = True
 
-    def of_kernel(self, reading, affine):
+    def of_kernel(self, reading: Any, affine: AffineKernel) -> Moments:
         """Training moments of `reading.x * affine`, by `mode`; updates the moving ones."""
         if self.mode in ("running", "restored") or not self.trainable:
             return reading.moving(self)
@@ -97,7 +102,9 @@ class BatchNormStatistics(Layer):
         self.update(mean, variance)
         return mean, variance
 
-    def of_features(self, y, training, bias=None):
+    def of_features(
+        self, y: Tensor, training: bool | None, bias: Tensor | None = None
+    ) -> Moments:
         """Moments of features, of `y + bias` if a bias is given.
 
         The batch's in training, which updates the moving ones; else the moving ones.
@@ -112,7 +119,7 @@ class BatchNormStatistics(Layer):
         self.update(mean, variance)
         return mean, variance
 
-    def update(self, mean, variance):
+    def update(self, mean: Tensor, variance: Tensor) -> None:
         """Moves the moving statistics towards a batch's."""
         for variable, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
             value = ops.cast(ops.stop_gradient(value), variable.dtype)

@@ -1,8 +1,13 @@
 """The combiners: a sum of parallel branches, and a chain of branches."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from repq_tf.branches.base import Branch, check_branches
 from repq_tf.branches.readings import Reading
-from repq_tf.windows import VALID, crop_window
+from repq_tf.keras_api import Pair, Shape, Tensor
+from repq_tf.kernels import AffineKernel
+from repq_tf.windows import VALID, Window, crop_window
 
 
 class Sum(Branch):
@@ -13,14 +18,17 @@ class Sum(Branch):
         name: name of the node.
     """
 
-    def __init__(self, branches, name="sum", dtype=None):
+    def __init__(
+        self, branches: Sequence[Branch], name: str = "sum", dtype: Any = None
+    ) -> None:
         super().__init__(name=name, dtype=dtype)
         self.children = check_branches(branches, name)
-        self.kernel_size = tuple(
+        height, width = (
             max(child.kernel_size[axis] for child in self.children) for axis in range(2)
         )
+        self.kernel_size = height, width
 
-    def output_channels(self, in_channels):
+    def output_channels(self, in_channels: int) -> int:
         """The common number of output channels."""
         channels = {child.name: child.output_channels(in_channels) for child in self.children}
         if len(set(channels.values())) > 1:
@@ -29,14 +37,20 @@ class Sum(Branch):
             )
         return next(iter(channels.values()))
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         """Builds the branches."""
         self.output_channels(input_shape[-1])
         for child in self.children:
             child.build(input_shape)
         self.built = True
 
-    def call(self, x, window=VALID, strides=(1, 1), training=None):
+    def call(
+        self,
+        x: Tensor,
+        window: Window = VALID,
+        strides: Pair = (1, 1),
+        training: bool | None = None,
+    ) -> Tensor:
         """Adds the outputs of the branches."""
         total = None
         for child in self.children:
@@ -45,14 +59,14 @@ class Sum(Branch):
             total = y if total is None else total + y
         return total
 
-    def shift(self, offset):
+    def shift(self, offset: Tensor) -> bool:
         """Adds to the output of one branch."""
         return any(child.shift(offset) for child in self.children)
 
-    def merge(self, reading=None):
+    def merge(self, reading: Reading | None = None) -> AffineKernel:
         """Adds the kernels of the branches."""
         reading = reading or Reading()
-        total = None
+        total: Any = None
         for child in self.children:
             affine = child.merge(reading.inside(self.kernel_size, child.kernel_size))
             total = affine if total is None else total + affine
@@ -71,20 +85,23 @@ class Chain(Branch):
         name: name of the node.
     """
 
-    def __init__(self, branches, name="chain", dtype=None):
+    def __init__(
+        self, branches: Sequence[Branch], name: str = "chain", dtype: Any = None
+    ) -> None:
         super().__init__(name=name, dtype=dtype)
         self.children = check_branches(branches, name)
-        self.kernel_size = tuple(
+        height, width = (
             1 + sum(child.kernel_size[axis] - 1 for child in self.children) for axis in range(2)
         )
+        self.kernel_size = height, width
 
-    def output_channels(self, in_channels):
+    def output_channels(self, in_channels: int) -> int:
         """The output channels of the last link."""
         for child in self.children:
             in_channels = child.output_channels(in_channels)
         return in_channels
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         """Builds the links, each on the channels of the one before."""
         channels = input_shape[-1]
         for child in self.children:
@@ -92,7 +109,13 @@ class Chain(Branch):
             channels = child.output_channels(channels)
         self.built = True
 
-    def call(self, x, window=VALID, strides=(1, 1), training=None):
+    def call(
+        self,
+        x: Tensor,
+        window: Window = VALID,
+        strides: Pair = (1, 1),
+        training: bool | None = None,
+    ) -> Tensor:
         """Runs the links."""
         for child in self.children:
             stride = strides if child is self.children[-1] else (1, 1)
@@ -100,14 +123,14 @@ class Chain(Branch):
             window = VALID
         return x
 
-    def shift(self, offset):
+    def shift(self, offset: Tensor) -> bool:
         """Adds to the output of the last link."""
         return self.children[-1].shift(offset)
 
-    def merge(self, reading=None):
+    def merge(self, reading: Reading | None = None) -> AffineKernel:
         """Composes the kernels of the links."""
         reading = reading or Reading()
-        merged = None
+        merged: Any = None
         for child in self.children:
             affine = child.merge(reading.after(merged, last=child is self.children[-1]))
             merged = affine if merged is None else merged.then(affine)

@@ -1,12 +1,14 @@
 """Nodes that wrap a branch and change its kernel: a scale, a norm, and where it runs."""
 
+from typing import Any
+
 from repq_tf.arguments import boolean
-from repq_tf.branches.base import Wrapper, check_branch
+from repq_tf.branches.base import Branch, Wrapper, check_branch
 from repq_tf.branches.batch_norm import BatchNorm
 from repq_tf.branches.readings import Reading
-from repq_tf.keras_api import add_parameter, keras, ops
+from repq_tf.keras_api import Identifier, Pair, Shape, Tensor, add_parameter, keras, ops
 from repq_tf.kernels import AffineKernel
-from repq_tf.windows import VALID, convolve
+from repq_tf.windows import VALID, Window, convolve
 
 
 class Scale(Wrapper):
@@ -23,21 +25,21 @@ class Scale(Wrapper):
 
     def __init__(
         self,
-        child,
-        initializer="ones",
-        use_bias=False,
-        bias_initializer="zeros",
-        trainable=True,
-        name=None,
-        dtype=None,
-    ):
+        child: Branch,
+        initializer: Identifier = "ones",
+        use_bias: bool = False,
+        bias_initializer: Identifier = "zeros",
+        trainable: bool = True,
+        name: str | None = None,
+        dtype: Any = None,
+    ) -> None:
         super().__init__(check_branch(child, "child"), name or f"{child.name}_scale", dtype)
         self.initializer = keras.initializers.get(initializer)
         self.use_bias = boolean(use_bias, "use_bias")
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.constant = not boolean(trainable, "trainable")
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         """Builds the child and creates the gain and, if asked for, the shift."""
         super().build(input_shape)
         shape = (self.output_channels(input_shape[-1]),)
@@ -49,20 +51,26 @@ class Scale(Wrapper):
                 self, "bias", shape, self.bias_initializer, trainable=trainable
             )
 
-    def call(self, x, window=VALID, strides=(1, 1), training=None):
+    def call(
+        self,
+        x: Tensor,
+        window: Window = VALID,
+        strides: Pair = (1, 1),
+        training: bool | None = None,
+    ) -> Tensor:
         """Runs the child and scales its output."""
         y = self.child(x, window=window, strides=strides, training=training)
         y = y * ops.cast(self.gain, y.dtype)
         return y if self.bias is None else y + ops.cast(self.bias, y.dtype)
 
-    def shift(self, offset):
+    def shift(self, offset: Tensor) -> bool:
         """Adds to the shift, if there is one."""
         if self.bias is None:
             return False
         self.bias.assign(self.bias + offset)
         return True
 
-    def merge(self, reading=None):
+    def merge(self, reading: Reading | None = None) -> AffineKernel:
         """The child's kernel, scaled and shifted."""
         reading = reading or Reading()
         shift = None if self.bias is None else reading.value(self.bias)
@@ -80,22 +88,28 @@ class Online(Wrapper):
         name: name of the node.
     """
 
-    def __init__(self, child, name="online", dtype=None):
+    def __init__(self, child: Branch, name: str = "online", dtype: Any = None) -> None:
         super().__init__(child, name, dtype)
         if any(isinstance(node, BatchNorm) for node in self.child.walk()):
             raise ValueError(f"{name}: a branch with batch norms inside cannot run merged")
 
-    def call(self, x, window=VALID, strides=(1, 1), training=None):
+    def call(
+        self,
+        x: Tensor,
+        window: Window = VALID,
+        strides: Pair = (1, 1),
+        training: bool | None = None,
+    ) -> Tensor:
         """Convolves with the merged kernel."""
         affine = self.merge()
         y = convolve(x, affine.kernel, affine.groups, strides, window)
         return y + ops.cast(affine.bias, y.dtype) if affine.has_bias else y
 
-    def shift(self, offset):
+    def shift(self, offset: Tensor) -> bool:
         """Adds to the child's output."""
         return self.child.shift(offset)
 
-    def merge(self, reading=None):
+    def merge(self, reading: Reading | None = None) -> AffineKernel:
         """The child's kernel."""
         return self.child.merge(reading or Reading())
 
@@ -114,10 +128,10 @@ class UnitNorm(Online):
     # Keeps the gradient of a filter of zeros finite.
     _TINY = 1e-24
 
-    def __init__(self, child, name=None, dtype=None):
+    def __init__(self, child: Branch, name: str | None = None, dtype: Any = None) -> None:
         super().__init__(check_branch(child, "child"), name or f"{child.name}_unit", dtype)
 
-    def merge(self, reading=None):
+    def merge(self, reading: Reading | None = None) -> AffineKernel:
         """The child's kernel, each filter of norm 1."""
         reading = reading or Reading()
         affine = super().merge(reading)

@@ -2,12 +2,13 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 
 _TEMPORARY = ".writing-"
 
 
 @contextlib.contextmanager
-def replacing(path):
+def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
     """Yields a temporary name with the suffix of `path`, and renames it to `path` at the end.
 
     If the block fails or the process is killed, whatever was at `path` stays as it was. Where
@@ -30,12 +31,12 @@ def replacing(path):
             os.remove(temporary)
 
 
-def is_temporary(name):
+def is_temporary(name: str) -> bool:
     """Says whether a file of this name was being written when its process was killed."""
     return name.startswith(_TEMPORARY)
 
 
-def write_atomically(path, content):
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """Writes bytes, whole or not at all.
 
     Args:

@@ -1,9 +1,11 @@
 """Reading `.keras` files."""
 
+import os
+
 from repq_tf.keras_api import keras
 
 
-def load_model(path):
+def load_model(path: str | os.PathLike[str]) -> keras.Model:
     """Loads a `.keras` file without compiling it, and without running code from it.
 
     Args:

@@ -3,9 +3,10 @@
 import errno
 import os
 import reprlib
+from typing import Any
 
 
-def file_path(value, argument="path"):
+def file_path(value: Any, argument: str = "path") -> str:
     """The path of a file, which is no folder, as a string."""
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
         received = reprlib.repr(value)  # of an array, a line
@@ -16,7 +17,7 @@ def file_path(value, argument="path"):
     return path
 
 
-def new_file(path, argument="path"):
+def new_file(path: Any, argument: str = "path") -> str:
     """The path of a file that is to be written, checked before anything is computed.
 
     Raises:

@@ -1,16 +1,22 @@
 """Pictures in files, and how their pixels become a network's input."""
 
+import os
+from typing import Any, TypeAlias
+
 import numpy as np
 
+from repq_tf.keras_api import Array
+
+Picture: TypeAlias = Any  # a Pillow image
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
-def scale_pixels(images):
+def scale_pixels(images: Array) -> Array:
     """Maps uint8 pixels to float32 in [-1, 1]: a signed 8-bit grid hits them almost exactly."""
     return images.astype("float32") / np.float32(127.5) - np.float32(1)
 
 
-def read_picture(path, channels):
+def read_picture(path: str | os.PathLike[str], channels: int) -> Picture:
     """Reads a file.
 
     Args:
@@ -34,7 +40,7 @@ def read_picture(path, channels):
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
 
 
-def fit(picture, height, width):
+def fit(picture: Picture, height: int, width: int) -> Picture:
     """Resizes a Pillow image: the largest middle part of the right aspect, to the size."""
     from PIL import Image
 
@@ -45,7 +51,7 @@ def fit(picture, height, width):
     return picture.resize((width, height), Image.Resampling.BILINEAR, box=box)
 
 
-def pixels(picture, channels):
+def pixels(picture: Picture, channels: int) -> Array:
     """The pixels of a Pillow image, uint8 `(height, width, channels)`."""
     array = np.asarray(picture)
     return array.reshape(*array.shape[:2], channels)

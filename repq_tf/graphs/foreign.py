@@ -1,13 +1,16 @@
 """Models that another package trained, as the equal models of our layers."""
 
-from repq_tf.graphs.graph import read_graph
+from collections.abc import Callable
+
+from repq_tf.graphs.graph import Graph, read_graph
+from repq_tf.keras_api import keras
 
 # Packages whose models have an equal one, and our module that knows it.
 _MODULES = {"tensorflow_model_optimization": "repq_tf.tfmot"}
-_CONVERSIONS = {}
+_CONVERSIONS: dict[str, Callable[[keras.Model], keras.Model]] = {}
 
 
-def register_conversion(package, convert):
+def register_conversion(package: str, convert: Callable[[keras.Model], keras.Model]) -> None:
     """Makes `read_native` read the models of another package.
 
     Args:
@@ -17,7 +20,7 @@ def register_conversion(package, convert):
     _CONVERSIONS[package] = convert
 
 
-def read_native(model):
+def read_native(model: keras.Model) -> Graph:
     """Reads a model as `read_graph` does; of what another package trained, its equal.
 
     Args:

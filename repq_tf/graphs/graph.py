@@ -4,10 +4,11 @@ Read from `model.get_config()`, the public description that `.keras` files hold.
 """
 
 import dataclasses
+from collections.abc import Callable, Collection, Container, Mapping
 from typing import Any
 
 from repq_tf.graphs import legacy_config
-from repq_tf.keras_api import LEGACY, check_same_keras, keras, tree
+from repq_tf.keras_api import LEGACY, Layer, Shape, check_same_keras, keras, tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,23 +32,23 @@ class Node:
     """
 
     name: str
-    layer: Any
+    layer: Layer
     args: tuple = ()
-    kwargs: dict = dataclasses.field(default_factory=dict)
+    kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     part_of: str | None = None
 
     @property
-    def inputs(self):
+    def inputs(self) -> list[Tensor]:
         """The tensors among the arguments."""
         return tensors_of((self.args, self.kwargs))
 
     @property
-    def is_input(self):
+    def is_input(self) -> bool:
         """Whether it is an input of the model."""
         return isinstance(self.layer, keras.layers.InputLayer)
 
     @property
-    def input_shape(self):
+    def input_shape(self) -> Shape:
         """The shape of an input of the model, with the batch."""
         return tuple(self.layer.output.shape)
 
@@ -66,12 +67,12 @@ class Graph:
     """
 
     name: str
-    nodes: dict
+    nodes: dict[str, Node]
     inputs: Any
     outputs: Any
-    output_names: tuple = ()
+    output_names: tuple[str, ...] = ()
 
-    def consumers(self, name):
+    def consumers(self, name: str) -> list[Node]:
         """The nodes that read a node's outputs."""
         return [
             node
@@ -80,32 +81,32 @@ class Graph:
         ]
 
     @property
-    def output_tensors(self):
+    def output_tensors(self) -> list[Tensor]:
         """The outputs as a flat list."""
         return tensors_of(self.outputs)
 
     @property
-    def output_keys(self):
+    def output_keys(self) -> list[str]:
         """What the outputs are called where each name is that of one: in the file, say."""
-        keys = self.output_names
+        keys: Collection[str] = self.output_names
         if isinstance(self.outputs, dict) and len(self.outputs) == len(keys):
             keys = self.outputs
-        found = []
+        found: list[str] = []
         for key in keys:
             found.append(free_name(key, found))
         return found
 
-    def is_output(self, name):
+    def is_output(self, name: str) -> bool:
         """Whether a node's tensor leaves the model."""
         return any(tensor.node == name for tensor in tensors_of(self.outputs))
 
 
-def free_name(name, taken):
+def free_name(name: str, taken: Container[str]) -> str:
     """The name, or a longer one if it is taken."""
     return name if name not in taken else free_name(f"{name}_explicit", taken)
 
 
-def leaves(structure):
+def leaves(structure: Any) -> list[Any]:
     """The items of nested lists, tuples and dicts, in order."""
     if isinstance(structure, dict):
         structure = list(structure.values())
@@ -114,19 +115,19 @@ def leaves(structure):
     return [leaf for item in structure for leaf in leaves(item)]
 
 
-def tensors_of(structure):
+def tensors_of(structure: Any) -> list[Tensor]:
     """The `Tensor`s among the items of nested lists, tuples and dicts, in order."""
     return [leaf for leaf in leaves(structure) if isinstance(leaf, Tensor)]
 
 
-def map_tensors(function, structure):
+def map_tensors(function: Callable[[Tensor], Any], structure: Any) -> Any:
     """Applies a function to the `Tensor`s of a nested structure; returns a like one."""
     return map_leaves(
         lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, structure
     )
 
 
-def map_leaves(function, structure):
+def map_leaves(function: Callable[[Any], Any], structure: Any) -> Any:
     """Applies a function to the items of nested lists, tuples and dicts; returns a like one."""
     if isinstance(structure, dict):
         return {key: map_leaves(function, value) for key, value in structure.items()}
@@ -135,7 +136,7 @@ def map_leaves(function, structure):
     return function(structure)
 
 
-def replace_tensors(structure, tensors):
+def replace_tensors(structure: Any, tensors: Mapping[Tensor, Any]) -> Any:
     """The structure, or `Node`, with the `Tensor`s that are keys of a dict replaced."""
     if isinstance(structure, Node):
         args, kwargs = replace_tensors((structure.args, structure.kwargs), tensors)
@@ -143,14 +144,14 @@ def replace_tensors(structure, tensors):
     return map_tensors(lambda tensor: tensors.get(tensor, tensor), structure)
 
 
-def pairs(structure, values):
+def pairs(structure: Any, values: Any) -> list[tuple[Any, Any]]:
     """The leaves of a structure, in order, with those of another one of the same form."""
     if isinstance(structure, dict) and isinstance(values, dict):
         return [pair for key, item in structure.items() for pair in pairs(item, values[key])]
     return list(zip(leaves(structure), leaves(values), strict=True))
 
 
-def read_graph(model):
+def read_graph(model: keras.Model) -> Graph:
     """Reads a Functional or Sequential Keras model; nested models are inlined.
 
     Args:
@@ -191,12 +192,12 @@ def read_graph(model):
             args, kwargs = _decode(call["args"]), _decode(call["kwargs"])
             nodes[unique] = Node(unique, layers[name], tuple(args), kwargs)
 
-    def link(history):
+    def link(history: Any) -> Tensor:
         name, index, output = history
         # A nested model's calls are counted from 1 where it makes an output.
         return Tensor(produced.get((name, index)) or produced[name, 0], output)
 
-    def link_ends(structure):
+    def link_ends(structure: Any) -> Any:
         if isinstance(structure, dict):
             return {key: link_ends(value) for key, value in structure.items()}
         if structure and isinstance(structure[0], str):
@@ -219,11 +220,12 @@ def read_graph(model):
     return _inline(Graph(model.name, _sort(nodes), inputs, outputs, names))
 
 
-def _decode(value):
+def _decode(value: Any) -> Any:
     """Replaces serialized Keras tensors by `Tensor(history)`, linked afterwards."""
     if isinstance(value, dict):
         if value.get("class_name") == "__keras_tensor__":
-            return Tensor(tuple(value["config"]["keras_history"]))
+            history: Any = tuple(value["config"]["keras_history"])
+            return Tensor(history)
         if value.get("class_name") == "__tuple__":
             return tuple(_decode(item) for item in value["items"])
         return {key: _decode(item) for key, item in value.items()}
@@ -232,7 +234,7 @@ def _decode(value):
     return value
 
 
-def _read_sequential(model):
+def _read_sequential(model: keras.Sequential) -> Graph:
     if not model.layers:
         raise ValueError(f"model {model.name!r} must have layers. Received: none")
     if not model.built:
@@ -248,7 +250,7 @@ def _read_sequential(model):
     return _inline(Graph(model.name, nodes, Tensor("input"), Tensor(last), (last,)))
 
 
-def _sort(nodes):
+def _sort(nodes: dict[str, Node]) -> dict[str, Node]:
     ordered, waiting = {}, dict(nodes)
     while waiting:
         ready = [
@@ -261,9 +263,10 @@ def _sort(nodes):
     return ordered
 
 
-def _inline(graph):
+def _inline(graph: Graph) -> Graph:
     """Replaces nested models by their nodes."""
-    nodes, renamed = {}, {}
+    nodes: dict[str, Node] = {}
+    renamed: dict[Tensor, Tensor] = {}
 
     for node in graph.nodes.values():
         node = replace_tensors(node, renamed)
@@ -278,7 +281,7 @@ def _inline(graph):
                 continue
             name = f"{node.name}_{item.name}"
 
-            def relink(tensor, inside=inside):
+            def relink(tensor: Tensor, inside: dict = inside) -> Tensor:
                 target = inside[tensor.node]
                 return target if isinstance(target, Tensor) else Tensor(target[0], tensor.index)
 

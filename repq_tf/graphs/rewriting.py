@@ -1,12 +1,20 @@
 """New models from graphs: each node's layer replaced, copied, or left out."""
 
-from repq_tf.graphs.graph import leaves, map_leaves, map_tensors
+from collections.abc import Callable
+from typing import Any
+
+from repq_tf.graphs.graph import Graph, Node, leaves, map_leaves, map_tensors
 from repq_tf.graphs.running import evaluate
-from repq_tf.keras_api import keras
+from repq_tf.keras_api import Layer, Tensor, keras
 from repq_tf.layers.freezing import copy_trainable
 
 
-def rebuild(graph, apply, apply_input=None, name=None):
+def rebuild(
+    graph: Graph,
+    apply: Callable[[Node, tuple, dict[str, Any]], Any],
+    apply_input: Callable[[Node, Tensor], Any] | None = None,
+    name: str | None = None,
+) -> keras.Model:
     """Builds a new Functional model by walking a graph.
 
     Args:
@@ -22,7 +30,7 @@ def rebuild(graph, apply, apply_input=None, name=None):
     """
     inputs = {}
 
-    def feed(node):
+    def feed(node: Node) -> Any:
         tensor = inputs[node.name] = keras.Input(
             batch_shape=node.input_shape, dtype=node.layer.output.dtype, name=node.name
         )
@@ -36,7 +44,7 @@ def rebuild(graph, apply, apply_input=None, name=None):
     return keras.Model(ends, _named(ends, outputs, graph.output_names), name=name or graph.name)
 
 
-def _named(inputs, outputs, names):
+def _named(inputs: Any, outputs: Any, names: tuple[str, ...]) -> Any:
     """Outputs made by layers of the given names, unless other layers have these."""
     tensors = leaves(outputs)
     model = keras.Model(inputs, tensors)
@@ -49,19 +57,21 @@ def _named(inputs, outputs, names):
     return map_leaves(lambda tensor: named.get(id(tensor), tensor), outputs)
 
 
-def copy_layer(layer, name=None, **changes):
+def copy_layer(layer: Layer, name: str | None = None, **changes: Any) -> Layer:
     """A new, unbuilt layer of the same configuration, but for the changes."""
     config = layer.get_config()
     return type(layer).from_config({**config, "name": name or layer.name, **changes})
 
 
-def copy_state(source, target):
+def copy_state(source: Layer, target: Layer) -> None:
     """Gives a built layer the weights of an equal one, and freezes what is frozen of that."""
     copy_trainable(source, target)  # first: tf_keras orders weights by it
     target.set_weights(source.get_weights())
 
 
-def copy_call(node, args, kwargs, copies, **changes):
+def copy_call(
+    node: Node, args: tuple, kwargs: dict[str, Any], copies: dict[int, Layer], **changes: Any
+) -> Any:
     """Calls the copy of a node's layer, which has its weights.
 
     Args:

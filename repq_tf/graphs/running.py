@@ -1,9 +1,16 @@
 """Evaluation over a graph, of whatever values are given."""
 
-from repq_tf.graphs.graph import map_tensors, tensors_of
+from collections.abc import Callable
+from typing import Any
+
+from repq_tf.graphs.graph import Graph, Node, Tensor, map_tensors, tensors_of
 
 
-def evaluate(graph, feed, apply):
+def evaluate(
+    graph: Graph,
+    feed: Callable[[Node], Any],
+    apply: Callable[[Node, tuple, dict[str, Any]], Any],
+) -> Any:
     """Evaluates a graph node by node, dropping values when nobody needs them more.
 
     Args:
@@ -15,15 +22,15 @@ def evaluate(graph, feed, apply):
     Returns:
         The values of `graph.outputs`, in its structure.
     """
-    waiting = {}
+    waiting: dict[str, int] = {}
     for node in graph.nodes.values():
         for tensor in node.inputs:
             waiting[tensor.node] = waiting.get(tensor.node, 0) + 1
     for tensor in tensors_of(graph.outputs):
         waiting[tensor.node] = waiting.get(tensor.node, 0) + 1
-    values = {}
+    values: dict[str, tuple[Any, ...]] = {}
 
-    def value(tensor):
+    def value(tensor: Tensor) -> Any:
         return values[tensor.node][tensor.index]
 
     for node in graph.nodes.values():

@@ -1,7 +1,9 @@
 """Depth to space: the upscaling at the end of super-resolution networks."""
 
+from typing import Unpack
+
 from repq_tf.arguments import positive
-from repq_tf.keras_api import Layer, backend, ops, register
+from repq_tf.keras_api import Config, Layer, LayerOptions, Shape, Tensor, backend, ops, register
 
 
 @register
@@ -21,13 +23,13 @@ class DepthToSpace(Layer):
         >>> y = repq_tf.layers.DepthToSpace(2)(x)
     """
 
-    def __init__(self, block_size, **kwargs):
+    def __init__(self, block_size: int, **kwargs: Unpack[LayerOptions]) -> None:
         super().__init__(**kwargs)
         self.block_size = positive(block_size, "block_size")
         if block_size == 1:
             raise ValueError("block_size must be at least 2. Received: 1")
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         """Checks the number of channels."""
         if input_shape[-1] % self.block_size**2:
             raise ValueError(
@@ -36,7 +38,7 @@ class DepthToSpace(Layer):
             )
         self.built = True
 
-    def call(self, x):
+    def call(self, x: Tensor) -> Tensor:
         """Rearranges the channels."""
         size = self.block_size
         if backend() == "tensorflow":  # one operator of the exported file
@@ -49,12 +51,12 @@ class DepthToSpace(Layer):
         x = ops.transpose(x, (0, 1, 3, 2, 4, 5))
         return ops.reshape(x, (batch, height * size, width * size, channels))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         """`(batch, s height, s width, C)`."""
         batch, *spatial, channels = input_shape
         spatial = [None if n is None else n * self.block_size for n in spatial]
         return batch, *spatial, channels // self.block_size**2
 
-    def get_config(self):
+    def get_config(self) -> Config:
         """The arguments of the constructor."""
         return {**super().get_config(), "block_size": self.block_size}

@@ -1,5 +1,7 @@
 """What every re-parameterized convolution is: options, and an expression made with them."""
 
+from typing import Any, Unpack
+
 from repq_tf.arguments import (
     boolean,
     check_bits,
@@ -12,6 +14,7 @@ from repq_tf.arguments import (
 from repq_tf.branches import (
     OABN,
     BatchNorm,
+    Branch,
     Convolution,
     Identity,
     check_batch_norm,
@@ -19,15 +22,25 @@ from repq_tf.branches import (
     check_groups,
     check_mode,
 )
-from repq_tf.keras_api import LEGACY, Layer, keras
+from repq_tf.keras_api import (
+    LEGACY,
+    Config,
+    Identifier,
+    Layer,
+    LayerOptions,
+    Pair,
+    Shape,
+    keras,
+)
 from repq_tf.layers.freezing import (
     build_config,
     freeze_new_weights,
     parts,
     read_build_config,
 )
+from repq_tf.layers.options import Padding
 from repq_tf.quantizers import LSQ, check_step_gradient
-from repq_tf.windows import same_window
+from repq_tf.windows import Window, same_window
 
 
 class ExpressionLayer(Layer):
@@ -38,28 +51,28 @@ class ExpressionLayer(Layer):
 
     def __init__(
         self,
-        filters,
-        kernel_size=3,
-        strides=1,
-        padding="same",
-        groups=1,
-        activation=None,
-        merged=False,
-        bn_statistics="restored",
-        restore_batch_norm=None,
-        weight_bits=None,
-        per_channel=True,
-        step_gradient="bounded",
-        momentum=0.9,
-        epsilon=1e-5,
-        synchronized=True,
-        sample_fraction=1 / 8,
-        literal_estimate=False,
-        oabn_k=None,
-        kernel_initializer="he_normal",
-        kernel_regularizer=None,
-        **kwargs,
-    ):
+        filters: int,
+        kernel_size: int | Pair = 3,
+        strides: int | Pair = 1,
+        padding: Padding = "same",
+        groups: int = 1,
+        activation: Identifier | None = None,
+        merged: bool = False,
+        bn_statistics: str = "restored",
+        restore_batch_norm: bool | None = None,
+        weight_bits: int | None = None,
+        per_channel: bool = True,
+        step_gradient: str = "bounded",
+        momentum: float = 0.9,
+        epsilon: float = 1e-5,
+        synchronized: bool = True,
+        sample_fraction: float = 1 / 8,
+        literal_estimate: bool = False,
+        oabn_k: float | None = None,
+        kernel_initializer: Identifier = "he_normal",
+        kernel_regularizer: Identifier | None = None,
+        **kwargs: Unpack[LayerOptions],
+    ) -> None:
         # Steps of the input must not be cast to half precision; features are cast here.
         kwargs.setdefault("autocast", False)
         super().__init__(**kwargs)
@@ -100,7 +113,7 @@ class ExpressionLayer(Layer):
 
     # What a subclass declares, and what helps it to.
 
-    def make_branches(self, in_channels):
+    def make_branches(self, in_channels: int) -> Branch:
         """Returns the expression: a `Branch`, built of new branch layers.
 
         Args:
@@ -108,7 +121,9 @@ class ExpressionLayer(Layer):
         """
         raise NotImplementedError(f"{type(self).__name__} must implement make_branches")
 
-    def convolution(self, kernel_size=None, name=None, **options):
+    def convolution(
+        self, kernel_size: int | Pair | None = None, name: str | None = None, **options: Any
+    ) -> Convolution:
         """A `Convolution` branch with the block's filters, groups and initializer."""
         options.setdefault("filters", self.filters)
         options.setdefault("groups", self.groups)
@@ -116,7 +131,7 @@ class ExpressionLayer(Layer):
         options.setdefault("kernel_regularizer", self.kernel_regularizer)
         return Convolution(kernel_size=kernel_size or self.kernel_size, name=name, **options)
 
-    def batch_norm(self, child, name=None, **options):
+    def batch_norm(self, child: Branch, name: str | None = None, **options: Any) -> BatchNorm:
         """A batch-norm branch with the block's settings; `OABN` where `oabn_k` is set."""
         options = {**self._batch_norm_options, **options}
         if self.oabn_k is not None:
@@ -124,11 +139,11 @@ class ExpressionLayer(Layer):
         return BatchNorm(child, name=name, **options)
 
     @property
-    def _batch_norm_options(self):
+    def _batch_norm_options(self) -> dict[str, Any]:
         names = ("momentum", "epsilon", "synchronized")
         return {name: getattr(self, name) for name in names}
 
-    def _fresh_initializer(self):
+    def _fresh_initializer(self) -> Any:
         """A copy with a seed of its own, so that branches do not start from equal weights."""
         if not isinstance(self.kernel_initializer, keras.initializers.Initializer):
             return self.kernel_initializer
@@ -140,7 +155,7 @@ class ExpressionLayer(Layer):
 
     # Building.
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         """Creates the branches and, where they are needed, the restored BN and the steps."""
         if len(input_shape) != 4 or input_shape[-1] is None:
             raise ValueError(
@@ -168,7 +183,7 @@ class ExpressionLayer(Layer):
                 f"{self.name}: the branches make {inner.output_channels(channels)} channels, "
                 f"but filters is {self.filters}"
             )
-        self.restored = None
+        self.restored: BatchNorm | None = None
         if self._restores():
             # Of any gain: it is the convolution's scale, no part of the kernel.
             self.restored = BatchNorm(
@@ -185,7 +200,7 @@ class ExpressionLayer(Layer):
         freeze_new_weights(self)
         self.built = True
 
-    def _share_dtype(self, expression):
+    def _share_dtype(self, expression: Branch) -> None:
         """Gives the branches the block's own dtype policy."""
         if LEGACY:  # there it is fixed when a layer is made
             return
@@ -195,18 +210,18 @@ class ExpressionLayer(Layer):
                 node.statistics.dtype_policy = self.dtype_policy
 
     @property
-    def bn_statistics(self):
+    def bn_statistics(self) -> str:
         """Where merged batch norms get their moments in training."""
         return self._bn_statistics
 
     @bn_statistics.setter
-    def bn_statistics(self, mode):
+    def bn_statistics(self, mode: str) -> None:
         self._bn_statistics = check_mode(mode)
         if self.built:
             for node in self.merged_batch_norms:
                 node.statistics.mode = mode
 
-    def _restores(self):
+    def _restores(self) -> bool:
         if isinstance(self.expression, BatchNorm):
             return False
         if self.restore_batch_norm is not None:
@@ -218,23 +233,23 @@ class ExpressionLayer(Layer):
         )
 
     @property
-    def inner(self):
+    def inner(self) -> Branch:
         """The part of the expression that is merged into the kernel."""
         root = isinstance(self.expression, BatchNorm)
         return self.expression.child if root else self.expression
 
     @property
-    def root(self):
+    def root(self) -> BatchNorm | None:
         """The `BatchNorm` that follows the merged convolution, or None."""
         return self.expression if isinstance(self.expression, BatchNorm) else self.restored
 
     @property
-    def merged_batch_norms(self):
+    def merged_batch_norms(self) -> list[BatchNorm]:
         """The batch norms that are merged into the kernel, inner ones first."""
         return [node for node in self.inner.walk() if isinstance(node, BatchNorm)]
 
     @property
-    def trainable_parts(self):
+    def trainable_parts(self) -> dict[str, list[Layer]]:
         """The layers inside that can be frozen alone; see `repq_tf.layers.freezing`."""
         found = {"expression": parts(self.expression)}
         if self.restored is not None:
@@ -244,11 +259,11 @@ class ExpressionLayer(Layer):
         return found
 
     @property
-    def uses_merged_kernel(self):
+    def uses_merged_kernel(self) -> bool:
         """Whether it computes with the merged kernel rather than branch by branch."""
         return self.merged or (self.weight_quantizer or self.kernel_hook) is not None
 
-    def window(self, spatial):
+    def window(self, spatial: Shape) -> Window:
         """The zeros around an input of `(height, width)`."""
         if self._window == "same":
             return same_window(self.kernel_size, self.strides, spatial)
@@ -256,7 +271,7 @@ class ExpressionLayer(Layer):
 
     # Saving.
 
-    def get_config(self):
+    def get_config(self) -> Config:
         """The arguments of the constructor."""
         config = super().get_config()
         config.pop("autocast", None)
@@ -274,11 +289,11 @@ class ExpressionLayer(Layer):
         config["kernel_regularizer"] = keras.regularizers.serialize(self.kernel_regularizer)
         return config
 
-    def get_build_config(self):
+    def get_build_config(self) -> Config | None:
         """The input shape that the block was built for, and which parts are frozen."""
         return build_config(self, {"input_shape": self._built_shape}) if self.built else None
 
-    def build_from_config(self, config):
+    def build_from_config(self, config: Config | None) -> None:
         """Builds the block for a saved input shape, and freezes its parts."""
         if config:
             self.build(config["input_shape"])

@@ -1,10 +1,13 @@
 """The base of every re-parameterized convolution: how it computes, and what it merges into."""
 
+from typing import Any
+
 from repq_tf.arithmetic import WIDE, integer_weights
 from repq_tf.branches import FeatureReading, Reading, WideReading
-from repq_tf.keras_api import check_same_keras, keras, ops, overrides, register
+from repq_tf.keras_api import Tensor, check_same_keras, keras, ops, overrides, register
+from repq_tf.kernels import AffineKernel
 from repq_tf.layers.expression import ExpressionLayer
-from repq_tf.windows import convolve
+from repq_tf.windows import Window, convolve
 
 
 @register
@@ -74,7 +77,13 @@ class ReparamConv(ExpressionLayer):
 
     # Running.
 
-    def call(self, inputs, input_step=None, training=False, wide=False):
+    def call(
+        self,
+        inputs: Tensor,
+        input_step: Tensor | None = None,
+        training: bool = False,
+        wide: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Runs the block.
 
         Args:
@@ -100,7 +109,13 @@ class ReparamConv(ExpressionLayer):
         # The scale matters to inference alone.
         return (y, ops.broadcast_to(input_step, (self.filters,))) if integer else y
 
-    def compute_output_spec(self, inputs, input_step=None, training=False, wide=False):
+    def compute_output_spec(
+        self,
+        inputs: Tensor,
+        input_step: Tensor | None = None,
+        training: bool = False,
+        wide: bool = False,
+    ) -> Any:
         """The shape and dtype of `call`'s outputs, without tracing it.
 
         A subclass with a `call` of its own is traced, unless it says that this holds for it.
@@ -127,7 +142,7 @@ class ReparamConv(ExpressionLayer):
         dtype = WIDE if wide else "float32"
         return keras.KerasTensor(shape, dtype), keras.KerasTensor((self.filters,), dtype)
 
-    def _merged_convolution(self, x, window, training):
+    def _merged_convolution(self, x: Tensor, window: Window, training: bool) -> Tensor:
         reading = FeatureReading(x, window, self.strides) if training else Reading()
         affine = self.inner.merge(reading)
         kernel = affine.kernel
@@ -141,7 +156,9 @@ class ReparamConv(ExpressionLayer):
             return self.root.normalize(y, training, bias)
         return y if bias is None else y + ops.cast(bias, y.dtype)
 
-    def _integer_convolution(self, x, input_step, window, wide):
+    def _integer_convolution(
+        self, x: Tensor, input_step: Tensor, window: Window, wide: bool
+    ) -> tuple[Tensor, Tensor]:
         integers, scale, bias, groups = self.integer_weights(input_step)
         x, input_step = ops.cast(x, scale.dtype), ops.cast(input_step, scale.dtype)
         x = ops.round(x / input_step)
@@ -155,7 +172,7 @@ class ReparamConv(ExpressionLayer):
 
     # Reading.
 
-    def merge(self, reading=None):
+    def merge(self, reading: Reading | None = None) -> AffineKernel:
         """Returns the `AffineKernel` that the whole block is in inference.
 
         Args:
@@ -168,7 +185,7 @@ class ReparamConv(ExpressionLayer):
             return affine
         return affine.scale(*root.gain_and_shift(reading=reading))
 
-    def integer_weights(self, input_step):
+    def integer_weights(self, input_step: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
         """The weights of the deployed integer layer; see `repq_tf.arithmetic.weights`."""
         reading = WideReading()
         affine = self.inner.merge(reading)

@@ -1,7 +1,9 @@
 """Squeeze and excite (arXiv 1709.01507)."""
 
+from typing import Unpack
+
 from repq_tf.arguments import positive
-from repq_tf.keras_api import Layer, keras, ops, register
+from repq_tf.keras_api import Config, Layer, LayerOptions, Shape, Tensor, keras, ops, register
 from repq_tf.layers.freezing import build_config, freeze_new_weights, read_build_config
 
 
@@ -24,11 +26,11 @@ class SqueezeExcite(Layer):
         >>> x = keras.layers.ReLU()(x)
     """
 
-    def __init__(self, reduced, **kwargs):
+    def __init__(self, reduced: int, **kwargs: Unpack[LayerOptions]) -> None:
         super().__init__(**kwargs)
         self.reduced = positive(reduced, "reduced")
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         """Creates the two dense maps."""
         channels = input_shape[-1]
         self.reduce = keras.layers.Dense(
@@ -43,30 +45,30 @@ class SqueezeExcite(Layer):
         self.built = True
 
     @property
-    def trainable_parts(self):
+    def trainable_parts(self) -> dict[str, list[Layer]]:
         """The two dense maps, each of which can be frozen alone."""
         return {"reduce": [self.reduce], "expand": [self.expand]}
 
-    def call(self, x):
+    def call(self, x: Tensor) -> Tensor:
         """Weighs the channels."""
         weights = self.expand(self.reduce(ops.mean(x, axis=(1, 2))))
         return x * ops.expand_dims(weights, (1, 2))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         """The input's shape."""
         return input_shape
 
-    def get_build_config(self):
+    def get_build_config(self) -> Config | None:
         """The input shape that the layer was built for, and which parts are frozen."""
         config = super().get_build_config()
         return build_config(self, config) if config else config
 
-    def build_from_config(self, config):
+    def build_from_config(self, config: Config | None) -> None:
         """Builds the layer for a saved input shape, and freezes its parts."""
         super().build_from_config(config)
         if config:
             read_build_config(self, config)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         """The arguments of the constructor."""
         return {**super().get_config(), "reduced": self.reduced}

@@ -1,15 +1,18 @@
 """Keras's own convolutions and dense layers in our terms: options, kernels, equal blocks."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 
-from repq_tf.keras_api import LEGACY, keras, ops
+from repq_tf.keras_api import LEGACY, Array, Config, Layer, Variable, keras, ops
 from repq_tf.layers.blocks.plain import ConvBlock, ConvBNBlock, DenseBlock
 
 CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
 STOCK = (*CONVOLUTIONS, keras.layers.Dense)
 
 
-def stock_options(layer, batch_norm=None):
+def stock_options(layer: Layer, batch_norm: Layer | None = None) -> dict[str, Any]:
     """The options of `ReparamConv` that a stock convolution has, but for its name.
 
     Args:
@@ -35,7 +38,7 @@ def stock_options(layer, batch_norm=None):
     return options
 
 
-def stock_kernel(layer):
+def stock_kernel(layer: Layer) -> Array:
     """The kernel `(kh, kw, in_channels / groups, out_channels)`, a NumPy array."""
     kernel = ops.convert_to_numpy(_variable(layer))
     if isinstance(layer, keras.layers.DepthwiseConv2D):
@@ -43,13 +46,13 @@ def stock_kernel(layer):
     return kernel
 
 
-def normalized_axis(layer):
+def normalized_axis(layer: Layer) -> int | None:
     """The one axis of a BatchNormalization; None if it has several, as tf_keras's may."""
     axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
     return axes[0] if len(axes) == 1 else None
 
 
-def _variable(layer):
+def _variable(layer: Layer) -> Variable:
     if LEGACY and isinstance(layer, keras.layers.DepthwiseConv2D):
         return layer.depthwise_kernel
     return layer.kernel
@@ -62,12 +65,12 @@ _EXTRAS = (
 ).split()
 
 
-def extras(layer):
+def extras(layer: Layer) -> list[str]:
     """The constraints and regularizers of a stock layer that its block would not have."""
     return [name for name in _EXTRAS if getattr(layer, name, None) is not None]
 
 
-def stock_block(layer, norm=None):
+def stock_block(layer: Layer, norm: Layer | None = None) -> tuple[type[ConvBlock], Config]:
     """The block class and configuration of a stock convolution or dense layer.
 
     Args:
@@ -90,7 +93,7 @@ def stock_block(layer, norm=None):
     }
 
 
-def copy_stock(layer, norm, block):
+def copy_stock(layer: Layer, norm: Layer | None, block: ConvBlock) -> None:
     """Copies the weights of stock layers, and what is frozen of them, into their block."""
     convolution = block.inner
     kernel = stock_kernel(layer)
@@ -112,7 +115,7 @@ def copy_stock(layer, norm, block):
     block.inner.trainable = layer.trainable
 
 
-def assign(targets, sources):
+def assign(targets: Iterable[Variable], sources: Iterable[Variable]) -> None:
     """Assigns variables to variables."""
     for target, source in zip(targets, sources, strict=True):
         # Through NumPy: JAX would share the array, and training gives it away.

@@ -1,7 +1,10 @@
 """Finding the quantizers of a model."""
 
+from repq_tf.keras_api import keras
+from repq_tf.quantizers.lsq import LSQ
 
-def find(model):
+
+def find(model: keras.Model) -> dict[str, LSQ]:
     """Returns the quantizers of a model by name.
 
     Args:

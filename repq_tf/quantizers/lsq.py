@@ -1,6 +1,8 @@
 """Learned step size quantization (LSQ, arXiv 1902.08153), for weights and activations."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -11,13 +13,23 @@ from repq_tf.arithmetic import (
     levels,
     quantize_levels,
 )
-from repq_tf.keras_api import Layer, add_parameter, add_statistic, ops, register
+from repq_tf.keras_api import (
+    Config,
+    Layer,
+    Shape,
+    Tensor,
+    Variable,
+    add_parameter,
+    add_statistic,
+    ops,
+    register,
+)
 from repq_tf.quantizers.step_init import lsq_step, min_error_step
 
 STEP_GRADIENTS = ("bounded", "lsq")
 
 
-def check_step_gradient(step_gradient):
+def check_step_gradient(step_gradient: str) -> str:
     """Returns `step_gradient`, or raises ValueError listing those there are."""
     if step_gradient not in STEP_GRADIENTS:
         raise ValueError(
@@ -26,7 +38,7 @@ def check_step_gradient(step_gradient):
     return step_gradient
 
 
-def learned_step(initial_step, change):
+def learned_step(initial_step: Tensor, change: Tensor) -> Tensor:
     """`initial_step * (exp(change) if change < 0 else 1 + change)`, positive and finite.
 
     The change is kept within -20 and 1e8, whatever an optimizer makes of it.
@@ -35,7 +47,15 @@ def learned_step(initial_step, change):
     return initial_step * (ops.exp(shrinks) + grows)
 
 
-def lsq(x, initial_step, change, low, high, gradient_scale, bounded=False):
+def lsq(
+    x: Tensor,
+    initial_step: Tensor,
+    change: Tensor,
+    low: int,
+    high: int,
+    gradient_scale: float | Tensor,
+    bounded: bool = False,
+) -> Tensor:
     """Fake-quantizes `x` with LSQ's gradients, keeping only `x` and the step for them.
 
     With `s = initial_step * (exp(change) if change < 0 else 1 + change)` and `v = x / s`:
@@ -75,10 +95,12 @@ def lsq(x, initial_step, change, low, high, gradient_scale, bounded=False):
     """
 
     @ops.custom_gradient
-    def fake_quantize(x, initial_step, change):
+    def fake_quantize(
+        x: Tensor, initial_step: Tensor, change: Tensor
+    ) -> tuple[Tensor, Callable[..., tuple[Tensor, ...]]]:
         step = learned_step(initial_step, change)
 
-        def gradient(*args, upstream=None):
+        def gradient(*args: Tensor, upstream: Tensor | None = None) -> tuple[Tensor, ...]:
             upstream = args[0] if upstream is None else upstream
             v = x / step
             below, above = v <= low, v >= high
@@ -104,15 +126,15 @@ def lsq(x, initial_step, change, low, high, gradient_scale, bounded=False):
 
 
 def fake_quantize(
-    x,
-    initial_step,
-    change,
-    low,
-    high,
-    gradient_scale="auto",
-    per_image=False,
-    bounded=False,
-):
+    x: Tensor,
+    initial_step: Variable,
+    change: Variable,
+    low: int,
+    high: int,
+    gradient_scale: float | str = "auto",
+    per_image: bool = False,
+    bounded: bool = False,
+) -> Tensor:
     """`lsq` of values of any dtype with the step in variables.
 
     Args:
@@ -135,7 +157,7 @@ def fake_quantize(
     return ops.cast(lsq(wide, initial, moved, low, high, gradient_scale, bounded), x.dtype)
 
 
-def _gradient_scale(x, high, per_channel, per_image):
+def _gradient_scale(x: Tensor, high: int, per_channel: bool, per_image: bool) -> float | Tensor:
     shape = x.shape[1:] if per_image else x.shape
     if per_channel:
         shape = shape[:-1]
@@ -176,18 +198,18 @@ class LSQ(Layer):
 
     def __init__(
         self,
-        bits=8,
-        signed=True,
-        narrow=None,
-        channels=None,
-        gradient_scale="auto",
-        per_image=False,
-        bounded=None,
-        trainable_step=True,
-        name=None,
-        dtype=None,
-        **kwargs,
-    ):
+        bits: int = 8,
+        signed: bool = True,
+        narrow: bool | None = None,
+        channels: int | None = None,
+        gradient_scale: float | str = "auto",
+        per_image: bool = False,
+        bounded: bool | None = None,
+        trainable_step: bool = True,
+        name: str | None = None,
+        dtype: Any = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(name=name, dtype=dtype, autocast=False, **kwargs)
         self.bits = check_bits(bits, allowed=ACTIVATION_BITS)
         self.signed = boolean(signed, "signed")
@@ -204,7 +226,7 @@ class LSQ(Layer):
         self.trainable_step = boolean(trainable_step, "trainable_step")
         self.low, self.high = levels(self.bits, self.signed, self.narrow)
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: Shape | None = None) -> None:
         """Creates the step, as a fixed initial value and a trained change of it."""
         shape = () if self.channels is None else (self.channels,)
         # The change first: files hold trainable variables before the others.
@@ -215,13 +237,13 @@ class LSQ(Layer):
         self.built = True
 
     @property
-    def step(self):
+    def step(self) -> Tensor:
         """The step, `()` or `(channels,)`, a positive tensor."""
         return learned_step(
             ops.convert_to_tensor(self.initial_step), ops.convert_to_tensor(self.change)
         )
 
-    def set_step(self, step):
+    def set_step(self, step: Tensor) -> None:
         """Sets the step, and the point that weight decay would pull it to.
 
         Raises:
@@ -233,7 +255,7 @@ class LSQ(Layer):
         self.initial_step.assign(ops.broadcast_to(step, self.initial_step.shape))
         self.change.assign(ops.zeros(self.change.shape, self.change.dtype))
 
-    def initialize(self, values, method="min_error"):
+    def initialize(self, values: Tensor, method: str = "min_error") -> None:
         """Sets the step from data: `min_error` (default) or `lsq`.
 
         Args:
@@ -247,11 +269,11 @@ class LSQ(Layer):
         per_channel = self.channels is not None
         self.set_step(methods[method](values, self.low, self.high, per_channel))
 
-    def integers(self, x):
+    def integers(self, x: Tensor) -> Tensor:
         """The levels of `x`, whole numbers as floats, in inference."""
         return inference_levels(x, self.step, self.low, self.high)
 
-    def call(self, x):
+    def call(self, x: Tensor) -> Tensor:
         """Fake-quantizes `x`; computed in float32 at least, returned in x's dtype."""
         return fake_quantize(
             x,
@@ -264,13 +286,13 @@ class LSQ(Layer):
             self.bounded,
         )
 
-    def clip_rate(self, x):
+    def clip_rate(self, x: Tensor) -> Tensor:
         """The share of values outside the grid's range by more than half a step."""
         v = ops.cast(x, self.change.dtype) / self.step
         outside = ops.logical_or(v < self.low - 0.5, v > self.high + 0.5)
         return ops.mean(ops.cast(outside, "float32"))
 
-    def get_config(self):
+    def get_config(self) -> Config:
         """The arguments of the constructor."""
         return {
             **super().get_config(),

@@ -1,10 +1,12 @@
 """Initial step sizes: MinError (the paper's choice) and LSQ's own rule."""
 
 import functools
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from repq_tf.keras_api import fold, ops
+from repq_tf.keras_api import Array, Tensor, fold, ops
 
 # Merged kernels have long tails (max/rms up to 80 for an identity on the diagonal),
 # so the search goes down to 0.4 % of the maximum, and in equal ratios.
@@ -14,7 +16,7 @@ _FINE = 5
 _REFINEMENTS = 2
 
 
-def _candidates():
+def _candidates() -> Iterator[tuple[float, bool]]:
     """The search's steps: their ratio to a centre, and whether the best so far becomes it."""
     ratio = _SMALLEST ** (1.0 / (_COARSE - 1))
     yield from ((ratio**k, False) for k in range(1, _COARSE))
@@ -26,7 +28,7 @@ def _candidates():
 _CANDIDATES = tuple(_candidates())
 
 
-def _rows(values, per_channel):
+def _rows(values: Array | Tensor, per_channel: bool) -> tuple[Any, Array | Tensor]:
     """`(channels, n)`, or `(1, n)` for one step, and the functions that suit them.
 
     Arrays are computed with NumPy, whose many small steps cost less.
@@ -40,7 +42,7 @@ def _rows(values, per_channel):
     return xp, xp.reshape(values, (1, -1))
 
 
-def _guard(xp, step, peak):
+def _guard(xp: Any, step: Tensor, peak: Array | Tensor) -> Array | Tensor:
     """Rows that are all zero take the mean of the others' steps (1 if there is none)."""
     alive = xp.where(peak > 0, xp.ones_like(step), xp.zeros_like(step))
     count = xp.sum(alive)
@@ -48,7 +50,9 @@ def _guard(xp, step, peak):
     return xp.where(peak > 0, step, mean)
 
 
-def min_error_step(values, low, high, per_channel=False):
+def min_error_step(
+    values: Array | Tensor, low: int, high: int, per_channel: bool = False
+) -> Array | Tensor:
     """The step that minimises `sum (quantize(v) - v)^2`.
 
     A logarithmic search from 0.4 % to 100 % of the step at which nothing is
@@ -67,12 +71,12 @@ def min_error_step(values, low, high, per_channel=False):
     peak = xp.max(xp.abs(rows) if low < 0 else xp.maximum(rows, 0.0), axis=1)
     largest = xp.maximum(peak, 1e-30) / max(high, 1)
 
-    def error(step):
+    def error(step: Tensor) -> Tensor:
         step = step[:, None]
         residual = xp.round(xp.clip(rows / step, low, high)) * step - rows
         return xp.sum(xp.square(residual), axis=1)
 
-    def try_one(found, candidate):
+    def try_one(found: tuple[Tensor, ...], candidate: tuple[Any, Any]) -> tuple[Tensor, ...]:
         centre, best, best_error = found
         ratio, refines = candidate
         centre = xp.where(refines, best, centre)
@@ -88,7 +92,9 @@ def min_error_step(values, low, high, per_channel=False):
     return best if per_channel else best[0]
 
 
-def lsq_step(values, low, high, per_channel=False):
+def lsq_step(
+    values: Array | Tensor, low: int, high: int, per_channel: bool = False
+) -> Array | Tensor:
     """LSQ's initial step, `2 mean|v| / sqrt(Q_P)`. Arguments as `min_error_step`."""
     xp, rows = _rows(values, per_channel)
     mean = xp.mean(xp.abs(rows), axis=1)

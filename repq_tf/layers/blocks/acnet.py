@@ -1,7 +1,10 @@
 """ACNet's asymmetric convolution block (arXiv 1908.03930)."""
 
-from repq_tf.branches import Sum
-from repq_tf.keras_api import register
+from typing import Unpack
+
+from repq_tf.branches import Branch, Sum
+from repq_tf.keras_api import Config, Identifier, Pair, register
+from repq_tf.layers.options import ReparamConvOptions
 from repq_tf.layers.reparam_conv import ReparamConv
 
 
@@ -18,11 +21,17 @@ class ACBlock(ReparamConv):
         **options: those of `ReparamConv`.
     """
 
-    def __init__(self, filters, kernel_size=3, gamma_initializer="ones", **options):
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int | Pair = 3,
+        gamma_initializer: Identifier = "ones",
+        **options: Unpack[ReparamConvOptions],
+    ) -> None:
         super().__init__(filters, kernel_size, **options)
         self.gamma_initializer = gamma_initializer
 
-    def make_branches(self, in_channels):
+    def make_branches(self, in_channels: int) -> Branch:
         """The three normalized convolutions."""
         height, width = self.kernel_size
         shapes = {"square": (height, width), "horizontal": (1, width), "vertical": (height, 1)}
@@ -36,6 +45,6 @@ class ACBlock(ReparamConv):
             ]
         )
 
-    def get_config(self):
+    def get_config(self) -> Config:
         """The arguments of the constructor."""
         return {**super().get_config(), "gamma_initializer": self.gamma_initializer}

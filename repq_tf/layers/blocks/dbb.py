@@ -1,8 +1,11 @@
 """The diverse branch block (arXiv 2103.13425)."""
 
+from typing import Unpack
+
 from repq_tf.arguments import boolean, positive
-from repq_tf.branches import Chain, Fixed, Identity, Sum
-from repq_tf.keras_api import register
+from repq_tf.branches import Branch, Chain, Fixed, Identity, Sum
+from repq_tf.keras_api import Config, Pair, register
+from repq_tf.layers.options import ReparamConvOptions
 from repq_tf.layers.reparam_conv import ReparamConv
 
 
@@ -27,15 +30,20 @@ class DiverseBranchBlock(ReparamConv):
     """
 
     def __init__(
-        self, filters, kernel_size=3, internal_channels=None, single_init=False, **options
-    ):
+        self,
+        filters: int,
+        kernel_size: int | Pair = 3,
+        internal_channels: int | None = None,
+        single_init: bool = False,
+        **options: Unpack[ReparamConvOptions],
+    ) -> None:
         super().__init__(filters, kernel_size, **options)
         if internal_channels is not None:
             positive(internal_channels, "internal_channels")
         self.internal_channels = internal_channels
         self.single_init = boolean(single_init, "single_init")
 
-    def make_branches(self, in_channels):
+    def make_branches(self, in_channels: int) -> Branch:
         """The four normalized branches; three in a depthwise block."""
         depthwise = in_channels == self.groups == self.filters
         internal = self.internal_channels or in_channels * (2 if depthwise else 1)
@@ -59,7 +67,7 @@ class DiverseBranchBlock(ReparamConv):
             branches.append(self.batch_norm(pointwise, **other))
         return Sum(branches)
 
-    def _first(self, in_channels, internal):
+    def _first(self, in_channels: int, internal: int) -> Branch:
         """The 1x1 before the k x k; `I + dW` with dW from 0 where it can be."""
         options = {"filters": internal}
         if internal != in_channels:
@@ -67,7 +75,7 @@ class DiverseBranchBlock(ReparamConv):
         residual = self.convolution((1, 1), "residual", kernel_initializer="zeros", **options)
         return self.batch_norm(Sum([Identity(), residual], name="first"))
 
-    def get_config(self):
+    def get_config(self) -> Config:
         """The arguments of the constructor."""
         own = {"internal_channels": self.internal_channels, "single_init": self.single_init}
         return {**super().get_config(), **own}

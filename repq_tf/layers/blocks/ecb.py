@@ -1,11 +1,29 @@
 """ECBSR's edge-oriented convolution block (ACM MM 2021)."""
 
+from typing import Unpack
+
 from repq_tf.arguments import boolean, number
-from repq_tf.branches import LAPLACIAN, SOBEL_X, SOBEL_Y, Chain, Fixed, Identity, Scale, Sum
-from repq_tf.keras_api import keras, register
+from repq_tf.branches import (
+    LAPLACIAN,
+    SOBEL_X,
+    SOBEL_Y,
+    Branch,
+    Chain,
+    Convolution,
+    Fixed,
+    Identity,
+    Scale,
+    Sum,
+)
+from repq_tf.keras_api import Config, Identifier, Pair, keras, register
+from repq_tf.layers.options import BlockOptions
 from repq_tf.layers.reparam_conv import ReparamConv
 
 _FILTERS = {"sobel_x": SOBEL_X, "sobel_y": SOBEL_Y, "laplacian": LAPLACIAN}
+
+
+class _Options(BlockOptions, total=False):
+    kernel_size: int | Pair
 
 
 @register
@@ -29,8 +47,13 @@ class ECB(ReparamConv):
     """
 
     def __init__(
-        self, filters, multiplier=2, identity=False, kernel_initializer=None, **options
-    ):
+        self,
+        filters: int,
+        multiplier: float = 2,
+        identity: bool = False,
+        kernel_initializer: Identifier | None = None,
+        **options: Unpack[_Options],
+    ) -> None:
         if options.setdefault("kernel_size", 3) not in (3, (3, 3), [3, 3]):
             raise ValueError(f"kernel_size of ECB is 3. Received: {options['kernel_size']!r}")
         if kernel_initializer is None:
@@ -41,7 +64,7 @@ class ECB(ReparamConv):
         self.multiplier = number(multiplier, "multiplier", above=0)
         self.identity = boolean(identity, "identity")
 
-    def make_branches(self, in_channels):
+    def make_branches(self, in_channels: int) -> Branch:
         """The sum of the convolution, the expanded one, the edges and the identity."""
         if self.identity and (in_channels != self.filters or self.strides != (1, 1)):
             raise ValueError(
@@ -69,7 +92,7 @@ class ECB(ReparamConv):
             branches.append(Identity())
         return Sum(branches)
 
-    def _biased(self, size, name, in_channels, filters):
+    def _biased(self, size: Pair, name: str, in_channels: int, filters: int) -> Convolution:
         """A convolution with a bias, drawn as PyTorch does."""
         bound = (size[0] * size[1] * in_channels / self.groups) ** -0.5
         bias = keras.initializers.RandomUniform(-bound, bound)
@@ -77,7 +100,7 @@ class ECB(ReparamConv):
             size, name, filters=filters, use_bias=True, bias_initializer=bias
         )
 
-    def get_config(self):
+    def get_config(self) -> Config:
         """The arguments of the constructor."""
         own = {"multiplier": self.multiplier, "identity": self.identity}
         return {**super().get_config(), **own}

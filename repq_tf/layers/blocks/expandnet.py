@@ -1,8 +1,11 @@
 """ExpandNets' linear expansions of a convolution (arXiv 1811.10495)."""
 
+from typing import Unpack
+
 from repq_tf.arguments import boolean, positive
-from repq_tf.branches import Chain
-from repq_tf.keras_api import register
+from repq_tf.branches import Branch, Chain
+from repq_tf.keras_api import Config, Pair, register
+from repq_tf.layers.options import ReparamConvOptions
 from repq_tf.layers.reparam_conv import ReparamConv
 
 _EXPANSIONS = ("CL", "CK")
@@ -29,14 +32,14 @@ class ExpandNet(ReparamConv):
 
     def __init__(
         self,
-        filters,
-        kernel_size=3,
-        expansion="CL",
-        rate=4,
-        use_bias=False,
-        use_batch_norm=True,
-        **options,
-    ):
+        filters: int,
+        kernel_size: int | Pair = 3,
+        expansion: str = "CL",
+        rate: int = 4,
+        use_bias: bool = False,
+        use_batch_norm: bool = True,
+        **options: Unpack[ReparamConvOptions],
+    ) -> None:
         super().__init__(filters, kernel_size, **options)
         if expansion not in _EXPANSIONS:
             raise ValueError(
@@ -53,7 +56,7 @@ class ExpandNet(ReparamConv):
         self.use_bias = boolean(use_bias, "use_bias")
         self.use_batch_norm = boolean(use_batch_norm, "use_batch_norm")
 
-    def make_branches(self, in_channels):
+    def make_branches(self, in_channels: int) -> Branch:
         """The chain, normalized if it is to be."""
         if self.expansion == "CL":
             sizes = [(1, 1), self.kernel_size, (1, 1)]
@@ -69,7 +72,7 @@ class ExpandNet(ReparamConv):
         chain = Chain(links)
         return self.batch_norm(chain, name="bn") if self.use_batch_norm else chain
 
-    def get_config(self):
+    def get_config(self) -> Config:
         """The arguments of the constructor."""
         names = ("expansion", "rate", "use_bias", "use_batch_norm")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}

@@ -1,8 +1,11 @@
 """MobileOne's block (arXiv 2206.04040)."""
 
+from typing import Unpack
+
 from repq_tf.arguments import positive
-from repq_tf.branches import Identity, Sum
-from repq_tf.keras_api import register
+from repq_tf.branches import Branch, Identity, Sum
+from repq_tf.keras_api import Config, Pair, register
+from repq_tf.layers.options import ReparamConvOptions
 from repq_tf.layers.reparam_conv import ReparamConv
 
 
@@ -23,11 +26,17 @@ class MobileOneBlock(ReparamConv):
         >>> x = MobileOneBlock(128, kernel_size=1, branches=4, activation="relu")(x)
     """
 
-    def __init__(self, filters, kernel_size=3, branches=1, **options):
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int | Pair = 3,
+        branches: int = 1,
+        **options: Unpack[ReparamConvOptions],
+    ) -> None:
         super().__init__(filters, kernel_size, **options)
         self.branches = positive(branches, "branches")
 
-    def make_branches(self, in_channels):
+    def make_branches(self, in_channels: int) -> Branch:
         """The normalized convolutions and, if shapes allow, the normalized input."""
         branches = [
             self.batch_norm(self.convolution(name=f"conv{index}"))
@@ -39,6 +48,6 @@ class MobileOneBlock(ReparamConv):
             branches.append(self.batch_norm(Identity(), name="skip_bn"))
         return Sum(branches)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         """The arguments of the constructor."""
         return {**super().get_config(), "branches": self.branches}

@@ -1,16 +1,19 @@
 """OREPA's blocks (arXiv 2204.00826): kernels generated online, one convolution of features."""
 
+from typing import Unpack
+
 import numpy as np
 
-from repq_tf.branches import Chain, Fixed, Identity, Online, Scale, Sum
-from repq_tf.keras_api import keras, register
+from repq_tf.branches import Branch, Chain, Fixed, Identity, Online, Scale, Sum
+from repq_tf.keras_api import Array, Identifier, Pair, keras, register
+from repq_tf.layers.options import BlockOptions
 from repq_tf.layers.reparam_conv import ReparamConv
 
 # Channels that the depthwise kernel makes of each input channel before the 1x1 one.
 _EXPANSION = 8
 
 
-def frequency_prior(kernel_size, channels):
+def frequency_prior(kernel_size: Pair, channels: int) -> Array:
     """One cosine filter for each output channel: `(kh, kw, channels)`.
 
     Channel o of the first half varies along the height, `cos(pi (h + 1/2) f / kh)` with
@@ -32,7 +35,7 @@ def frequency_prior(kernel_size, channels):
     return filters
 
 
-def _he_uniform(slope=0.0):
+def _he_uniform(slope: float = 0.0) -> keras.initializers.Initializer:
     """PyTorch's `kaiming_uniform_(a=slope)`."""
     return keras.initializers.VarianceScaling(2 / (1 + slope**2), "fan_in", "uniform")
 
@@ -66,15 +69,27 @@ class OREPABlock(ReparamConv):
         >>> y = repq_tf.layers.OREPABlock(64, activation="relu")(x)
     """
 
-    def __init__(self, filters, kernel_size=3, kernel_initializer=None, **options):
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int | Pair = 3,
+        kernel_initializer: Identifier | None = None,
+        **options: Unpack[BlockOptions],
+    ) -> None:
         initializer = _he_uniform() if kernel_initializer is None else kernel_initializer
         super().__init__(filters, kernel_size, kernel_initializer=initializer, **options)
 
-    def make_branches(self, in_channels):
+    def make_branches(self, in_channels: int) -> Branch:
         """The normalized generated kernel."""
         return self.batch_norm(self.generated(in_channels), name="bn")
 
-    def generated(self, in_channels, kernel_size=None, pointwise=1.0, name="generated"):
+    def generated(
+        self,
+        in_channels: int,
+        kernel_size: Pair | None = None,
+        pointwise: float | None = 1.0,
+        name: str = "generated",
+    ) -> Online:
         """The kernel as an expression without batch norm, one convolution when it runs.
 
         Args:
@@ -88,7 +103,7 @@ class OREPABlock(ReparamConv):
         if size == (1, 1):
             return Online(Sum(self._pointwise_terms(in_channels, filters)), name)
 
-        def pointwise_then(last, start, name):
+        def pointwise_then(last: Branch, start: float, name: str) -> Chain:
             # The vector scales the filters, which are k^2 C numbers, not the k^2 C^2 products.
             first = self.convolution((1, 1), "first", filters=filters)
             return Chain([first, _term(last, start)], name=name)
@@ -107,7 +122,7 @@ class OREPABlock(ReparamConv):
         terms.append(_term(self._separable(in_channels, filters, size), 0.5))
         return Online(Sum(terms), name)
 
-    def _stacked(self, in_channels, filters, size):
+    def _stacked(self, in_channels: int, filters: int, size: Pair) -> Chain:
         if self.groups > 4:
             first = self.convolution((1, 1), "first", filters=2 * in_channels)
         else:
@@ -115,19 +130,19 @@ class OREPABlock(ReparamConv):
         square = self.convolution(size, "square", filters=filters)
         return Chain([first, square], name="stacked")
 
-    def _near_identity(self, channels, name):
+    def _near_identity(self, channels: int, name: str) -> Sum:
         residual = self.convolution(
             (1, 1), "residual", filters=channels, kernel_initializer="zeros"
         )
         return Sum([Identity(), residual], name=name)
 
-    def _separable(self, in_channels, filters, size):
+    def _separable(self, in_channels: int, filters: int, size: Pair) -> Chain:
         wide = in_channels * _EXPANSION
         depthwise = self.convolution(size, "depthwise", filters=wide, groups=in_channels)
         pointwise = self.convolution((1, 1), "pointwise", filters=filters)
         return Chain([depthwise, pointwise], name="separable")
 
-    def _pointwise_terms(self, in_channels, filters):
+    def _pointwise_terms(self, in_channels: int, filters: int) -> list[Branch]:
         origin = self.convolution((1, 1), "origin", filters=filters)
         if in_channels <= filters:
             first = self._near_identity(in_channels, "first")
@@ -138,8 +153,12 @@ class OREPABlock(ReparamConv):
         return [_term(origin, 1.0), _term(Chain([first, second], name="product"), 0.5)]
 
 
-def _term(branch, start):
+def _term(branch: Branch, start: float) -> Scale:
     return Scale(branch, keras.initializers.Constant(start))
+
+
+class _StemOptions(BlockOptions, total=False):
+    kernel_initializer: Identifier | None
 
 
 @register
@@ -155,7 +174,9 @@ class OREPAStem(OREPABlock):
         **options: those of `OREPABlock`.
     """
 
-    def __init__(self, filters, kernel_size=7, **options):
+    def __init__(
+        self, filters: int, kernel_size: int | Pair = 7, **options: Unpack[_StemOptions]
+    ) -> None:
         super().__init__(filters, kernel_size, **options)
         height, width = self.kernel_size
         if height != width or height % 2 == 0 or height < 3:
@@ -163,9 +184,9 @@ class OREPAStem(OREPABlock):
                 f"kernel_size must be odd, at least 3, and square. Received: {kernel_size!r}"
             )
 
-    def make_branches(self, in_channels):
+    def make_branches(self, in_channels: int) -> Branch:
         """The normalized chain of generated 3x3 kernels."""
-        links = []
+        links: list[Branch] = []
         for index in range((self.kernel_size[0] - 1) // 2):
             channels = self.filters if links else in_channels
             links.append(self.generated(channels, (3, 3), name=f"link{index}"))
@@ -183,12 +204,18 @@ class OREPARepVGGBlock(OREPABlock):
         **options: those of `OREPABlock`; the initializer is He's uniform one with slope 1.
     """
 
-    def __init__(self, filters, kernel_size=3, kernel_initializer=None, **options):
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int | Pair = 3,
+        kernel_initializer: Identifier | None = None,
+        **options: Unpack[BlockOptions],
+    ) -> None:
         if kernel_initializer is None:
             kernel_initializer = _he_uniform(slope=1.0)
         super().__init__(filters, kernel_size, kernel_initializer, **options)
 
-    def make_branches(self, in_channels):
+    def make_branches(self, in_channels: int) -> Branch:
         """The normalized generated kernel, 1x1 convolution and, if shapes allow, input."""
         generated = self.generated(in_channels, pointwise=None)
         branches = [

@@ -1,7 +1,11 @@
 """Plain convolutions as blocks: the trivial expressions."""
 
+from typing import Unpack
+
 from repq_tf.arguments import boolean
-from repq_tf.keras_api import ops, register
+from repq_tf.branches import Branch
+from repq_tf.keras_api import Config, Pair, Shape, Tensor, ops, register
+from repq_tf.layers.options import ReparamConvOptions
 from repq_tf.layers.reparam_conv import ReparamConv
 
 
@@ -14,15 +18,21 @@ class ConvBlock(ReparamConv):
         **options: those of `ReparamConv`.
     """
 
-    def __init__(self, filters, kernel_size=3, use_bias=True, **options):
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int | Pair = 3,
+        use_bias: bool = True,
+        **options: Unpack[ReparamConvOptions],
+    ) -> None:
         super().__init__(filters, kernel_size, **options)
         self.use_bias = boolean(use_bias, "use_bias")
 
-    def make_branches(self, in_channels):
+    def make_branches(self, in_channels: int) -> Branch:
         """The convolution."""
         return self.convolution(use_bias=self.use_bias, name="conv")
 
-    def get_config(self):
+    def get_config(self) -> Config:
         """The arguments of the constructor."""
         return {**super().get_config(), "use_bias": self.use_bias}
 
@@ -38,12 +48,23 @@ class ConvBNBlock(ConvBlock):
         **options: those of `ConvBlock`; without a bias by default.
     """
 
-    def __init__(self, filters, kernel_size=3, use_bias=False, **options):
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int | Pair = 3,
+        use_bias: bool = False,
+        **options: Unpack[ReparamConvOptions],
+    ) -> None:
         super().__init__(filters, kernel_size, use_bias=use_bias, **options)
 
-    def make_branches(self, in_channels):
+    def make_branches(self, in_channels: int) -> Branch:
         """The normalized convolution."""
         return self.batch_norm(super().make_branches(in_channels), name="bn")
+
+
+class _DenseOptions(ReparamConvOptions, total=False):
+    kernel_size: int | Pair
+    use_bias: bool
 
 
 @register
@@ -55,11 +76,11 @@ class DenseBlock(ConvBlock):
         **options: those of `ConvBlock`.
     """
 
-    def __init__(self, filters, **options):
+    def __init__(self, filters: int, **options: Unpack[_DenseOptions]) -> None:
         options["kernel_size"] = 1
         super().__init__(filters, **options)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         """Builds the 1x1 convolution."""
         if len(input_shape) != 2:
             raise ValueError(
@@ -68,7 +89,13 @@ class DenseBlock(ConvBlock):
             )
         super().build((input_shape[0], 1, 1, input_shape[1]))
 
-    def call(self, inputs, input_step=None, training=False, wide=False):
+    def call(
+        self,
+        inputs: Tensor,
+        input_step: Tensor | None = None,
+        training: bool = False,
+        wide: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Runs the dense layer."""
         pixel = ops.expand_dims(inputs, (1, 2))
         y = super().call(pixel, input_step, training, wide)
@@ -76,7 +103,7 @@ class DenseBlock(ConvBlock):
             return ops.squeeze(y[0], (1, 2)), y[1]
         return ops.squeeze(y, (1, 2))
 
-    def build_from_config(self, config):
+    def build_from_config(self, config: Config | None) -> None:
         """Builds the layer for a saved input shape, and freezes its parts."""
         if config:
             batch, *_, features = config["input_shape"]

@@ -1,7 +1,10 @@
 """QARepVGG's block (arXiv 2212.01593)."""
 
-from repq_tf.branches import Identity, Sum
-from repq_tf.keras_api import register
+from typing import Unpack
+
+from repq_tf.branches import Branch, Identity, Sum
+from repq_tf.keras_api import Config, Pair, register
+from repq_tf.layers.options import ReparamConvOptions
 from repq_tf.layers.reparam_conv import ReparamConv
 
 # Which of the 1x1 convolution and the identity have a batch norm, and whether the sum has.
@@ -36,7 +39,13 @@ class QARepVGGBlock(ReparamConv):
         **options: those of `ReparamConv`.
     """
 
-    def __init__(self, filters, kernel_size=3, variant="S4", **options):
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int | Pair = 3,
+        variant: str = "S4",
+        **options: Unpack[ReparamConvOptions],
+    ) -> None:
         super().__init__(filters, kernel_size, **options)
         if not isinstance(variant, str) or variant not in _VARIANTS:
             raise ValueError(
@@ -44,7 +53,7 @@ class QARepVGGBlock(ReparamConv):
             )
         self.variant = variant
 
-    def make_branches(self, in_channels):
+    def make_branches(self, in_channels: int) -> Branch:
         """The sum of the branches, normalized as the variant says."""
         normal_pointwise, normal_identity, normal_sum = _VARIANTS[self.variant]
         pointwise = self.convolution((1, 1), name="pointwise")
@@ -56,6 +65,6 @@ class QARepVGGBlock(ReparamConv):
             branches.append(self.batch_norm(Identity()) if normal_identity else Identity())
         return self.batch_norm(Sum(branches), name="bn") if normal_sum else Sum(branches)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         """The arguments of the constructor."""
         return {**super().get_config(), "variant": self.variant}

@@ -1,11 +1,14 @@
 """RepOpt's constant-scale block (arXiv 2205.15242)."""
 
+from typing import Any, Unpack
+
 import numpy as np
 
 from repq_tf.arguments import boolean, number
-from repq_tf.branches import Identity, NumpyReading, Scale, Sum
-from repq_tf.keras_api import keras, register
+from repq_tf.branches import Branch, Identity, NumpyReading, Scale, Sum
+from repq_tf.keras_api import Array, Config, Pair, keras, register
 from repq_tf.kernels import AffineKernel
+from repq_tf.layers.options import ReparamConvOptions
 from repq_tf.layers.reparam_conv import ReparamConv
 
 
@@ -33,22 +36,22 @@ class CSLABlock(ReparamConv):
 
     def __init__(
         self,
-        filters,
-        kernel_size=3,
-        scales=1.0,
-        identity_scale=1.0,
-        trainable_scales=False,
-        **options,
-    ):
+        filters: int,
+        kernel_size: int | Pair = 3,
+        scales: float = 1.0,
+        identity_scale: float = 1.0,
+        trainable_scales: bool = False,
+        **options: Unpack[ReparamConvOptions],
+    ) -> None:
         super().__init__(filters, kernel_size, **options)
         self.scales = scales
         self.identity_scale = number(identity_scale, "identity_scale")
         self.trainable_scales = boolean(trainable_scales, "trainable_scales")
 
-    def make_branches(self, in_channels):
+    def make_branches(self, in_channels: int) -> Branch:
         """The normalized sum of scaled convolutions and, if shapes allow, the input."""
 
-        def scaled(kernel_size, name):
+        def scaled(kernel_size: Pair, name: str) -> Scale:
             start = keras.initializers.Constant(self.scales)
             conv = self.convolution(kernel_size, name=name)
             return Scale(conv, start, trainable=self.trainable_scales)
@@ -59,7 +62,7 @@ class CSLABlock(ReparamConv):
             branches.append(Scale(Identity(), start))
         return self.batch_norm(Sum(branches), name="bn")
 
-    def multiplier(self, power=2):
+    def multiplier(self, power: int = 2) -> Array:
         """What the gradients of the equal plain convolution are multiplied by.
 
         The plain kernel is `W = s K + t P + u I`, P and the identity I at the centre tap. A
@@ -79,7 +82,8 @@ class CSLABlock(ReparamConv):
         Returns:
             A NumPy array of the kernel's shape `(kh, kw, in_channels / groups, filters)`.
         """
-        reading, total = NumpyReading(), None
+        reading = NumpyReading()
+        total: Any = None
         for scaled in self.inner.children:
             affine, gain = scaled.child.merge(reading), 1.0
             if not isinstance(scaled.child, Identity):
@@ -88,7 +92,7 @@ class CSLABlock(ReparamConv):
             total = ones.scale(gain) if total is None else total + ones.scale(gain)
         return total.kernel
 
-    def get_config(self):
+    def get_config(self) -> Config:
         """The arguments of the constructor."""
         names = ("scales", "identity_scale", "trainable_scales")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}

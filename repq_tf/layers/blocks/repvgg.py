@@ -1,9 +1,12 @@
 """RepVGG's block (arXiv 2101.03697)."""
 
+from typing import Unpack
+
 from repq_tf.arguments import boolean, number
-from repq_tf.branches import Identity, Sum
-from repq_tf.keras_api import ops, register
+from repq_tf.branches import Branch, Identity, Sum
+from repq_tf.keras_api import Config, Pair, Tensor, ops, register
 from repq_tf.kernels import centre_offset
+from repq_tf.layers.options import ReparamConvOptions
 from repq_tf.layers.reparam_conv import ReparamConv
 
 _TINY = 1e-12  # a channel of two gammas 0 has no energy
@@ -43,13 +46,13 @@ class RepVGGBlock(ReparamConv):
 
     def __init__(
         self,
-        filters,
-        kernel_size=3,
-        custom_l2=0.0,
-        custom_l2_denominator=True,
-        use_batch_norm=True,
-        **options,
-    ):
+        filters: int,
+        kernel_size: int | Pair = 3,
+        custom_l2: float = 0.0,
+        custom_l2_denominator: bool = True,
+        use_batch_norm: bool = True,
+        **options: Unpack[ReparamConvOptions],
+    ) -> None:
         super().__init__(filters, kernel_size, **options)
         number(custom_l2, "custom_l2", least=0)
         if custom_l2 and not use_batch_norm:
@@ -61,7 +64,7 @@ class RepVGGBlock(ReparamConv):
         self.custom_l2_denominator = boolean(custom_l2_denominator, "custom_l2_denominator")
         self.use_batch_norm = boolean(use_batch_norm, "use_batch_norm")
 
-    def make_branches(self, in_channels):
+    def make_branches(self, in_channels: int) -> Branch:
         """The two convolutions and, if shapes allow, the input, each of them normalized."""
         branches = [
             self.convolution(use_bias=not self.use_batch_norm, name="square"),
@@ -73,7 +76,13 @@ class RepVGGBlock(ReparamConv):
             branches = [self.batch_norm(branch) for branch in branches]
         return Sum(branches)
 
-    def call(self, inputs, input_step=None, training=False, wide=False):
+    def call(
+        self,
+        inputs: Tensor,
+        input_step: Tensor | None = None,
+        training: bool = False,
+        wide: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Runs the block; in training it adds the custom L2 loss."""
         if training and self.custom_l2:
             self.add_loss(0.5 * self.custom_l2 * self._kernel_energy())
@@ -81,7 +90,7 @@ class RepVGGBlock(ReparamConv):
 
     compute_output_spec = ReparamConv.compute_output_spec  # the loss does not change it
 
-    def _kernel_energy(self):
+    def _kernel_energy(self) -> Tensor:
         square, pointwise = self.expression.children[:2]
         gains = [ops.stop_gradient(node.gain_and_shift()[0]) for node in (square, pointwise)]
         kernel = ops.convert_to_tensor(square.child.kernel)
@@ -95,7 +104,7 @@ class RepVGGBlock(ReparamConv):
             energy = energy / (ops.square(gains[0]) + ops.square(gains[1]) + _TINY)
         return ops.sum(ops.square(kernel)) - ops.sum(ops.square(centre)) + ops.sum(energy)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         """The arguments of the constructor."""
         names = ("custom_l2", "custom_l2_denominator", "use_batch_norm")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}

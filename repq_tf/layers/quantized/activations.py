@@ -1,5 +1,7 @@
 """Activations that are operators of their own, in the integer runtime's arithmetic."""
 
+from typing import Any, Unpack
+
 import numpy as np
 
 from repq_tf.arguments import boolean, number
@@ -7,14 +9,27 @@ from repq_tf.arithmetic import container_top
 from repq_tf.arithmetic import sums as runtime
 from repq_tf.arithmetic.rescale import rescale
 from repq_tf.branches import WideReading
-from repq_tf.keras_api import UNCAST, Layer, keras, ops, register
+from repq_tf.keras_api import (
+    UNCAST,
+    Config,
+    Identifier,
+    Layer,
+    LayerOptions,
+    Shape,
+    Tensor,
+    Variable,
+    keras,
+    ops,
+    register,
+)
+from repq_tf.layers.options import QuantizeOptions
 from repq_tf.layers.quantized.quantize import Quantize
 
 # A slope below this is none: the runtime's multiplier must exist.
 _SMALLEST_SLOPE = 2.0**-20
 
 
-def _leaky(x, slope):
+def _leaky(x: Tensor, slope: float | Tensor) -> Tensor:
     # At 0, where quantized features often are, the gradient is Keras's: the slope.
     return ops.where(x > 0, x, slope * x)
 
@@ -22,7 +37,7 @@ def _leaky(x, slope):
 class _PReLU(keras.layers.PReLU):
     """One whose alpha stays in full precision, which inference computes in."""
 
-    def add_weight(self, **options):
+    def add_weight(self, **options: Any) -> Variable:
         return super().add_weight(**options, **UNCAST)
 
 
@@ -50,13 +65,13 @@ class QuantizedPReLU(Quantize):
 
     def __init__(
         self,
-        bits=8,
-        signed=True,
-        alpha_regularizer=None,
-        alpha_constraint=None,
-        trainable_alpha=True,
-        **options,
-    ):
+        bits: int = 8,
+        signed: bool = True,
+        alpha_regularizer: Identifier | None = None,
+        alpha_constraint: Identifier | None = None,
+        trainable_alpha: bool = True,
+        **options: Unpack[QuantizeOptions],
+    ) -> None:
         super().__init__(bits, signed, **options)
         self.prelu = _PReLU(
             alpha_regularizer=alpha_regularizer,
@@ -66,32 +81,32 @@ class QuantizedPReLU(Quantize):
             name="prelu",
         )
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         """Creates the step and alpha."""
         super().build(input_shape)
         self.prelu.build((None, *(1 for _ in input_shape[1:-1]), input_shape[-1]))
 
     @property
-    def trainable_parts(self):
+    def trainable_parts(self) -> dict[str, list[Layer]]:
         """What holds alpha, which can be frozen alone."""
         return {"prelu": [self.prelu]}
 
     @property
-    def alpha(self):
+    def alpha(self) -> Variable:
         """The slope for negative values, `(1, ..., channels)`."""
         return self.prelu.alpha
 
-    def copy_weights(self, source):
+    def copy_weights(self, source: Layer) -> None:
         """Takes alpha of a `keras.layers.PReLU`."""
         alpha = ops.convert_to_numpy(source.alpha)
         # A copy: JAX would share the array, and training gives it away.
         self.alpha.assign(np.array(np.broadcast_to(alpha, self.alpha.shape)))
 
-    def values(self, x, *steps):
+    def values(self, x: Tensor, *steps: Tensor) -> Tensor:
         """The activation in floating point."""
         return _leaky(x, ops.cast(self.alpha, x.dtype))
 
-    def integer_slope(self):
+    def integer_slope(self) -> tuple[Tensor, Tensor]:
         """The sign of alpha, -1, 0 or 1, and its positive scale; `(channels,)` each."""
         alpha = ops.reshape(self.alpha, (-1,))
         size = ops.abs(alpha)
@@ -99,7 +114,7 @@ class QuantizedPReLU(Quantize):
         sign = ops.where(alive, ops.sign(alpha), ops.zeros_like(alpha))
         return sign, ops.where(alive, size, ops.ones_like(size))
 
-    def integers(self, x, step_in):
+    def integers(self, x: Tensor, step_in: Tensor) -> Tensor:
         """The levels of the output."""
         quantizer = self.activation_quantizer
         step = quantizer.step
@@ -118,7 +133,7 @@ class QuantizedPReLU(Quantize):
         levels = add(positive, negative, step_in, step, step)
         return ops.clip(levels, quantizer.low, quantizer.high)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         """The arguments of the constructor."""
         prelu = self.prelu.get_config()
         return {
@@ -142,17 +157,17 @@ class QuantizedLeakyReLU(Layer):
     Input: features and the step of their grid. Output: features.
     """
 
-    def __init__(self, negative_slope=0.3, **kwargs):
+    def __init__(self, negative_slope: float = 0.3, **kwargs: Unpack[LayerOptions]) -> None:
         kwargs.setdefault("autocast", False)
         super().__init__(**kwargs)
         self.negative_slope = number(negative_slope, "negative_slope", least=0, most=128)
         self.numerator = round(256 * negative_slope)
 
-    def values(self, x):
+    def values(self, x: Tensor) -> Tensor:
         """The activation in floating point, with the rounded slope."""
         return _leaky(x, self.numerator / 256)
 
-    def call(self, x, step, training=False):
+    def call(self, x: Tensor, step: Tensor, training: bool = False) -> Tensor:
         """The activation: the integer runtime's way, in training in floating point."""
         if training:
             return self.values(x)
@@ -161,7 +176,7 @@ class QuantizedLeakyReLU(Layer):
         levels = ops.where(levels < 0, negative, levels)
         return ops.cast(levels, step.dtype) * step
 
-    def get_config(self):
+    def get_config(self) -> Config:
         """The arguments of the constructor."""
         config = super().get_config()
         config.pop("autocast", None)

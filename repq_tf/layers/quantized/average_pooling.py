@@ -1,9 +1,11 @@
 """Average pooling of a stored tensor, in the integer runtime's arithmetic."""
 
+from typing import Unpack
+
 from repq_tf.arguments import pair
 from repq_tf.arithmetic import WIDE, sums
-from repq_tf.keras_api import Layer, ops, register
-from repq_tf.windows import convolve, same_window
+from repq_tf.keras_api import Config, Layer, LayerOptions, Pair, Shape, Tensor, ops, register
+from repq_tf.windows import VALID, convolve, same_window
 
 
 @register
@@ -24,8 +26,13 @@ class QuantizedAveragePooling2D(Layer):
     """
 
     def __init__(
-        self, pool_size=2, strides=None, padding="valid", input_zero_point=0, **kwargs
-    ):
+        self,
+        pool_size: int | Pair = 2,
+        strides: int | Pair | None = None,
+        padding: str = "valid",
+        input_zero_point: int = 0,
+        **kwargs: Unpack[LayerOptions],
+    ) -> None:
         kwargs.setdefault("autocast", False)
         super().__init__(**kwargs)
         self.pool_size = pair(pool_size, "pool_size")
@@ -33,7 +40,7 @@ class QuantizedAveragePooling2D(Layer):
         self.padding = padding
         self.input_zero_point = input_zero_point
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         """Checks that the padding is known."""
         if self.padding == "same":
             try:
@@ -42,11 +49,11 @@ class QuantizedAveragePooling2D(Layer):
                 raise ValueError(f"layer {self.name!r}: {error}") from None
         super().build(input_shape)
 
-    def values(self, x):
+    def values(self, x: Tensor) -> Tensor:
         """The average in floating point."""
         return ops.average_pool(x, self.pool_size, self.strides, self.padding)
 
-    def call(self, x, step, training=False):
+    def call(self, x: Tensor, step: Tensor, training: bool = False) -> Tensor:
         """Averages: the integer runtime's way, in training in floating point."""
         if training:
             return self.values(x)
@@ -57,15 +64,15 @@ class QuantizedAveragePooling2D(Layer):
         levels = ops.cast(sums.average(total, count), step.dtype) - self.input_zero_point
         return levels * step
 
-    def _window_sum(self, x):
+    def _window_sum(self, x: Tensor) -> Tensor:
         channels = x.shape[-1]
         ones = ops.ones((*self.pool_size, 1, channels), dtype=x.dtype)
-        window = ((0, 0), (0, 0))
+        window = VALID
         if self.padding == "same":
             window = same_window(self.pool_size, self.strides, x.shape[1:3])
         return convolve(x, ones, channels, self.strides, window)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         """The arguments of the constructor."""
         config = super().get_config()
         config.pop("autocast", None)

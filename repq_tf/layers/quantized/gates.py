@@ -1,7 +1,10 @@
 """Sigmoids of stored tensors, in the integer runtime's arithmetic."""
 
+from typing import Unpack
+
 from repq_tf.arithmetic import sums, tables
-from repq_tf.keras_api import LEGACY, keras, ops, register
+from repq_tf.keras_api import LEGACY, Tensor, keras, ops, register
+from repq_tf.layers.options import GridOptions
 from repq_tf.layers.quantized.quantize import Quantize
 
 
@@ -16,17 +19,17 @@ class QuantizedGate(Quantize):
     Input: the features and their step. Output: `(gate, step)`.
     """
 
-    STEP = None
+    STEP: float | None = None
 
-    def __init__(self, **options):
-        options.update(bits=8, signed=False, step=self.STEP)
+    def __init__(self, **options: Unpack[GridOptions]) -> None:
+        options.update({"bits": 8, "signed": False, "step": self.STEP})
         super().__init__(**options)
 
-    def table(self, step_in):
+    def table(self, step_in: Tensor) -> Tensor:
         """The output's levels for the input's levels -128 to 255, as the runtime makes them."""
         raise NotImplementedError(f"{type(self).__name__} must implement table")
 
-    def integers(self, x, step_in):
+    def integers(self, x: Tensor, step_in: Tensor) -> Tensor:
         """The levels of the output."""
         table = ops.clip(self.table(step_in), 0, 255)
         return tables.look_up(table, sums.whole(x, step_in))
@@ -46,11 +49,11 @@ class QuantizedSigmoid(QuantizedGate):
 
     STEP = 1 / 256
 
-    def values(self, x, *steps):
+    def values(self, x: Tensor, *steps: Tensor) -> Tensor:
         """The function in floating point."""
         return ops.sigmoid(x)
 
-    def table(self, step_in):
+    def table(self, step_in: Tensor) -> Tensor:
         """The levels of the output."""
         return tables.sigmoid(step_in)
 
@@ -75,10 +78,10 @@ class QuantizedHardSigmoid(QuantizedGate):
     OFFSET_STEP = 1 / 32
     OFFSET = WIDTH * 16  # half the width, in these steps
 
-    def values(self, x, *steps):
+    def values(self, x: Tensor, *steps: Tensor) -> Tensor:
         """The function in floating point."""
         return keras.activations.hard_sigmoid(x)
 
-    def table(self, step_in):
+    def table(self, step_in: Tensor) -> Tensor:
         """The levels of the output."""
         return tables.shifted(self.OFFSET, step_in, self.OFFSET_STEP, self.WIDTH / 255)

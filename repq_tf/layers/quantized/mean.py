@@ -1,8 +1,11 @@
 """Means of stored tensors, in the integer runtime's arithmetic."""
 
+from typing import Unpack
+
 from repq_tf.arguments import boolean
 from repq_tf.arithmetic import WIDE, sums
-from repq_tf.keras_api import ops, register
+from repq_tf.keras_api import Config, Tensor, ops, register
+from repq_tf.layers.options import QuantizeOptions
 from repq_tf.layers.quantized.quantize import Quantize
 
 
@@ -21,16 +24,23 @@ class QuantizedMean(Quantize):
     Input: the features and their step. Output: `(mean, step)`.
     """
 
-    def __init__(self, bits=8, signed=True, keepdims=False, input_zero_point=0, **options):
+    def __init__(
+        self,
+        bits: int = 8,
+        signed: bool = True,
+        keepdims: bool = False,
+        input_zero_point: int = 0,
+        **options: Unpack[QuantizeOptions],
+    ) -> None:
         super().__init__(bits, signed, **options)
         self.keepdims = boolean(keepdims, "keepdims")
         self.input_zero_point = input_zero_point
 
-    def values(self, x, *steps):
+    def values(self, x: Tensor, *steps: Tensor) -> Tensor:
         """The mean in floating point."""
         return ops.mean(x, axis=(1, 2), keepdims=self.keepdims)
 
-    def integers(self, x, step_in):
+    def integers(self, x: Tensor, step_in: Tensor) -> Tensor:
         """The levels of the mean."""
         quantizer = self.activation_quantizer
         count = ops.convert_to_tensor(ops.shape(x)[1] * ops.shape(x)[2])
@@ -46,7 +56,7 @@ class QuantizedMean(Quantize):
         levels = sums.mean(total, count, step_in, quantizer.step, *zeros)
         return ops.clip(levels, quantizer.low, quantizer.high)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         """The arguments of the constructor."""
         return {
             **super().get_config(),

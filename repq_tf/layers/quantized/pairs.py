@@ -1,7 +1,10 @@
 """Sums and products of stored tensors, in the integer runtime's arithmetic."""
 
+from typing import Unpack
+
 from repq_tf.arithmetic import sums
-from repq_tf.keras_api import keras, ops, register
+from repq_tf.keras_api import Config, Identifier, Tensor, keras, ops, register
+from repq_tf.layers.options import QuantizeOptions
 from repq_tf.layers.quantized.quantize import Quantize
 
 
@@ -15,19 +18,25 @@ class QuantizedPair(Quantize):
     Input: `a`, `b` and their steps. Output: `(result, step)`.
     """
 
-    def __init__(self, bits=8, signed=True, activation="linear", **options):
+    def __init__(
+        self,
+        bits: int = 8,
+        signed: bool = True,
+        activation: Identifier | None = "linear",
+        **options: Unpack[QuantizeOptions],
+    ) -> None:
         super().__init__(bits, signed, **options)
         self.activation = keras.activations.get(activation)
 
-    def combine(self, a, b):
+    def combine(self, a: Tensor, b: Tensor) -> Tensor:
         """The operator in floating point."""
         raise NotImplementedError(f"{type(self).__name__} must implement combine")
 
-    def combine_levels(self, a, b, step_a, step_b):
+    def combine_levels(self, a: Tensor, b: Tensor, step_a: Tensor, step_b: Tensor) -> Tensor:
         """The levels of the result, not clipped, of the inputs' levels (int32)."""
         raise NotImplementedError(f"{type(self).__name__} must implement combine_levels")
 
-    def values(self, a, b, *steps):
+    def values(self, a: Tensor, b: Tensor, *steps: Tensor) -> Tensor:
         """The result in floating point."""
         if len(a.shape) != len(b.shape):
             raise ValueError(
@@ -36,7 +45,7 @@ class QuantizedPair(Quantize):
             )
         return self.activation(self.combine(a, ops.cast(b, a.dtype)))
 
-    def integers(self, a, b, step_a, step_b):
+    def integers(self, a: Tensor, b: Tensor, step_a: Tensor, step_b: Tensor) -> Tensor:
         """The levels of the result."""
         quantizer = self.activation_quantizer
         left, right = sums.whole(a, step_a), sums.whole(b, step_b)
@@ -45,13 +54,15 @@ class QuantizedPair(Quantize):
         levels = ops.minimum(levels, ops.round(ops.minimum(top, 1e6)))
         return ops.clip(levels, quantizer.low, quantizer.high)
 
-    def call(self, a, b, step_a, step_b, training=False):
+    def call(
+        self, a: Tensor, b: Tensor, step_a: Tensor, step_b: Tensor, training: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Returns the quantized result and the step."""
         if training:
             return self._fake_quantize(self.values(a, b)), self.step
         return self.integers(a, b, step_a, step_b) * self.step, self.step
 
-    def get_config(self):
+    def get_config(self) -> Config:
         """The arguments of the constructor."""
         activation = keras.activations.serialize(self.activation)
         return {**super().get_config(), "activation": activation}
@@ -70,11 +81,11 @@ class QuantizedAdd(QuantizedPair):
     Input: `a`, `b` and their steps. Output: `(sum, step)`.
     """
 
-    def combine(self, a, b):
+    def combine(self, a: Tensor, b: Tensor) -> Tensor:
         """The sum."""
         return a + b
 
-    def combine_levels(self, a, b, step_a, step_b):
+    def combine_levels(self, a: Tensor, b: Tensor, step_a: Tensor, step_b: Tensor) -> Tensor:
         """The levels of the sum."""
         add = sums.add if self.bits <= 8 else sums.add_wide
         return add(a, b, step_a, step_b, self.step)
@@ -93,10 +104,10 @@ class QuantizedMultiply(QuantizedPair):
     Input: `a`, `b` and their steps. Output: `(product, step)`.
     """
 
-    def combine(self, a, b):
+    def combine(self, a: Tensor, b: Tensor) -> Tensor:
         """The product."""
         return a * b
 
-    def combine_levels(self, a, b, step_a, step_b):
+    def combine_levels(self, a: Tensor, b: Tensor, step_a: Tensor, step_b: Tensor) -> Tensor:
         """The levels of the product."""
         return ops.round(ops.cast(a * b, step_a.dtype) * (step_a * step_b / self.step))

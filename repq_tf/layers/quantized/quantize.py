@@ -5,9 +5,21 @@ so do quantized blocks. In training they fake-quantize; in inference they comput
 integer runtime (LiteRT with XNNPACK) computes, in its order and its rounding.
 """
 
+from typing import Any, Unpack
+
 from repq_tf.arguments import boolean, number
 from repq_tf.arithmetic.rescale import rescale
-from repq_tf.keras_api import Layer, keras, ops, overrides, register
+from repq_tf.keras_api import (
+    Config,
+    Layer,
+    LayerOptions,
+    Shape,
+    Tensor,
+    keras,
+    ops,
+    overrides,
+    register,
+)
 from repq_tf.quantizers import LSQ
 
 
@@ -37,7 +49,13 @@ class Quantize(Layer):
         >>> y, step = Quantize(bits=8, signed=False)(*block(x, step))
     """
 
-    def __init__(self, bits=8, signed=True, step=None, **kwargs):
+    def __init__(
+        self,
+        bits: int = 8,
+        signed: bool = True,
+        step: float | None = None,
+        **kwargs: Unpack[LayerOptions],
+    ) -> None:
         kwargs.setdefault("autocast", False)
         super().__init__(**kwargs)
         if step is not None:
@@ -54,7 +72,7 @@ class Quantize(Layer):
             name="activation_quantizer",
         )
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         """Creates the step."""
         self.activation_quantizer.build(None)
         if self.fixed_step is not None:
@@ -62,15 +80,17 @@ class Quantize(Layer):
         self.built = True
 
     @property
-    def step(self):
+    def step(self) -> Tensor:
         """The step, `()`."""
         return self.activation_quantizer.step
 
-    def values(self, x, *steps):
+    def values(self, x: Tensor, *steps: Tensor) -> Tensor:
         """What is rounded, in floating point."""
         return x
 
-    def integers(self, x, scale=None, rounding="float"):
+    def integers(
+        self, x: Tensor, scale: Tensor | None = None, rounding: str = "float"
+    ) -> Tensor:
         """The levels of the output, as the integer runtime computes them."""
         quantizer = self.activation_quantizer
         if scale is None:
@@ -82,7 +102,9 @@ class Quantize(Layer):
         levels = ops.where(whole * scale == x, levels, clamped)
         return ops.clip(levels, quantizer.low, quantizer.high)
 
-    def call(self, x, scale=None, training=False, **rounding):
+    def call(
+        self, x: Tensor, scale: Tensor | None = None, training: bool = False, **rounding: str
+    ) -> tuple[Tensor, Tensor]:
         """Returns the quantized tensor and the step.
 
         Args:
@@ -100,7 +122,7 @@ class Quantize(Layer):
             return self._fake_quantize(self.values(x, scale)), self.step
         return self.integers(x, scale, **rounding) * self.step, self.step
 
-    def compute_output_spec(self, x, *args, **kwargs):
+    def compute_output_spec(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The shapes and dtypes of `call`'s outputs, without tracing it where that is easy."""
         if isinstance(x, tuple | list) or overrides(
             type(self), "values", "compute_output_spec"
@@ -111,10 +133,10 @@ class Quantize(Layer):
         output = keras.KerasTensor(x.shape, self.compute_dtype if training else step)
         return output, keras.KerasTensor((), step)
 
-    def _fake_quantize(self, x):
+    def _fake_quantize(self, x: Tensor) -> Tensor:
         return self.activation_quantizer(ops.cast(x, self.compute_dtype))
 
-    def get_config(self):
+    def get_config(self) -> Config:
         """The arguments of the constructor."""
         config = super().get_config()
         config.pop("autocast", None)

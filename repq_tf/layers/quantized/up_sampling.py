@@ -1,9 +1,11 @@
 """Upsampling of a stored tensor, in the integer runtime's arithmetic."""
 
+from typing import Unpack
+
 from repq_tf.arguments import pair
 from repq_tf.arithmetic import sums
 from repq_tf.arithmetic.interpolation import interpolate, interpolate_levels
-from repq_tf.keras_api import Layer, ops, register
+from repq_tf.keras_api import Config, Layer, LayerOptions, Pair, Tensor, ops, register
 
 INTERPOLATIONS = ("nearest", "bilinear")
 
@@ -23,7 +25,12 @@ class QuantizedUpSampling2D(Layer):
     Input: features and the step of their grid. Output: features.
     """
 
-    def __init__(self, size=2, interpolation="nearest", **kwargs):
+    def __init__(
+        self,
+        size: int | Pair = 2,
+        interpolation: str = "nearest",
+        **kwargs: Unpack[LayerOptions],
+    ) -> None:
         kwargs.setdefault("autocast", False)
         super().__init__(**kwargs)
         self.size = pair(size, "size")
@@ -33,20 +40,20 @@ class QuantizedUpSampling2D(Layer):
             )
         self.interpolation = interpolation
 
-    def values(self, x):
+    def values(self, x: Tensor) -> Tensor:
         """The interpolation in floating point."""
         if self.interpolation == "nearest":
             return ops.repeat(ops.repeat(x, self.size[0], axis=1), self.size[1], axis=2)
         return interpolate(x, self.size)
 
-    def call(self, x, step, training=False):
+    def call(self, x: Tensor, step: Tensor, training: bool = False) -> Tensor:
         """Interpolates: the integer runtime's way, in training in floating point."""
         if training or self.interpolation == "nearest":
             return self.values(x)
         levels = interpolate_levels(sums.whole(x, step), self.size)
         return ops.cast(levels, step.dtype) * step
 
-    def get_config(self):
+    def get_config(self) -> Config:
         """The arguments of the constructor."""
         config = super().get_config()
         config.pop("autocast", None)
