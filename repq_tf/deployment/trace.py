@@ -57,8 +57,8 @@ class Trace:
                 quantizer = input_quantizer(graph, node)
                 assert quantizer is not None  # as checked
                 step = quantizer.step
-                *weights, groups = node.layer.integer_weights(step)
-                weights = (ops.convert_to_numpy(value) for value in weights)
+                *tensors, groups = node.layer.integer_weights(step)
+                weights = (ops.convert_to_numpy(value) for value in tensors)
                 self.weights[node.name] = (*weights, np.float32(step), groups)
             elif isinstance(node.layer, Quantize):
                 self.steps[node.layer.name] = np.float32(node.layer.step)

@@ -137,7 +137,9 @@ class Builder:
             name = self._free_name(site, "_quantize")
             if not self._shares_quantizer(site):
                 name = self.placement.ends.get(site.name, name)
-            layer = Quantize(site.bits.activation_bits, site.signed, site.step, name=name)
+            bits = site.bits.activation_bits
+            assert bits is not None  # or nothing is rounded
+            layer = Quantize(bits, site.signed, site.step, name=name)
             self.quantizers[site.group] = layer
         quantizer = self.quantizers[site.group]
         self.zero_points[site.group] = zero_point(quantizer.bits, quantizer.signed)
@@ -197,7 +199,8 @@ class Builder:
                 copy_trainable(site.layer, block)  # first: tf_keras orders weights by it
                 assign(block.expression.weights, site.layer.expression.weights)
                 if block.restored is not None and _has_trained_root(site.layer):
-                    assign(block.restored.weights, site.layer.restored.weights)
+                    trained: Any = site.layer.restored
+                    assign(block.restored.weights, trained.weights)
             else:
                 copy_stock(site.layer, site.batch_norm, block)
             self._freeze_new_parts(site.layer, block)

@@ -27,7 +27,8 @@ def check_container(container: str) -> None:
 def check_four_bits(graph: Graph) -> None:
     """Raises ValueError when a model has no kernel that "int4" would store in 4 bits."""
     layers = [node.layer for node in graph.nodes.values()]
-    found = {layer.weight_bits for layer in layers if isinstance(layer, ReparamConv)} - {None}
+    given = [layer.weight_bits for layer in layers if isinstance(layer, ReparamConv)]
+    found = {bits for bits in given if bits is not None}
     if not found or min(found) > 4:
         there = " and ".join(map(str, sorted(found))) + " bits" if found else "floating point"
         raise ValueError(

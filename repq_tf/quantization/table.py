@@ -146,6 +146,7 @@ def _warning(block: ReparamConv, gain: float | None, peak: float) -> str:
             f"a batch norm's gain is {gain:.3g}: a channel is nearly constant, and its tap "
             "may dwarf the others in the merged kernel"
         )
+    assert block.weight_quantizer is not None  # the row is that of a quantized block
     bound = max(16.0, 2.5 * block.weight_quantizer.high)
     if peak > bound:
         found.append(

@@ -134,12 +134,12 @@ class Fit:
         others = [child for child in node.children if child is not main]
         rest = [child.merge(_READING) for child in others if not silence(child)]
         if rest:
-            rest = sum(rest[1:], rest[0])
-            beside = _counterweight(others, rest)
+            left = functools.reduce(AffineKernel.__add__, rest)
+            beside = _counterweight(others, left)
             if beside is not None:
-                self.fit(beside, Target(rest.scale(-1.0)))
+                self.fit(beside, Target(left.scale(-1.0)))
             else:
-                target = Target(target.merged().affine + rest.scale(-1.0))
+                target = Target(target.merged().affine + left.scale(-1.0))
         self.fit(main, target)
 
     def _scale(self, node: Scale, target: Target) -> None:

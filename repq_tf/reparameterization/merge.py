@@ -1,17 +1,16 @@
 """`merge`: every block becomes one plain Keras convolution."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from repq_tf.branches import NumpyReading
 from repq_tf.graphs import Graph, Node, copy_call, free_name, read_native, rebuild
-from repq_tf.keras_api import Array, Layer, Pair, Tensor, keras, ops
+from repq_tf.keras_api import Array, Layer, Shape, Tensor, keras, ops
 from repq_tf.layers import DenseBlock, Quantize, ReparamConv
 from repq_tf.layers.freezing import is_frozen
 from repq_tf.quantization.grids import input_quantizer
-from repq_tf.windows import VALID, same_window
+from repq_tf.windows import VALID, Window, same_window
 
 
 def merge(model: keras.Model) -> keras.Model:
@@ -115,9 +114,7 @@ def _convolution(
     return keras.layers.Conv2D(block.filters, block.kernel_size, groups=groups, **options)(x)
 
 
-def stock_padding(
-    window: tuple[Pair, Pair], block: ReparamConv, spatial: Sequence[int | None]
-) -> str | None:
+def stock_padding(window: Window, block: ReparamConv, spatial: Shape) -> str | None:
     """The Keras padding that equals a window, or None if it has to be written out."""
     if window == VALID:
         return "valid"

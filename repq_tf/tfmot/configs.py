@@ -171,7 +171,7 @@ class ReparamQuantizeConfig(_WeightConfig):
                 f"layer {layer.name!r}: ReparamQuantizeConfig is for blocks of repq_tf.layers. "
                 f"Received: {type(layer).__name__}"
             )
-        options = {
+        options: dict[str, Any] = {
             "learned": not is_frozen(layer.inner),
             "step_gradient": layer.step_gradient,
         }

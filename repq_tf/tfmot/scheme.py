@@ -113,7 +113,7 @@ class RepQScheme(tfmot_keras.QuantizeScheme):
     def _quantize(self, model: keras.Model, rules: CheckedRules) -> keras.Model:
         """The model quantized by our own layers."""
         rules = [*self._rules, *rules]
-        options = {
+        options: dict[str, Any] = {
             "bn_statistics": self._bn_statistics,
             "restore_batch_norm": self._restore_batch_norm,
             "step_gradient": self._step_gradient,

@@ -53,7 +53,7 @@ class _Unwrapping:
         self.copies: dict[Any, Layer] = {}
         # By the identity of a Keras tensor: its grid, and a convolution's scale.
         self.steps: dict[int, Tensor] = {}
-        self.zero_points: dict[int, int | None] = {}
+        self.zero_points: dict[int, int] = {}
         self.scales: dict[int, Tensor] = {}
 
     def apply(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -85,7 +85,7 @@ class _Unwrapping:
         return self._quantize(y, node.layer, quantizers[0], "output", quantizer)
 
     def _on_grid(self, y: Tensor, step: Tensor | None, zero: int | None) -> Tensor:
-        if step is not None:
+        if step is not None and zero is not None:
             self.steps[id(y)], self.zero_points[id(y)] = step, zero
         return y
 
@@ -95,7 +95,7 @@ class _Unwrapping:
         """Applies the `Quantize` layer that equals a quantizer of TFMOT."""
         _check(owner, quantizer, LSQQuantizer, "quantizer")
         scale = self.scales.get(id(x))
-        step = None if quantizer.learned else quantizer.step
+        step: Any = None if quantizer.learned else quantizer.step
         return self._call(
             Quantize(quantizer.bits, quantizer.signed, step=step, name=name),
             (x,) if scale is None else (x, scale),
@@ -122,6 +122,7 @@ class _Unwrapping:
             )
         y, scale = block(x, step)
         self.scales[id(y)] = scale
+        assert block.weight_quantizer is not None  # its config has weight_bits
         _copy_step(owner, prefix, block.weight_quantizer)
         return y
 

@@ -149,4 +149,5 @@ def copy_parts(source: ReparamConv, target: ReparamConv) -> None:
     copy_trainable(source, target)  # first: tf_keras orders weights by it
     target.expression.set_weights(source.expression.get_weights())
     if target.restored is not None:
+        assert source.restored is not None  # of an equal block
         target.restored.set_weights(source.restored.get_weights())
