@@ -5,13 +5,13 @@ Every name in `list_models()` is a function here: `repq_tf.models.ac_resnet18(cl
 
 from repq_tf.models import mobileone, repopt, repvgg, resnet  # noqa: F401  they fill the table
 from repq_tf.models.ecbsr import ecbsr
-from repq_tf.models.registry import build, find, list_models, plain_twin
+from repq_tf.models.registry import ModelFunction, build, find, list_models, plain_twin
 from repq_tf.models.repvgg_sr import repvgg_sr
 
 __all__ = ["build", "ecbsr", "list_models", "plain_twin", "repvgg_sr", *list_models()]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> ModelFunction:
     """The function of a registered model."""
     try:
         return find(name)
@@ -19,6 +19,6 @@ def __getattr__(name):
         raise AttributeError(f"module {__name__!r} has no {name!r}; {error}") from None
 
 
-def __dir__():
+def __dir__() -> list[str]:
     """The public names, for completion."""
     return sorted({*globals(), *list_models()})

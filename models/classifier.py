@@ -1,10 +1,15 @@
 """What every classification network has: checked arguments, a feature map, logits."""
 
+from collections.abc import Callable, Sequence
+from typing import Any, Unpack
+
 from repq_tf.arguments import positive
-from repq_tf.keras_api import keras
+from repq_tf.keras_api import Tensor, keras
+from repq_tf.layers import ReparamConv
+from repq_tf.layers.options import NetworkOptions
 from repq_tf.models.arguments import check_block_options, check_input_shape, check_width
 from repq_tf.models.parts import torch_uniform
-from repq_tf.models.registry import register
+from repq_tf.models.registry import ModelFunction, register
 
 _DOCUMENTATION = """{summary}
 
@@ -24,7 +29,13 @@ _DOCUMENTATION = """{summary}
     """
 
 
-def classifier(name, summary, block, features, **defaults):
+def classifier(
+    name: str,
+    summary: str,
+    block: type[ReparamConv],
+    features: Callable[..., Tensor],
+    **defaults: Any,
+) -> ModelFunction:
     """Makes and registers the function that builds a classification network.
 
     Args:
@@ -39,7 +50,12 @@ def classifier(name, summary, block, features, **defaults):
         The function: `name(classes, input_shape, width, **block_options)`.
     """
 
-    def build(classes=1000, input_shape=(224, 224, 3), width=1.0, **block_options):
+    def build(
+        classes: int = 1000,
+        input_shape: Sequence[int] = (224, 224, 3),
+        width: float = 1.0,
+        **block_options: Unpack[NetworkOptions],
+    ) -> keras.Model:
         classes = positive(classes, "classes")
         input_shape = check_input_shape(input_shape)
         check_width(width)

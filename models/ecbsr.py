@@ -7,10 +7,13 @@ in 0 to 255.
 """
 
 import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, Unpack
 
 from repq_tf.arguments import positive
-from repq_tf.keras_api import keras
-from repq_tf.layers import ECB, ConvBlock
+from repq_tf.keras_api import Tensor, keras
+from repq_tf.layers import ECB, ConvBlock, ReparamConv
+from repq_tf.layers.options import NetworkOptions
 from repq_tf.models.arguments import check_block_options
 from repq_tf.models.parts import torch_uniform
 from repq_tf.models.registry import register
@@ -20,7 +23,14 @@ _ARGUMENTS = """
         **block_options: passed to every block, such as `merged`{own}."""
 
 
-def ecbsr(m, c, scale=2, channels=1, input_shape=None, **block_options):
+def ecbsr(
+    m: int,
+    c: int,
+    scale: int = 2,
+    channels: int = 1,
+    input_shape: Sequence[int | None] | None = None,
+    **block_options: Unpack[NetworkOptions],
+) -> keras.Model:
     """ECBSR of any depth and width.
 
     Args:
@@ -42,19 +52,28 @@ def ecbsr(m, c, scale=2, channels=1, input_shape=None, **block_options):
     return _network(f"ecbsr_m{m}c{c}", ECB, m, c, scale, channels, input_shape, block_options)
 
 
-def _network(name, block, m, c, scale, channels, input_shape, options):
+def _network(
+    name: str,
+    block: type[ReparamConv],
+    m: int,
+    c: int,
+    scale: int,
+    channels: int,
+    input_shape: Sequence[int | None] | None,
+    options: Mapping[str, Any],
+) -> keras.Model:
     check_block_options(name, block, options)
     if block is ConvBlock:
         options = {"kernel_initializer": torch_uniform(), **options}
 
-    def conv(x, filters, name):
+    def conv(x: Tensor, filters: int, name: str) -> Tensor:
         """A block, with the identity only where it has as many inputs as outputs."""
         settings = dict(options)
         if x.shape[-1] != filters:
             settings.pop("identity", None)
         return block(filters, name=name, **settings)(x)
 
-    def blocks(images, filters):
+    def blocks(images: Tensor, filters: int) -> Tensor:
         x = _prelu(conv(images, c, "first"), "first")
         for index in range(1, m + 1):
             x = _prelu(conv(x, c, f"block{index}"), f"block{index}")
@@ -63,15 +82,27 @@ def _network(name, block, m, c, scale, channels, input_shape, options):
     return upscaling_network(name, blocks, scale, channels, input_shape)
 
 
-def _prelu(x, name):
+def _prelu(x: Tensor, name: str) -> Tensor:
     start = keras.initializers.Constant(0.25)
     return keras.layers.PReLU(start, shared_axes=[1, 2], name=f"{name}_prelu")(x)
 
 
-def _make(name, summary, block, m, c, own=""):
+def _make(
+    name: str,
+    summary: str,
+    block: type[ReparamConv],
+    m: int,
+    c: int,
+    own: str = "",
+) -> None:
     """Makes and registers the function that builds a network."""
 
-    def build(scale=2, channels=1, input_shape=None, **block_options):
+    def build(
+        scale: int = 2,
+        channels: int = 1,
+        input_shape: Sequence[int | None] | None = None,
+        **block_options: Unpack[NetworkOptions],
+    ) -> keras.Model:
         return _network(name, block, m, c, scale, channels, input_shape, block_options)
 
     build.__name__ = build.__qualname__ = name
@@ -82,7 +113,7 @@ def _make(name, summary, block, m, c, own=""):
     register(build)
 
 
-def _networks(m, c):
+def _networks(m: int, c: int) -> None:
     """Registers a network and its plain twin."""
     name, title = f"ecbsr_m{m}c{c}", f"ECBSR-M{m}C{c}"
     summary = f"{title}: super resolution (ACM MM 2021)."

@@ -5,9 +5,12 @@ one, each with its ReLU. S4 has squeeze and excite in half of stage 3 and in sta
 after both blocks of a pair. The stem is not over-parameterized, as in the authors' code.
 """
 
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
-from repq_tf.layers import ConvBNBlock, MobileOneBlock
+from repq_tf.keras_api import Tensor
+from repq_tf.layers import ConvBNBlock, MobileOneBlock, ReparamConv
 from repq_tf.models.arguments import common_options
 from repq_tf.models.classifier import classifier
 from repq_tf.models.parts import relu_block, scale_channels, stage_strides, torch_uniform
@@ -17,7 +20,14 @@ _DEPTHS = (2, 8, 10, 1)
 _SQUEEZED = (0, 0, 5, 1)  # pairs with squeeze and excite, the last ones of each stage
 
 
-def _features(images, width, block, options, multipliers, squeeze=False):
+def _features(
+    images: Tensor,
+    width: float,
+    block: type[ReparamConv],
+    options: Mapping[str, Any],
+    multipliers: Sequence[float],
+    squeeze: bool = False,
+) -> Tensor:
     """The last feature map.
 
     Args:
@@ -66,7 +76,7 @@ def _features(images, width, block, options, multipliers, squeeze=False):
     return x
 
 
-def _networks(size, branches=1, **arguments):
+def _networks(size: str, branches: int = 1, **arguments: Any) -> None:
     """Registers a network and its plain twin.
 
     Args:

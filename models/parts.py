@@ -1,20 +1,21 @@
 """What the networks of several families are made of."""
 
 import math
+from typing import Any
 
-from repq_tf.keras_api import keras
-from repq_tf.layers import SqueezeExcite
+from repq_tf.keras_api import Tensor, keras
+from repq_tf.layers import ReparamConv, SqueezeExcite
 
 # The largest image, by its shorter side, that the stem and each stage do not halve.
 _NOT_HALVED = (64, 32, 16, 0, 0)
 
 
-def scale_channels(channels, width):
+def scale_channels(channels: float, width: float) -> int:
     """Returns `channels * width` rounded to a multiple of 8, at least 8."""
     return max(8, 8 * math.floor(channels * width / 8 + 0.5))
 
 
-def stage_strides(images):
+def stage_strides(images: Tensor) -> list[int]:
     """The strides of the stem and of four stages.
 
     On ImageNet all five halve the image. Smaller images keep their size for longer: the
@@ -26,7 +27,14 @@ def stage_strides(images):
     return [1 if side <= limit else 2 for limit in _NOT_HALVED]
 
 
-def relu_block(x, block, channels, name, squeeze=False, **settings):
+def relu_block(
+    x: Tensor,
+    block: type[ReparamConv],
+    channels: int,
+    name: str,
+    squeeze: bool = False,
+    **settings: Any,
+) -> Tensor:
     """A block and its ReLU, with squeeze and excite (to a sixteenth) before the ReLU if asked.
 
     Args:
@@ -44,6 +52,6 @@ def relu_block(x, block, channels, name, squeeze=False, **settings):
     return keras.layers.ReLU(name=f"{name}_relu")(x)
 
 
-def torch_uniform():
+def torch_uniform() -> keras.initializers.Initializer:
     """Returns PyTorch's default initializer of kernels: U(-1, 1) / sqrt(fan_in)."""
     return keras.initializers.VarianceScaling(1 / 3, mode="fan_in", distribution="uniform")

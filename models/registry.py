@@ -1,13 +1,22 @@
 """The functions that build the models, by name."""
 
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from repq_tf.keras_api import keras
 from repq_tf.model_names import MODELS, ModelName, check_task, list_models
 
 __all__ = ["build", "find", "list_models", "plain_twin", "register"]
 
-_FUNCTIONS = {}
+# What builds a model, of its own arguments.
+ModelFunction: TypeAlias = Callable[..., keras.Model]
+
+_FUNCTIONS: dict[str, ModelFunction] = {}
 
 
-def register(function, plain=None, task="classification"):
+def register(
+    function: ModelFunction, plain: str | None = None, task: str = "classification"
+) -> ModelFunction:
     """Enters a function that builds a model under its name.
 
     Args:
@@ -28,7 +37,7 @@ def register(function, plain=None, task="classification"):
     return function
 
 
-def build(name, *arguments, **options):
+def build(name: str, *arguments: Any, **options: Any) -> keras.Model:
     """Builds a model by name.
 
     Args:
@@ -46,7 +55,7 @@ def build(name, *arguments, **options):
     return find(name)(*arguments, **options)
 
 
-def plain_twin(name):
+def plain_twin(name: str) -> str:
     """Returns the name of a model's plain twin: what the Plain baseline trains.
 
     Args:
@@ -59,7 +68,7 @@ def plain_twin(name):
     return MODELS[_known(name)].plain
 
 
-def find(name):
+def find(name: str) -> ModelFunction:
     """Returns the function that builds a model.
 
     Args:
@@ -68,7 +77,7 @@ def find(name):
     return _FUNCTIONS[_known(name)]
 
 
-def _known(name):
+def _known(name: str) -> str:
     if not isinstance(name, str) or name not in _FUNCTIONS:
         raise ValueError(f"name must be one of: {', '.join(list_models())}. Received: {name!r}")
     return name

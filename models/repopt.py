@@ -8,6 +8,7 @@ how they are trained. `repopt_vgg_b1_search` is trained first, on a small set. T
 
 import math
 from functools import partial
+from typing import Any
 
 from repq_tf.layers import ConvBNBlock, CSLABlock
 from repq_tf.models.classifier import classifier
@@ -15,7 +16,7 @@ from repq_tf.models.parts import torch_uniform
 from repq_tf.models.repvgg import features
 
 
-def _start(position):
+def _start(position: int) -> dict[str, float]:
     """What the scales of a stage's block start at, by its position.
 
     sqrt(2 / l), l counting the blocks before it, and 1 for the first: as the authors' code
@@ -24,7 +25,7 @@ def _start(position):
     return {"scales": math.sqrt(2 / (position - 1)) if position > 1 else 1.0}
 
 
-def _networks(size, **arguments):
+def _networks(size: str, **arguments: Any) -> None:
     """Registers the network of one size and its search network.
 
     Args:

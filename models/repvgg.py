@@ -6,9 +6,18 @@ blocks, the stem included. Padding is explicit, one pixel a side, as in PyTorch,
 public weights fit.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
-from repq_tf.layers import ConvBNBlock, OREPARepVGGBlock, QARepVGGBlock, RepVGGBlock
+from repq_tf.keras_api import Tensor
+from repq_tf.layers import (
+    ConvBNBlock,
+    OREPARepVGGBlock,
+    QARepVGGBlock,
+    ReparamConv,
+    RepVGGBlock,
+)
 from repq_tf.models.classifier import classifier
 from repq_tf.models.parts import relu_block, scale_channels, stage_strides, torch_uniform
 
@@ -18,8 +27,17 @@ _DEPTHS_D = (8, 14, 24, 1)
 
 
 def features(
-    images, width, block, options, depths, a, b, groups=1, squeeze=False, own_options=None
-):
+    images: Tensor,
+    width: float,
+    block: type[ReparamConv],
+    options: Mapping[str, Any],
+    depths: Sequence[int],
+    a: float,
+    b: float,
+    groups: int = 1,
+    squeeze: bool = False,
+    own_options: Callable[[int], Mapping[str, Any]] | None = None,
+) -> Tensor:
     """The last feature map.
 
     Args:
@@ -58,7 +76,7 @@ def features(
     return x
 
 
-def _networks(size, **arguments):
+def _networks(size: str, **arguments: Any) -> None:
     """Registers all networks of one size, whose arguments are those of `features`."""
     title = f"RepVGG-{size.capitalize()}"
     plain = f"repvgg_{size}_plain"

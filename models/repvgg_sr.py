@@ -8,13 +8,17 @@ every accelerator has. The blocks are RepVGG's without batch norms, or any other
 
 import inspect
 import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, Unpack
 
 from repq_tf import layers
 from repq_tf.arguments import positive
+from repq_tf.keras_api import Tensor, keras
 from repq_tf.layers import ConvBlock, DenseBlock, ReparamConv
+from repq_tf.layers.options import NetworkOptions
 from repq_tf.models.arguments import check_block_options
 from repq_tf.models.parts import torch_uniform
-from repq_tf.models.registry import register
+from repq_tf.models.registry import ModelFunction, register
 from repq_tf.models.upscaling import DOCUMENTATION, upscaling_network
 
 _BLOCKS = {
@@ -31,8 +35,14 @@ _OPTIONS_ARGUMENT = """
 
 
 def repvgg_sr(
-    m, c, scale=2, channels=1, input_shape=None, block="RepVGGBlock", **block_options
-):
+    m: int,
+    c: int,
+    scale: int = 2,
+    channels: int = 1,
+    input_shape: Sequence[int | None] | None = None,
+    block: str | type[ReparamConv] = "RepVGGBlock",
+    **block_options: Unpack[NetworkOptions],
+) -> keras.Model:
     """The network of any depth, width and blocks.
 
     Args:
@@ -56,7 +66,7 @@ def repvgg_sr(
     return _network(name, _find_block(block), m, c, scale, channels, input_shape, block_options)
 
 
-def _find_block(block):
+def _find_block(block: str | type[ReparamConv]) -> type[ReparamConv]:
     if isinstance(block, type) and issubclass(block, ReparamConv):
         return block
     if not isinstance(block, str) or block not in _BLOCKS:
@@ -67,11 +77,20 @@ def _find_block(block):
     return _BLOCKS[block]
 
 
-def _network(name, block, m, c, scale, channels, input_shape, options):
+def _network(
+    name: str,
+    block: type[ReparamConv],
+    m: int,
+    c: int,
+    scale: int,
+    channels: int,
+    input_shape: Sequence[int | None] | None,
+    options: Mapping[str, Any],
+) -> keras.Model:
     check_block_options(name, block, options)
     options = {**_defaults(block), **options}
 
-    def blocks(images, filters):
+    def blocks(images: Tensor, filters: int) -> Tensor:
         x = block(c, activation="relu", name="first", **options)(images)
         for index in range(1, m + 1):
             x = block(c, activation="relu", name=f"block{index}", **options)(x)
@@ -80,7 +99,7 @@ def _network(name, block, m, c, scale, channels, input_shape, options):
     return upscaling_network(name, blocks, scale, channels, input_shape)
 
 
-def _defaults(block):
+def _defaults(block: type[ReparamConv]) -> dict[str, Any]:
     """Options by which blocks have biases in place of batch norms, and start small."""
     if block is ConvBlock:
         return {"kernel_initializer": torch_uniform()}
@@ -91,21 +110,37 @@ def _defaults(block):
     return {**defaults, "use_bias": True} if "use_bias" in own else defaults
 
 
-def _register(name, summary, arguments, build):
+def _register(
+    name: str,
+    summary: str,
+    arguments: str,
+    build: ModelFunction,
+) -> None:
     build.__name__ = build.__qualname__ = name
     build.__module__ = "repq_tf.models"
     build.__doc__ = DOCUMENTATION.format(summary=summary, name=name, arguments=arguments)
     register(build)
 
 
-def _networks(m, c):
+def _networks(m: int, c: int) -> None:
     """Registers a network and its plain twin."""
     name, title = f"repvgg_sr_m{m}c{c}", f"RepVGG-SR-M{m}C{c}"
 
-    def build(scale=2, channels=1, input_shape=None, block="RepVGGBlock", **block_options):
+    def build(
+        scale: int = 2,
+        channels: int = 1,
+        input_shape: Sequence[int | None] | None = None,
+        block: str | type[ReparamConv] = "RepVGGBlock",
+        **block_options: Unpack[NetworkOptions],
+    ) -> keras.Model:
         return repvgg_sr(m, c, scale, channels, input_shape, block, **block_options)
 
-    def build_plain(scale=2, channels=1, input_shape=None, **block_options):
+    def build_plain(
+        scale: int = 2,
+        channels: int = 1,
+        input_shape: Sequence[int | None] | None = None,
+        **block_options: Unpack[NetworkOptions],
+    ) -> keras.Model:
         plain = f"{name}_plain"
         return _network(plain, ConvBlock, m, c, scale, channels, input_shape, block_options)
 

@@ -7,10 +7,19 @@ get a 3x3 convolution with stride 1 and no pooling, as is usual on CIFAR. Window
 as in PyTorch, by half the kernel on every side, so that public weights fit.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
-from repq_tf.keras_api import keras
-from repq_tf.layers import ACBlock, ConvBNBlock, DiverseBranchBlock, OREPABlock, OREPAStem
+from repq_tf.keras_api import Tensor, keras
+from repq_tf.layers import (
+    ACBlock,
+    ConvBNBlock,
+    DiverseBranchBlock,
+    OREPABlock,
+    OREPAStem,
+    ReparamConv,
+)
 from repq_tf.models.arguments import common_options
 from repq_tf.models.classifier import classifier
 from repq_tf.models.parts import scale_channels
@@ -18,12 +27,20 @@ from repq_tf.models.parts import scale_channels
 _SMALL_IMAGE = 64
 
 
-def _he():
+def _he() -> keras.initializers.Initializer:
     """He's initial values as the authors and torchvision draw them, by fan-out."""
     return keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
 
 
-def _features(images, width, block, options, blocks, residual, depths):
+def _features(
+    images: Tensor,
+    width: float,
+    block: type[ReparamConv],
+    options: Mapping[str, Any],
+    blocks: Mapping[int, type[ReparamConv]],
+    residual: Callable[..., Tensor],
+    depths: Sequence[int],
+) -> Tensor:
     """The last feature map.
 
     Args:
@@ -37,7 +54,13 @@ def _features(images, width, block, options, blocks, residual, depths):
     """
     plain_options = {"kernel_initializer": _he(), **common_options(options)}
 
-    def conv(x, channels, size, kind=None, **settings):
+    def conv(
+        x: Tensor,
+        channels: int,
+        size: int,
+        kind: type[ReparamConv] | None = None,
+        **settings: Any,
+    ) -> Tensor:
         """A normalized convolution, padded as in PyTorch."""
         kind = kind or blocks[size]
         settings |= options if issubclass(kind, block) else plain_options
@@ -52,7 +75,7 @@ def _features(images, width, block, options, blocks, residual, depths):
     return x
 
 
-def _stem(images, conv, channels):
+def _stem(images: Tensor, conv: Callable[..., Tensor], channels: int) -> Tensor:
     if min(images.shape[1:3]) <= _SMALL_IMAGE:
         return conv(images, channels, 3, activation="relu", name="stem")
     x = conv(images, channels, 7, strides=2, activation="relu", name="stem")
@@ -61,7 +84,9 @@ def _stem(images, conv, channels):
     return keras.layers.MaxPooling2D(3, strides=2, name="stem_pool")(x)
 
 
-def _basic_block(x, conv, channels, stride, name):
+def _basic_block(
+    x: Tensor, conv: Callable[..., Tensor], channels: int, stride: int, name: str
+) -> Tensor:
     """Two 3x3 convolutions and a shortcut, which is a plain 1x1 one where shapes change."""
     y = conv(x, channels, 3, strides=stride, activation="relu", name=f"{name}_conv1")
     y = conv(y, channels, 3, name=f"{name}_conv2")
@@ -70,7 +95,9 @@ def _basic_block(x, conv, channels, stride, name):
     return _add(x, y, name)
 
 
-def _bottleneck(x, conv, channels, stride, name):
+def _bottleneck(
+    x: Tensor, conv: Callable[..., Tensor], channels: int, stride: int, name: str
+) -> Tensor:
     """1x1, 3x3 and 1x1 to four times the channels; the shortcut is 1x1 where shapes change."""
     y = conv(x, channels, 1, activation="relu", name=f"{name}_conv1")
     y = conv(y, channels, 3, strides=stride, activation="relu", name=f"{name}_conv2")
@@ -80,19 +107,26 @@ def _bottleneck(x, conv, channels, stride, name):
     return _add(x, y, name)
 
 
-def _add(x, y, name):
+def _add(x: Tensor, y: Tensor, name: str) -> Tensor:
     y = keras.layers.Add(name=f"{name}_add")([y, x])
     return keras.layers.ReLU(name=f"{name}_relu")(y)
 
 
-_SIZES = {
+_SIZES: dict[int, dict[str, Any]] = {
     18: {"residual": _basic_block, "depths": (2, 2, 2, 2)},
     34: {"residual": _basic_block, "depths": (3, 4, 6, 3)},
     50: {"residual": _bottleneck, "depths": (3, 4, 6, 3)},
 }
 
 
-def _networks(family, summary, block, pointwise=ConvBNBlock, stem=ConvBNBlock, **defaults):
+def _networks(
+    family: str,
+    summary: str,
+    block: type[ReparamConv],
+    pointwise: type[ReparamConv] = ConvBNBlock,
+    stem: type[ReparamConv] = ConvBNBlock,
+    **defaults: Any,
+) -> None:
     """Registers the networks of a family, one for each size.
 
     Args:

@@ -1,7 +1,9 @@
 """What networks of super resolution have in common: all around their blocks."""
 
+from collections.abc import Callable, Sequence
+
 from repq_tf.arguments import positive
-from repq_tf.keras_api import keras
+from repq_tf.keras_api import Tensor, keras
 from repq_tf.layers import DepthToSpace
 from repq_tf.models.arguments import check_input_shape
 
@@ -20,7 +22,13 @@ DOCUMENTATION = """{summary}
     """
 
 
-def upscaling_network(name, blocks, scale, channels, input_shape):
+def upscaling_network(
+    name: str,
+    blocks: Callable[[Tensor, int], Tensor],
+    scale: int,
+    channels: int,
+    input_shape: Sequence[int | None] | None,
+) -> keras.Model:
     """The network that adds to every pixel's copies what its blocks say, and upscales.
 
     Args:

@@ -9,7 +9,7 @@ _PROGRAMS = (
 )
 
 
-def main():
+def main() -> None:
     """Prints the names of the programs, and what they do."""
     print(f"repq_tf {__version__}. Its programs; --help describes each:\n")
     for command, module, purpose in _PROGRAMS:

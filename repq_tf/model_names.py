@@ -4,6 +4,7 @@ A command line is checked against them before Keras is imported.
 """
 
 import dataclasses
+from collections.abc import Iterable, Iterator
 
 TASKS = ("classification", "super_resolution")
 
@@ -22,14 +23,14 @@ class ModelName:
     task: str = "classification"
 
 
-def _resnets():
+def _resnets() -> Iterator[tuple[str, ModelName]]:
     for size in (18, 34, 50):
         plain = f"resnet{size}"
         for family in ("", "ac_", "dbb_", "orepa_"):
             yield f"{family}{plain}", ModelName(plain)
 
 
-def _repvggs():
+def _repvggs() -> Iterator[tuple[str, ModelName]]:
     a = ("a0", "a1", "a2")
     b = ("b0", "b1", "b1g2", "b1g4", "b2", "b2g2", "b2g4", "b3", "b3g2", "b3g4")
     for size in (*a, *b, "d2se"):
@@ -42,14 +43,16 @@ def _repvggs():
             yield f"orepa_repvgg_{size}", ModelName(plain)
 
 
-def _repopts():
+def _repopts() -> Iterator[tuple[str, ModelName]]:
     for size in ("b1", "b2", "l1", "l2"):
         plain = f"repopt_vgg_{size}"
         yield plain, ModelName(plain)
         yield f"{plain}_search", ModelName(plain)
 
 
-def _pairs(names, task="classification"):
+def _pairs(
+    names: Iterable[str], task: str = "classification"
+) -> Iterator[tuple[str, ModelName]]:
     """Networks whose plain twin is called like them."""
     for name in names:
         for each in (name, f"{name}_plain"):
@@ -69,7 +72,7 @@ MODELS = {
 }
 
 
-def list_models(task=None):
+def list_models(task: str | None = None) -> list[str]:
     """Returns the names of all models, sorted.
 
     Args:
@@ -84,7 +87,7 @@ def list_models(task=None):
     return sorted(name for name, model in MODELS.items() if task in (None, model.task))
 
 
-def check_task(task):
+def check_task(task: str) -> str:
     """Returns a task, or raises ValueError listing those there are."""
     if task not in TASKS:
         raise ValueError(f"task must be one of: {', '.join(TASKS)}. Received: {task!r}")

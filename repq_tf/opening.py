@@ -6,7 +6,10 @@ and loads a file has them, as if `repq_tf` had imported everything at once.
 
 import importlib
 import sys
+from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 _API = "repq_tf.api"
 _KERAS = ("keras", "tf_keras")
@@ -29,7 +32,7 @@ LIGHT = (
 _TRAINING = "repq_tf.train."
 
 
-def open_with_keras():
+def open_with_keras() -> None:
     """Imports the public names, now if Keras has been imported, else when it is needed."""
     if any(name in sys.modules for name in _KERAS):
         importlib.import_module(_API)
@@ -37,7 +40,7 @@ def open_with_keras():
         sys.meta_path.insert(0, _Opener())
 
 
-def is_watched(name):
+def is_watched(name: str) -> bool:
     """Says whether the public names must be imported before a module."""
     ours = name.startswith("repq_tf.") and not name.startswith(_TRAINING)
     return name in _KERAS or (ours and name not in LIGHT)
@@ -46,7 +49,12 @@ def is_watched(name):
 class _Opener(MetaPathFinder, Loader):
     """Imports the public names just before the first module that is watched."""
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(
+        self,
+        name: str,
+        path: Sequence[str] | None = None,
+        target: ModuleType | None = None,
+    ) -> ModuleSpec | None:
         """Returns where a watched module lies, to be loaded by this object."""
         if not is_watched(name):
             return None
@@ -57,7 +65,7 @@ class _Opener(MetaPathFinder, Loader):
             spec.loader = self
         return spec
 
-    def create_module(self, spec):
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
         """Imports the public names, then the module as usual, if that has not been done so."""
         if self in sys.meta_path:
             sys.meta_path.remove(self)
@@ -66,6 +74,6 @@ class _Opener(MetaPathFinder, Loader):
         self._spec = module.__spec__
         return module
 
-    def exec_module(self, module):
+    def exec_module(self, module: ModuleType) -> None:
         """Leaves the module as its own loader made it."""
         module.__spec__ = self._spec

@@ -8,12 +8,24 @@ plain price, and its kernels keep the plain network's distribution, which quanti
 import base64
 import io
 import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 
 from repq_tf.arguments import boolean
 from repq_tf.branches import NumpyReading
-from repq_tf.keras_api import LEGACY, dtype_name, keras, ops, register
+from repq_tf.keras_api import (
+    LEGACY,
+    Array,
+    Config,
+    Tensor,
+    Variable,
+    dtype_name,
+    keras,
+    ops,
+    register,
+)
 from repq_tf.layers import ConvBNBlock, CSLABlock
 
 __all__ = ["RepOptimizer", "repopt"]
@@ -54,7 +66,13 @@ class RepOptimizer(keras.optimizers.Optimizer):
         >>> model.compile(repq_tf.optimizers.RepOptimizer(sgd, multipliers), "mse")
     """
 
-    def __init__(self, optimizer, multipliers, scale_updates=False, name=None):
+    def __init__(
+        self,
+        optimizer: keras.optimizers.Optimizer,
+        multipliers: Mapping[str | int, Array],
+        scale_updates: bool = False,
+        name: str | None = None,
+    ) -> None:
         if LEGACY:
             raise ValueError("RepOptimizer works with Keras 3. Received: TF_USE_LEGACY_KERAS=1")
         # Its own learning rate is never used.
@@ -63,7 +81,7 @@ class RepOptimizer(keras.optimizers.Optimizer):
         self.multipliers = {key: np.asarray(array) for key, array in multipliers.items()}
         self.scale_updates = boolean(scale_updates, "scale_updates")
 
-    def build(self, variables):
+    def build(self, variables: Sequence[Variable]) -> None:
         """Creates the variables of both optimizers, the multipliers among them."""
         if self.built:
             return
@@ -81,7 +99,7 @@ class RepOptimizer(keras.optimizers.Optimizer):
             self._multiply_steps()
         super().build(variables)
 
-    def _constant(self, variable, array):
+    def _constant(self, variable: Variable, array: Array) -> Variable:
         if array.shape != tuple(variable.shape):
             raise ValueError(
                 f"multipliers: the array of {variable.path!r} must have its variable's shape "
@@ -93,16 +111,16 @@ class RepOptimizer(keras.optimizers.Optimizer):
             initializer=lambda shape, dtype=None: ops.convert_to_tensor(array, dtype),
         )
 
-    def _multiply_steps(self):
+    def _multiply_steps(self) -> None:
         """Gives the multiplied variables a learning rate for each of their elements."""
         step = self.inner_optimizer.update_step
 
-        def update_step(gradient, variable, learning_rate):
+        def update_step(gradient: Tensor, variable: Variable, learning_rate: Tensor) -> None:
             step(gradient, variable, _product(learning_rate, self._factor(variable)))
 
         self.inner_optimizer.update_step = update_step
 
-    def _factor(self, variable):
+    def _factor(self, variable: Variable) -> Variable | None:
         try:
             return self._factors[self._get_variable_index(variable)]
         except KeyError:
@@ -111,7 +129,9 @@ class RepOptimizer(keras.optimizers.Optimizer):
                 f"the model again. Received: {variable.name!r}"
             ) from None
 
-    def apply(self, grads, trainable_variables=None):
+    def apply(
+        self, grads: Sequence[Tensor], trainable_variables: Iterable[Variable] | None = None
+    ) -> None:
         """Multiplies the gradients and hands them to the wrapped optimizer."""
         if trainable_variables is not None:
             trainable_variables = list(trainable_variables)
@@ -125,33 +145,35 @@ class RepOptimizer(keras.optimizers.Optimizer):
         self.inner_optimizer.apply(products, trainable_variables)
 
     @property
-    def variables(self):
+    def variables(self) -> list[Variable]:
         """The variables of both optimizers."""
         return super().variables + self.inner_optimizer.variables
 
     @property
-    def iterations(self):
+    def iterations(self) -> Variable:
         """The number of steps taken."""
         return self.inner_optimizer.iterations
 
     @property
-    def learning_rate(self):
+    def learning_rate(self) -> Tensor:
         """The wrapped optimizer's learning rate."""
         return self.inner_optimizer.learning_rate
 
     @learning_rate.setter
-    def learning_rate(self, learning_rate):
+    def learning_rate(self, learning_rate: Any) -> None:
         self.inner_optimizer.learning_rate = learning_rate
 
-    def exclude_from_weight_decay(self, var_list=None, var_names=None):
+    def exclude_from_weight_decay(
+        self, var_list: Sequence[Variable] | None = None, var_names: Sequence[str] | None = None
+    ) -> None:
         """Excludes variables from the wrapped optimizer's weight decay."""
         self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
 
-    def finalize_variable_values(self, var_list):
+    def finalize_variable_values(self, var_list: Sequence[Variable]) -> None:
         """Lets the wrapped optimizer end the training."""
         self.inner_optimizer.finalize_variable_values(var_list)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         """The arguments of the constructor; the multipliers packed, without loss."""
         return {
             "optimizer": keras.saving.serialize_keras_object(self.inner_optimizer),
@@ -161,7 +183,7 @@ class RepOptimizer(keras.optimizers.Optimizer):
         }
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: Config, custom_objects: dict[str, Any] | None = None) -> Self:
         """The optimizer of a config."""
         optimizer = keras.saving.deserialize_keras_object(
             config["optimizer"], custom_objects=custom_objects
@@ -170,7 +192,7 @@ class RepOptimizer(keras.optimizers.Optimizer):
         return cls(**{**config, "optimizer": optimizer, "multipliers": multipliers})
 
 
-def _check_optimizer(optimizer):
+def _check_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise ValueError(
             f"optimizer must be a keras.optimizers.Optimizer. Received: {optimizer!r}"
@@ -186,7 +208,7 @@ def _check_optimizer(optimizer):
     return optimizer
 
 
-def _position(key, variables):
+def _position(key: str | int, variables: Sequence[Variable]) -> int:
     """The position of the variable that a key of `multipliers` means."""
     if isinstance(key, str):
         found = [i for i, variable in enumerate(variables) if variable.path == key]
@@ -200,25 +222,30 @@ def _position(key, variables):
     return found[0]
 
 
-def _product(value, factor):
+def _product(value: Tensor | None, factor: Variable | None) -> Tensor | None:
     if value is None or factor is None:
         return value
     return value * ops.cast(factor, dtype_name(value))
 
 
-def _pack(array):
+def _pack(array: Array) -> str:
     """An array as text. Multipliers repeat few numbers, so they become small."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return base64.b64encode(zlib.compress(buffer.getvalue())).decode("ascii")
 
 
-def _unpack(text):
+def _unpack(text: str) -> Array:
     """The array of a text."""
     return np.load(io.BytesIO(zlib.decompress(base64.b64decode(text))), allow_pickle=False)
 
 
-def repopt(optimizer, search, target, scale_updates=None):
+def repopt(
+    optimizer: keras.optimizers.Optimizer,
+    search: keras.Model,
+    target: keras.Model,
+    scale_updates: bool | None = None,
+) -> RepOptimizer:
     """Prepares RepOpt's target stage: initial kernels and the optimizer.
 
     For every `CSLABlock` of the search model, the target model's `ConvBNBlock` of the
@@ -273,7 +300,7 @@ def repopt(optimizer, search, target, scale_updates=None):
     return RepOptimizer(optimizer, multipliers, scale_updates)
 
 
-def _fresh_block(searched, block):
+def _fresh_block(searched: CSLABlock, block: ConvBNBlock) -> CSLABlock:
     """The constant-scale block that a plain one stands for, of new weights."""
     names = ("filters", "kernel_size", "groups")
     for name in names:

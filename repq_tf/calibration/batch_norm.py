@@ -3,19 +3,26 @@
 Layer by layer, on the features as the layers before make them in inference.
 """
 
+from collections.abc import Callable, Iterator
+from typing import Any, Self, TypeAlias
+
 import numpy as np
 
 from repq_tf.arguments import positive
 from repq_tf.branches import (
+    BatchNorm,
+    BatchNormStatistics,
+    FeatureReading,
     Reading,
     estimated_moments,
     exact_moments,
 )
-from repq_tf.calibration.execution import fitting, run_layers
+from repq_tf.calibration.execution import Calls, fitting, run_layers
 from repq_tf.calibration.images import store_images
 from repq_tf.calibration.prepared import feature_reading
-from repq_tf.graphs import read_graph
-from repq_tf.keras_api import keras, ops
+from repq_tf.graphs import Node, read_graph
+from repq_tf.keras_api import Layer, Pair, Tensor, keras, ops
+from repq_tf.kernels import AffineKernel
 from repq_tf.layers import ReparamConv
 from repq_tf.layers.stock import normalized_axis
 from repq_tf.progress import Progress
@@ -25,9 +32,17 @@ from repq_tf.progress import Progress
 _DEAD = 1e-4
 # Quantization changes a deviation by less, unless it has destroyed the channel.
 _LARGEST_CHANGE = 2.0
+# What makes a reading of another one.
+Change: TypeAlias = Callable[[FeatureReading], FeatureReading]
 
 
-def reestimate_batch_norm(model, data, batch_size=None, calibration_images=512, verbose=True):
+def reestimate_batch_norm(
+    model: keras.Model,
+    data: Any,
+    batch_size: int | None = None,
+    calibration_images: int | None = 512,
+    verbose: bool = True,
+) -> None:
     """Sets all moving statistics to the moments of the given images.
 
     Layer by layer, with quantizers as they are, so that every batch norm is given the
@@ -47,7 +62,7 @@ def reestimate_batch_norm(model, data, batch_size=None, calibration_images=512, 
     """
     graph = read_graph(model)
 
-    def visit(node, calls):
+    def visit(node: Node, calls: Calls) -> None:
         if isinstance(node.layer, ReparamConv):
             reestimate_block(node.layer, calls)
         elif isinstance(node.layer, keras.layers.BatchNormalization):
@@ -63,7 +78,7 @@ def reestimate_batch_norm(model, data, batch_size=None, calibration_images=512, 
     run_layers(graph, images, visit, progress)
 
 
-def _axis_moments(layer, x):
+def _axis_moments(layer: Layer, x: Tensor) -> tuple[int, Tensor, Tensor]:
     x = ops.cast(x, "float32")
     axis = normalized_axis(layer) % x.ndim
     axes = tuple(k for k in range(x.ndim) if k != axis)
@@ -76,10 +91,10 @@ class Moments:
     Images of several sizes have equal weights.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._count, self.mean, self.variance = 0, 0.0, 0.0
 
-    def add(self, count, mean, variance):
+    def add(self, count: int, mean: Tensor, variance: Tensor) -> None:
         """Adds the moments of a batch of `count` images."""
         mean, variance = (
             np.asarray(ops.convert_to_numpy(value), np.float64) for value in (mean, variance)
@@ -99,21 +114,23 @@ class Readings:
         calls: its calls, `(args, kwargs)` for each batch.
     """
 
-    def __init__(self, block, calls, changes=()):
+    def __init__(
+        self, block: ReparamConv, calls: Calls, changes: tuple[Change, ...] = ()
+    ) -> None:
         self._block, self._calls, self._changes = block, calls, changes
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[FeatureReading]:
         for args, _ in self._calls:
             reading = feature_reading(self._block, args[0])
             for change in self._changes:
                 reading = change(reading)
             yield reading
 
-    def changed(self, change):
+    def changed(self, change: Change) -> "Readings":
         """The readings that a function makes of these."""
         return Readings(self._block, self._calls, (*self._changes, change))
 
-    def moments(self, *affines):
+    def moments(self, *affines: AffineKernel) -> list[Moments]:
         """The exact `Moments` of the features convolved with each `AffineKernel`."""
         found = [Moments() for _ in affines]
         for r in self:
@@ -122,7 +139,7 @@ class Readings:
                 moments.add(len(r.x), *one)
         return found
 
-    def estimated(self, affine, literal):
+    def estimated(self, affine: AffineKernel, literal: bool) -> Moments:
         """Their estimate from the input's own moments."""
         found = Moments()
         for r in self:
@@ -130,7 +147,7 @@ class Readings:
         return found
 
 
-def reestimate_block(block, calls):
+def reestimate_block(block: ReparamConv, calls: Calls) -> None:
     """Re-estimates the moving statistics of one block on its inputs.
 
     Those that a quantized kernel was trained with as constants stay: another kernel would not
@@ -148,20 +165,22 @@ def reestimate_block(block, calls):
         set_moments(block.root.statistics, moments)
 
 
-def quantized_kernel(block, affine):
+def quantized_kernel(block: ReparamConv, affine: AffineKernel) -> AffineKernel:
     """A block's `AffineKernel` as it convolves with it: quantized, if the block is."""
     if block.weight_quantizer is None:
         return affine
     return type(affine)(block.weight_quantizer(affine.kernel), affine.bias, affine.groups)
 
 
-def set_moments(statistics, moments):
+def set_moments(statistics: BatchNormStatistics, moments: Moments) -> None:
     """Makes moments the moving ones of a `BatchNormStatistics`."""
     statistics.moving_mean.assign(moments.mean)
     statistics.moving_variance.assign(moments.variance)
 
 
-def match_moments(batch_norm, real, kernel, quantized):
+def match_moments(
+    batch_norm: BatchNorm, real: Moments, kernel: Moments, quantized: Moments
+) -> None:
     """Corrects a batch norm for what quantization did to the moments of what it normalizes.
 
     With the means `m_f` of the features in floating point and `m_q` of the quantized ones on
@@ -213,22 +232,22 @@ class CalibrationReading(Reading):
         exact: whether moments are exact even with `estimate`.
     """
 
-    def __init__(self, readings, exact=False):
+    def __init__(self, readings: Readings, exact: bool = False) -> None:
         self.readings = readings
         self.exact = exact
 
-    def inside(self, outer, inner):
+    def inside(self, outer: Pair, inner: Pair) -> Self:
         """The reading of a smaller kernel."""
         return self._derive(lambda reading: reading.inside(outer, inner))
 
-    def after(self, prefix, last):
+    def after(self, prefix: AffineKernel | None, last: bool) -> Self:
         """The reading of a chain's link."""
         return self._derive(lambda reading: reading.after(prefix, last))
 
-    def _derive(self, change):
+    def _derive(self, change: Change) -> Self:
         return type(self)(self.readings.changed(change), self.exact)
 
-    def moments(self, batch_norm, affine):
+    def moments(self, batch_norm: BatchNorm, affine: AffineKernel) -> tuple[Tensor, Tensor]:
         """Measures, sets and returns the moving statistics."""
         statistics = batch_norm.statistics
         if statistics.mode == "estimate" and not self.exact:
@@ -245,7 +264,7 @@ class KeepingReading(CalibrationReading):
     Training then starts from the function of inference.
     """
 
-    def moments(self, batch_norm, affine):
+    def moments(self, batch_norm: BatchNorm, affine: AffineKernel) -> tuple[Tensor, Tensor]:
         """Measures, sets and returns the moving statistics, but for frozen ones."""
         if batch_norm.statistics.trainable:
             before = batch_norm.gain_and_shift()
@@ -254,7 +273,7 @@ class KeepingReading(CalibrationReading):
         return self.moving(batch_norm.statistics)
 
 
-def neutralise_dead_channels(batch_norm):
+def neutralise_dead_channels(batch_norm: BatchNorm) -> None:
     """Gives channels whose moving variance is about 0 a gamma of 0 and a variance of 1.
 
     Such a channel is a constant, which a batch norm turns into beta; its gain

@@ -3,13 +3,16 @@
 import functools
 import tempfile
 import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
 from repq_tf.calibration.prepared import call, positional, prepare
-from repq_tf.graphs import evaluate
-from repq_tf.keras_api import ops
+from repq_tf.graphs import Graph, Node, evaluate
+from repq_tf.keras_api import Array, Layer, Tensor, ops
 from repq_tf.layers import Quantize, ReparamConv
+from repq_tf.progress import Progress
 
 # Bytes of a tensor that stay in memory; more lie in a temporary file.
 _IN_MEMORY = 2**23
@@ -23,7 +26,7 @@ _LARGEST_BATCH = 128
 class Batches:
     """One tensor's values for all batches; `batches[k]` are those of batch k."""
 
-    def __getitem__(self, k):
+    def __getitem__(self, k: int) -> Any:
         raise NotImplementedError
 
 
@@ -35,28 +38,28 @@ class Stored(Batches):
         step: what it is multiplied by when it is read; None for nothing.
     """
 
-    def __init__(self, dtype="float32", step=None):
+    def __init__(self, dtype: Any = "float32", step: Array | None = None) -> None:
         self._dtype, self._step = np.dtype(dtype), step
         self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY)
         weakref.finalize(self, self._file.close)
-        self._places = []
+        self._places: list[tuple[int, tuple[int, ...]]] = []
 
-    def append(self, batch):
+    def append(self, batch: Array) -> None:
         """Adds a batch."""
         values = np.ascontiguousarray(batch, self._dtype)
         self._file.seek(0, 2)
         self._places.append((self._file.tell(), values.shape))
         self._file.write(values.data)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._places)
 
     @property
-    def images(self):
+    def images(self) -> int:
         """The number of images in all batches."""
         return sum(shape[0] for _, shape in self._places)
 
-    def __getitem__(self, k):
+    def __getitem__(self, k: int) -> Array:
         start, shape = self._places[k]
         self._file.seek(start)
         content = self._file.read(self._dtype.itemsize * int(np.prod(shape)))
@@ -67,21 +70,21 @@ class Stored(Batches):
 class Calls:
     """The calls of one layer, one for each batch; iterated over, each is computed anew."""
 
-    def __init__(self, args, kwargs, count):
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], count: int) -> None:
         self._args, self._kwargs, self._count = args, kwargs, count
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, k):
+    def __getitem__(self, k: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of batch k: `(args, kwargs)`."""
         return _pick(self._args, k), _pick(self._kwargs, k)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
         return (self[k] for k in range(self._count))
 
 
-def _pick(structure, k):
+def _pick(structure: Any, k: int) -> Any:
     if isinstance(structure, Batches):
         return ops.convert_to_tensor(structure[k])
     if isinstance(structure, list | tuple):
@@ -94,32 +97,35 @@ def _pick(structure, k):
 class _Computed:
     """A layer's outputs, computed when they are asked for; those of one batch are kept."""
 
-    def __init__(self, layer, calls):
-        self._run, self._calls, self._last = prepare(layer), calls, (None, None)
+    def __init__(self, layer: Layer, calls: Calls) -> None:
+        self._run, self._calls = prepare(layer), calls
+        self._last: tuple[Any, Any] = (None, None)
 
-    def outputs(self, k):
+    def outputs(self, k: int) -> tuple[Any, ...]:
         if self._last[0] != k:
             self._last = (k, self._run(*self._calls[k]))
         return self._last[1]
 
 
 class _Column(Batches):
-    def __init__(self, computed, index):
+    def __init__(self, computed: _Computed, index: int) -> None:
         self._computed, self._index = computed, index
 
-    def __getitem__(self, k):
+    def __getitem__(self, k: int) -> Any:
         return self._computed.outputs(k)[self._index]
 
 
 class _Constant(Batches):
-    def __init__(self, value):
+    def __init__(self, value: Any) -> None:
         self._value = value
 
-    def __getitem__(self, k):
+    def __getitem__(self, k: int) -> Any:
         return self._value
 
 
-def run_layers(graph, images, visit, progress):
+def run_layers(
+    graph: Graph, images: Stored, visit: Callable[[Node, Calls], None], progress: Progress
+) -> None:
     """Runs a graph layer by layer, each on all images before the next.
 
     In memory are one batch of what is being computed and small parts of tensors that are
@@ -133,7 +139,7 @@ def run_layers(graph, images, visit, progress):
         progress: a `Progress`; advanced by each layer.
     """
 
-    def apply(node, args, kwargs):
+    def apply(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Batches, ...]:
         calls = Calls(*positional(node.layer, args, kwargs), len(images))
         visit(node, calls)
         quantize = isinstance(node.layer, Quantize)
@@ -144,7 +150,7 @@ def run_layers(graph, images, visit, progress):
     evaluate(graph, lambda node: images, apply)
 
 
-def _rounded(layer, calls):
+def _rounded(layer: Quantize, calls: Calls) -> tuple[Batches, ...]:
     """The outputs of a `Quantize`, of which the levels are stored.
 
     They are rounded as in training, which costs less than the integer runtime's arithmetic and
@@ -160,11 +166,12 @@ def _rounded(layer, calls):
     return stored, _Constant(step)
 
 
-def _computed(graph, node, calls):
+def _computed(graph: Graph, node: Node, calls: Calls) -> tuple[Batches, ...]:
     computed = _Computed(node.layer, calls)
-    columns = [_Column(computed, index) for index in range(len(computed.outputs(0)))]
+    count = len(computed.outputs(0))
+    columns: list[Batches] = [_Column(computed, index) for index in range(count)]
     block = isinstance(node.layer, ReparamConv)
-    if _is_stored(graph, node) and (block or len(columns) == 1):
+    if _is_stored(graph, node) and (block or count == 1):
         # What follows the tensor of a block is its step, equal for all batches.
         columns[1:] = [_Constant(column[0]) for column in columns[1:]]
         stored = Stored()
@@ -174,13 +181,18 @@ def _computed(graph, node, calls):
     return tuple(columns)
 
 
-def _is_stored(graph, node):
+def _is_stored(graph: Graph, node: Node) -> bool:
     readers = graph.consumers(node.name)
     rounded = len(readers) == 1 and isinstance(readers[0].layer, Quantize)
     return bool(node.layer.weights) and not rounded
 
 
-def run_batch(graph, batch, visit=None, observe=None):
+def run_batch(
+    graph: Graph,
+    batch: Array,
+    visit: Callable[[Node, tuple[Any, ...]], None] | None = None,
+    observe: Callable[[Node, Tensor], Tensor | None] | None = None,
+) -> Any:
     """Runs a graph on one batch of images.
 
     Args:
@@ -194,24 +206,24 @@ def run_batch(graph, batch, visit=None, observe=None):
         The outputs, in the graph's structure.
     """
 
-    def apply(node, args, kwargs):
+    def apply(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         args, kwargs = positional(node.layer, args, kwargs)
         if visit is not None:
             visit(node, args)
         first, *more = call(node.layer, args, kwargs)
         return (observed(node, first), *more)
 
-    def observed(node, value):
+    def observed(node: Node, value: Tensor) -> Tensor:
         replacement = None if observe is None else observe(node, value)
         return value if replacement is None else replacement
 
-    def feed(node):
+    def feed(node: Node) -> Tensor:
         return observed(node, ops.convert_to_tensor(batch))
 
     return evaluate(graph, feed, apply)
 
 
-def fitting(graph):
+def fitting(graph: Graph) -> Callable[[tuple[int, ...]], int]:
     """A function from an image's shape to the number of images that run at once.
 
     As many as a quarter of a gigabyte holds, 128 at most.
@@ -221,10 +233,10 @@ def fitting(graph):
     """
 
     @functools.cache
-    def images_at_once(shape):
+    def images_at_once(shape: tuple[int, ...]) -> int:
         largest = 0
 
-        def observe(node, value):
+        def observe(node: Node, value: Tensor) -> None:
             nonlocal largest
             largest = max(largest, int(np.prod(value.shape)))
 

@@ -1,16 +1,18 @@
 """The float network on the calibration images: what its quantized copy is compared with."""
 
 import warnings
+from typing import Any
 
 import numpy as np
 
-from repq_tf.branches import feature_moments
+from repq_tf.branches import BatchNorm, feature_moments
 from repq_tf.calibration.batch_norm import Moments
 from repq_tf.calibration.prepared import MergedBlock, call
 from repq_tf.calibration.samples import Sampler
 from repq_tf.calibration.thinning import thin
-from repq_tf.graphs import evaluate
-from repq_tf.keras_api import keras, ops
+from repq_tf.graphs import Graph, Node, evaluate
+from repq_tf.keras_api import Array, Tensor, keras, ops
+from repq_tf.layers import ReparamConv
 
 # Features this many times as large, or as small, as those that a batch norm was trained
 # on come from images of another range.
@@ -35,7 +37,7 @@ class FloatPass:
             of the quantizer: `{layer name: list}`.
     """
 
-    def __init__(self, graph, builder, images):
+    def __init__(self, graph: Graph, builder: Any, images: int) -> None:
         self._graph, self._builder, self._images = graph, builder, images
         self._fresh_roots = builder.fresh_roots
         self._sites = builder.placement.sites
@@ -44,19 +46,20 @@ class FloatPass:
             if not np.isfinite(ops.convert_to_numpy(merged.kernel)).all():
                 raise ValueError(f"layer {name!r}: its merged kernel holds NaN or infinity")
         self.moments = {block.name: Moments() for block in builder.blocks.values()}
-        self._samplers, self.samples = {}, {}
+        self._samplers: dict[str, Sampler] = {}
+        self.samples: dict[str, list[Sampler]] = {}
         for group, quantizer in builder.quantizers.items():
             origins = builder.placement.origins(group)
             for site in origins if len(origins) > 1 else ():
                 sampler = self._samplers[site.name] = Sampler(site.name, images, len(origins))
                 self.samples.setdefault(quantizer.name, []).append(sampler)
 
-    def add(self, batch):
+    def add(self, batch: Array) -> None:
         """Runs the network on a batch of images."""
         image = ops.convert_to_tensor(batch)
         evaluate(self._graph, lambda node: self._observed(node, image), self._apply)
 
-    def _apply(self, node, args, kwargs):
+    def _apply(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         site = self._sites.get(node.name)
         if site is None:  # fused into the site before
             return args[0]
@@ -67,25 +70,25 @@ class FloatPass:
             first = keras.activations.get(site.activation)(first)
         return (self._observed(node, first), *more)
 
-    def _observed(self, node, value):
+    def _observed(self, node: Node, value: Tensor) -> Tensor:
         if node.name in self._samplers:
             self._samplers[node.name].add(value)
         return value
 
-    def _convolution(self, name, x):
+    def _convolution(self, name: str, x: Tensor) -> Tensor:
         block, merged = self._builder.blocks[name], self._merged[name]
         y = merged.convolution(x)
         mean, variance = feature_moments(thin(y, self._images))
         self.moments[block.name].add(len(y), mean + merged.bias, variance)
         return merged.finish(y)
 
-    def _prepared(self, block):
+    def _prepared(self, block: ReparamConv) -> MergedBlock:
         return MergedBlock(block, self._learned_root(block), quantized=False)
 
-    def _learned_root(self, block):
+    def _learned_root(self, block: ReparamConv) -> BatchNorm | None:
         return None if block.name in self._fresh_roots else block.root
 
-    def check(self):
+    def check(self) -> None:
         """Judges what was measured.
 
         Raises:
@@ -112,7 +115,7 @@ class FloatPass:
                 )
             return
 
-    def _size(self, block):
+    def _size(self, block: ReparamConv) -> float | None:
         """The features' root mean square as a part of what batch norms know; or None."""
         moments, root = self.moments[block.name], self._learned_root(block)
         # The last ones of branches, whose sum has about these moments.

@@ -1,16 +1,25 @@
 """Images that users pass, from whatever holds them, as float32 batches."""
 
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
 import numpy as np
 
 from repq_tf.arguments import fits, positive
 from repq_tf.calibration.execution import Stored
-from repq_tf.keras_api import keras, ops
+from repq_tf.keras_api import Array, Shape, keras, ops
 
 # Squares of larger values, summed up, leave float32.
 _LARGEST = 1e9
 
 
-def read_images(data, model, batch_size=None, limit=None, name="images"):
+def read_images(
+    data: Any,
+    model: keras.Model,
+    batch_size: int | Callable[[Shape], int] | None = None,
+    limit: int | None = None,
+    name: str = "images",
+) -> Iterator[Array]:
     """Yields images as float32 arrays `(batch, ...)`, each read when it is asked for.
 
     Args:
@@ -50,7 +59,13 @@ def read_images(data, model, batch_size=None, limit=None, name="images"):
             return
 
 
-def store_images(data, model, batch_size, limit, name="calibration data"):
+def store_images(
+    data: Any,
+    model: keras.Model,
+    batch_size: int | Callable[[Shape], int] | None,
+    limit: int | None,
+    name: str = "calibration data",
+) -> tuple[Stored, float]:
     """Images that calibrate a model, read once.
 
     Args:
@@ -75,7 +90,7 @@ def store_images(data, model, batch_size, limit, name="calibration data"):
     return stored, lowest
 
 
-def _parts(data, name, may_be_endless):
+def _parts(data: Any, name: str, may_be_endless: bool) -> Iterator[Any]:
     """The batches of images, each an array or what holds one."""
     what = "an array of images or an iterable of batches"
     if isinstance(data, dict):
@@ -98,20 +113,20 @@ def _parts(data, name, may_be_endless):
         raise ValueError(f"{name} must not be empty")
 
 
-def _is_array(data):
+def _is_array(data: Any) -> bool:
     return hasattr(data, "shape") and hasattr(data, "__getitem__")
 
 
-def _is_pair(data):
+def _is_pair(data: Any) -> bool:
     """Whether data are `(images, labels)` or `(images, labels, weights)`."""
     return isinstance(data, tuple) and len(data) in (2, 3) and _is_array(data[0])
 
 
-def _is_iterable(data):
+def _is_iterable(data: Any) -> bool:
     return hasattr(data, "__iter__") or isinstance(data, keras.utils.Sequence)
 
 
-def _items(data):
+def _items(data: Any) -> Iterable[Any]:
     """The items of an iterable; Keras's own datasets do not end by themselves."""
     if isinstance(data, keras.utils.Sequence):
         try:
@@ -122,12 +137,12 @@ def _items(data):
     return data
 
 
-def _is_endless(data):
+def _is_endless(data: Any) -> bool:
     cardinality = getattr(data, "cardinality", None)
     return callable(cardinality) and int(cardinality()) == -1  # tf.data.INFINITE_CARDINALITY
 
 
-def _images(part, expected, name):
+def _images(part: Any, expected: Shape, name: str) -> Any:
     """The images of a part, an array whose shape is checked."""
     if isinstance(part, dict):
         raise ValueError(
@@ -161,7 +176,7 @@ def _images(part, expected, name):
     return images
 
 
-def _batch(images, rows, name):
+def _batch(images: Any, rows: slice | Array, name: str) -> Array:
     """Some of the images as a float32 array."""
     if isinstance(rows, slice):
         batch = ops.convert_to_numpy(images[rows])

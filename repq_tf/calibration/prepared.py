@@ -2,9 +2,11 @@
 
 import functools
 import inspect
+from collections.abc import Callable
+from typing import Any
 
-from repq_tf.branches import FeatureReading
-from repq_tf.keras_api import ops
+from repq_tf.branches import BatchNorm, FeatureReading
+from repq_tf.keras_api import Array, Layer, Tensor, ops
 from repq_tf.layers import DenseBlock, Quantize, ReparamConv
 from repq_tf.windows import convolve
 
@@ -22,7 +24,9 @@ class MergedBlock:
         bias: that of the convolution, `(channels,)`.
     """
 
-    def __init__(self, block, root, quantized=True):
+    def __init__(
+        self, block: ReparamConv, root: BatchNorm | None, quantized: bool = True
+    ) -> None:
         self._block = block
         affine = block.inner.merge()
         self.kernel, self._groups, self.bias = affine.kernel, affine.groups, affine.bias
@@ -33,37 +37,37 @@ class MergedBlock:
             self._gain, shift = root.gain_and_shift()
             self._offset = shift + self.bias * self._gain
 
-    def convolution(self, x):
+    def convolution(self, x: Tensor) -> Tensor:
         """The convolution of a batch, without its bias."""
         return self._convolve(x, self.kernel)
 
-    def finish(self, y):
+    def finish(self, y: Tensor) -> Tensor:
         """What the affine map and the activation make of a convolution."""
         return self._finish((y if self._gain is None else y * self._gain) + self._offset)
 
-    def finish_values(self, y, channels):
+    def finish_values(self, y: Tensor, channels: Array) -> Tensor:
         """The same for single values, each of a given channel."""
         y = y if self._gain is None else y * ops.take(self._gain, channels)
         return self._block.activation(y + ops.take(self._offset, channels))
 
-    def __call__(self, x):
+    def __call__(self, x: Tensor) -> Tensor:
         """All of it, the gain standing in the kernel."""
         return self._finish(self._convolve(x, self._scaled_kernel) + self._offset)
 
     @functools.cached_property
-    def _scaled_kernel(self):
+    def _scaled_kernel(self) -> Tensor:
         return self.kernel if self._gain is None else self.kernel * self._gain
 
-    def _convolve(self, x, kernel):
+    def _convolve(self, x: Tensor, kernel: Tensor) -> Tensor:
         r = feature_reading(self._block, x)
         return convolve(r.x, kernel, self._groups, r.strides, r.window)
 
-    def _finish(self, y):
+    def _finish(self, y: Tensor) -> Tensor:
         y = self._block.activation(y)
         return ops.squeeze(y, (1, 2)) if isinstance(self._block, DenseBlock) else y
 
 
-def feature_reading(block, x):
+def feature_reading(block: ReparamConv, x: Tensor) -> FeatureReading:
     """The `FeatureReading` of a block's input, in the dtype of its variables."""
     x = ops.cast(x, block.variable_dtype)
     if isinstance(block, DenseBlock):
@@ -71,20 +75,22 @@ def feature_reading(block, x):
     return FeatureReading(x, block.window(x.shape[1:3]), block.strides)
 
 
-def prepare(layer):
+def prepare(layer: Layer) -> Callable[[tuple[Any, ...], dict[str, Any]], tuple[Any, ...]]:
     """Returns `run(args, kwargs)`, the outputs of a layer in inference, a tuple."""
     if not (isinstance(layer, ReparamConv) and layer.uses_merged_kernel):
         return functools.partial(call, layer)
     merged = MergedBlock(layer, layer.root)
 
-    def run(args, kwargs):
+    def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         y = merged(args[0])
         return (y,) if len(args) == 1 else (y, ops.broadcast_to(args[1], (layer.filters,)))
 
     return run
 
 
-def positional(layer, args, kwargs):
+def positional(
+    layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a call of our layers, with those by name where `call` has them."""
     if not isinstance(layer, ReparamConv | Quantize):
         return args, kwargs
@@ -92,14 +98,14 @@ def positional(layer, args, kwargs):
     return bound.args, bound.kwargs
 
 
-def call(layer, args, kwargs):
+def call(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
     """The outputs of a layer in inference, a tuple."""
-    if _takes_training(type(layer)):
+    if _takes_training(type(layer)):  # type: ignore[arg-type]  # mypy: no class has a hash
         kwargs = {**kwargs, "training": False}
     result = layer(*args, **kwargs)
     return tuple(result) if isinstance(result, tuple | list) else (result,)
 
 
 @functools.cache
-def _takes_training(kind):
+def _takes_training(kind: Any) -> bool:
     return "training" in inspect.signature(kind.call).parameters

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from repq_tf.keras_api import ops
+from repq_tf.keras_api import Array, Tensor, ops
 
 # How many values decide on a quantizer's step.
 _VALUES = 2**16
@@ -17,19 +17,20 @@ class Sampler:
         tensors: how many tensors share the step that the values decide on.
     """
 
-    def __init__(self, name, images, tensors=1):
+    def __init__(self, name: str, images: int, tensors: int = 1) -> None:
         self._name = name
         self._of_an_image = max(1, _VALUES // (images * tensors))
         self._random = np.random.default_rng(0)
-        self._chosen, self._channels = [], []
+        self._chosen: list[Array] = []
+        self._channels: list[Array] = []
         self._largest = np.float32(0)
 
-    def add(self, batch):
+    def add(self, batch: Tensor) -> None:
         """Draws from a batch `(images, ...)`."""
         values = ops.convert_to_numpy(batch).astype(np.float32, copy=False)
         channels = values.shape[-1]
         values = values.reshape(len(values), -1)
-        ends = np.float32([values.min(), values.max()])
+        ends = np.array([values.min(), values.max()], np.float32)
         if not np.isfinite(ends).all():
             raise ValueError(
                 f"layer {self._name!r}: features there hold NaN or infinity on calibration data"
@@ -43,11 +44,11 @@ class Sampler:
         self._chosen.append(np.take_along_axis(values, places, axis=1).ravel())
         self._channels.append((places % channels).ravel())
 
-    def drawn(self):
+    def drawn(self) -> tuple[Array, Array]:
         """What was drawn, and the channel of each value."""
         return np.concatenate(self._chosen), np.concatenate(self._channels)
 
-    def values(self, bits):
+    def values(self, bits: int) -> Array:
         """What was drawn, for the step of a grid.
 
         The largest magnitude stands among them at 16 bits, where clipping is the only error

@@ -3,6 +3,8 @@
 Layer by layer, on the features as the quantized layers before make them.
 """
 
+from typing import Any
+
 import numpy as np
 
 from repq_tf.branches import BatchNorm, feature_moments
@@ -15,20 +17,23 @@ from repq_tf.calibration.batch_norm import (
     quantized_kernel,
     set_moments,
 )
-from repq_tf.calibration.execution import fitting, run_batch, run_layers
+from repq_tf.calibration.execution import Calls, Stored, fitting, run_batch, run_layers
 from repq_tf.calibration.float_pass import FloatPass
 from repq_tf.calibration.images import read_images
 from repq_tf.calibration.prepared import MergedBlock
 from repq_tf.calibration.samples import Sampler
 from repq_tf.calibration.thinning import thin_reading
-from repq_tf.graphs import read_graph
-from repq_tf.keras_api import ops
+from repq_tf.graphs import Graph, Node, read_graph
+from repq_tf.keras_api import Array, keras, ops
+from repq_tf.kernels import AffineKernel
 from repq_tf.layers import Quantize, ReparamConv
 from repq_tf.progress import Progress
 from repq_tf.windows import convolve
 
 
-def calibrate(model, graph, builder, images, verbose=True):
+def calibrate(
+    model: keras.Model, graph: Graph, builder: Any, images: Stored, verbose: bool = True
+) -> None:
     """Calibrates a quantized model, layer by layer.
 
     Args:
@@ -46,7 +51,7 @@ def calibrate(model, graph, builder, images, verbose=True):
     real.check()
     calibrated, drawn = set(), {}
 
-    def visit(node, calls):
+    def visit(node: Node, calls: Calls) -> None:
         layer = node.layer
         if isinstance(layer, ReparamConv):
             drawn[node.name] = calibrate_block(
@@ -62,7 +67,7 @@ def calibrate(model, graph, builder, images, verbose=True):
                 calibrated.add(layer.name)
                 layer.activation_quantizer.initialize(values_of(node, calls))
 
-    def values_of(node, calls):
+    def values_of(node: Node, calls: Calls) -> Array:
         layer = node.layer
         if layer.name in real.samples:
             return np.concatenate([s.values(layer.bits) for s in real.samples[layer.name]])
@@ -77,7 +82,14 @@ def calibrate(model, graph, builder, images, verbose=True):
     run_layers(quantized, images, visit, progress)
 
 
-def calibrate_block(block, calls, images, real, fresh_root, true_moments):
+def calibrate_block(
+    block: ReparamConv,
+    calls: Calls,
+    images: int,
+    real: Moments,
+    fresh_root: bool,
+    true_moments: bool,
+) -> Array | None:
     """Sets a quantized block's weight steps and corrects what quantization shifts and scales.
 
     The batch norm at its root takes the correction; where there is none, a bias takes the
@@ -124,7 +136,9 @@ def calibrate_block(block, calls, images, real, fresh_root, true_moments):
     return ops.convert_to_numpy(merged.finish_values(*sampler.drawn()))
 
 
-def _measured(block, affine, readings, images):
+def _measured(
+    block: ReparamConv, affine: AffineKernel, readings: Readings, images: int
+) -> tuple[Moments, Moments, Sampler]:
     """Moments behind a kernel as it is and quantized, and a `Sampler` of the latter's values.
 
     Those are of the convolution without its bias.
@@ -141,14 +155,16 @@ def _measured(block, affine, readings, images):
     return *found, sampler
 
 
-def _sampled(layer, calls, images):
+def _sampled(layer: Quantize, calls: Calls, images: Stored) -> Array:
     sampler = Sampler(layer.name, images.images)
     for args, _ in calls:
         sampler.add(layer.values(*args))
     return sampler.values(layer.bits)
 
 
-def clip_rates(model, data, calibration_images=512):
+def clip_rates(
+    model: keras.Model, data: Any, calibration_images: int | None = 512
+) -> dict[str, float]:
     """The share of values that each quantizer clips, on the given images.
 
     Args:
@@ -159,9 +175,10 @@ def clip_rates(model, data, calibration_images=512):
     Returns:
         `{"LAYER/weight": rate, "LAYER/activation": rate}`.
     """
-    graph, found = read_graph(model), {}
+    graph = read_graph(model)
+    found: dict[str, list[tuple[int, float]]] = {}
 
-    def visit(node, args):
+    def visit(node: Node, args: tuple[Any, ...]) -> None:
         if isinstance(node.layer, Quantize):
             rate = node.layer.activation_quantizer.clip_rate(node.layer.values(*args))
             name = f"{node.layer.name}/activation"

@@ -1,15 +1,17 @@
 """Fewer pixels of many large features, which tell as much of their moments as all of them."""
 
 import math
+from collections.abc import Sequence
 
 from repq_tf.branches import FeatureReading
+from repq_tf.keras_api import Pair, Tensor
 from repq_tf.windows import subsample
 
 # How many values of each channel decide on its moments, in all images together.
 _VALUES = 2**15
 
 
-def thin(y, images):
+def thin(y: Tensor, images: int) -> Tensor:
     """Returns every n-th pixel of features `(batch, height, width, channels)`, both ways.
 
     Args:
@@ -19,7 +21,7 @@ def thin(y, images):
     return subsample(y, _spacing(y.shape[1:3], images))
 
 
-def thin_reading(reading, size, images):
+def thin_reading(reading: FeatureReading, size: Pair, images: int) -> FeatureReading:
     """Returns a `FeatureReading` whose convolutions make those pixels alone.
 
     Args:
@@ -33,11 +35,11 @@ def thin_reading(reading, size, images):
             reading.x.shape[1:3], reading.window, size, reading.strides, strict=True
         )
     ]
-    strides = zip(reading.strides, _spacing(pixels, images), strict=True)
-    return FeatureReading(reading.x, reading.window, tuple(s * n for s, n in strides))
+    (high, wide), (down, right) = reading.strides, _spacing(pixels, images)
+    return FeatureReading(reading.x, reading.window, (high * down, wide * right))
 
 
-def _spacing(pixels, images):
+def _spacing(pixels: Sequence[int], images: int) -> Pair:
     height, width = pixels
     n = max(1, math.isqrt(images * height * width // _VALUES))
     return (min(n, height), min(n, width))

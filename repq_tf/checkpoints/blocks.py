@@ -11,12 +11,22 @@ cxxgtxy/QARepVGG, JUGGHM/OREPA_CVPR2022, apple/ml-mobileone, xindongzhang/ECBSR,
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
 from repq_tf.branches import LAPLACIAN, SOBEL_X, SOBEL_Y
-from repq_tf.checkpoints.layouts import filtered, folded, kernel, residual, row, total, vector
-from repq_tf.keras_api import keras
+from repq_tf.checkpoints.layouts import (
+    Source,
+    filtered,
+    folded,
+    kernel,
+    residual,
+    row,
+    total,
+    vector,
+)
+from repq_tf.keras_api import Layer, Pair, keras
 from repq_tf.layers import (
     ECB,
     ACBlock,
@@ -29,6 +39,7 @@ from repq_tf.layers import (
     OREPARepVGGBlock,
     OREPAStem,
     QARepVGGBlock,
+    ReparamConv,
     RepVGGBlock,
     SqueezeExcite,
 )
@@ -48,13 +59,13 @@ class Table:
     constants: dict = dataclasses.field(default_factory=dict)
 
 
-def block_table(layer):
+def block_table(layer: Layer) -> Table:
     """The `Table` of a layer; an empty one for a layer that no author has."""
     make = _TABLES.get(type(layer))
     return make(layer) if make else Table({})
 
 
-def _repvgg(block):
+def _repvgg(block: ReparamConv) -> Table:
     """RepVGG's and QARepVGG's, whose 1x1 branch may be a convolution alone."""
     return Table(
         {
@@ -68,7 +79,7 @@ def _repvgg(block):
     )
 
 
-def _mobileone(block):
+def _mobileone(block: MobileOneBlock) -> Table:
     names = {
         "scale": ("rbr_scale.conv", "conv_scale.conv"),
         "scale_bn": ("rbr_scale.bn", "conv_scale.bn"),
@@ -80,7 +91,7 @@ def _mobileone(block):
     return Table(names)
 
 
-def _acnet(block):
+def _acnet(block: ReparamConv) -> Table:
     parts = {"square": "square", "horizontal": "hor", "vertical": "ver"}
     names = {}
     for ours, theirs in parts.items():
@@ -89,7 +100,7 @@ def _acnet(block):
     return Table(names)
 
 
-def _dbb(block):
+def _dbb(block: ReparamConv) -> Table:
     return Table(
         {
             "square": "dbb_origin.conv",
@@ -109,7 +120,7 @@ def _dbb(block):
     )
 
 
-def _ecb(block):
+def _ecb(block: ECB) -> Table:
     names = {
         "square": "conv3x3",
         "expand/kernel": kernel("conv1x1_3x3.k0", inner=True),
@@ -134,7 +145,15 @@ _ROWS = ("origin", "average", "prior", "stacked", "pointwise", "separable")
 _FILTERED = ("average", "prior")
 
 
-def _generated(block, stem, module="", name="generated", size=None, mirrored=False, rows=_ROWS):
+def _generated(
+    block: ReparamConv,
+    stem: str,
+    module: str = "",
+    name: str = "generated",
+    size: Pair | None = None,
+    mirrored: bool = False,
+    rows: Sequence[str] = _ROWS,
+) -> Table:
     """OREPA's generated kernel.
 
     Args:
@@ -169,7 +188,7 @@ def _generated(block, stem, module="", name="generated", size=None, mirrored=Fal
     return Table(names, {f"{theirs}_avg_avg": np.full(size, 1 / np.prod(size))})
 
 
-def _orepa(block):
+def _orepa(block: OREPABlock) -> Table:
     if block.kernel_size == (1, 1):
         return Table(
             {
@@ -187,7 +206,7 @@ def _orepa(block):
     return Table({**table.names, "bn": "bn"}, table.constants)
 
 
-def _orepa_stem(block):
+def _orepa_stem(block: OREPAStem) -> Table:
     """The authors compose by correlation: a convolution with all but the first mirrored."""
     names, constants = {"bn": "bn"}, {}
     for index in range((block.kernel_size[0] - 1) // 2):
@@ -204,7 +223,7 @@ def _orepa_stem(block):
     return Table(names, constants)
 
 
-def _orepa_repvgg(block):
+def _orepa_repvgg(block: OREPARepVGGBlock) -> Table:
     rows = [name for name in _ROWS if name != "pointwise"]
     table = _generated(block, "weight_rbr", module="rbr_dense.", rows=rows)
     names = {
@@ -223,7 +242,7 @@ _MERGED = (
 )
 
 
-def _merged(conv):
+def _merged(conv: Layer) -> tuple[str | Source, ...]:
     """The names of one convolution; in ACNet's deployed files some have kept batch norms.
 
     Without a bias there is no place for what the batch norm adds.

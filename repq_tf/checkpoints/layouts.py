@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
+
+from repq_tf.keras_api import Array
 
 _EPSILON = 1e-5  # of PyTorch's batch norms
 
@@ -25,12 +27,12 @@ class Source:
     inner: bool = False
 
 
-def part_by_part(channels, parts):
+def part_by_part(channels: int, parts: int) -> Array:
     """Returns the order that makes parts 0 0 0 1 1 1 of those that take turns, 0 1 0 1 0 1."""
     return np.arange(channels).reshape(-1, parts).T.ravel()
 
 
-def kernel(name, mirrored=False, inner=False, turns=1):
+def kernel(name: str, mirrored: bool = False, inner: bool = False, turns: int = 1) -> Source:
     """A kernel `(out, in / groups, kh, kw)`.
 
     Args:
@@ -40,7 +42,7 @@ def kernel(name, mirrored=False, inner=False, turns=1):
         turns: the number of groups, if their outputs take turns.
     """
 
-    def convert(shape, tensor):
+    def convert(shape: Sequence[int], tensor: Array) -> Array:
         value = _kernel(shape, tensor)
         if value.shape != tuple(shape):
             return value
@@ -50,34 +52,34 @@ def kernel(name, mirrored=False, inner=False, turns=1):
     return Source((name,), convert, inner)
 
 
-def vector(name, inner=False):
+def vector(name: str, inner: bool = False) -> Source:
     """One number for each channel, whatever axes of size 1 there are."""
 
-    def convert(shape, tensor):
+    def convert(shape: Sequence[int], tensor: Array) -> Array:
         return tensor.reshape(shape) if tensor.size == math.prod(shape) else tensor
 
     return Source((name,), convert, inner)
 
 
-def row(name, index):
+def row(name: str, index: int) -> Source:
     """A row of a matrix `(rows, channels)`."""
 
-    def convert(shape, tensor):
+    def convert(shape: Sequence[int], tensor: Array) -> Array:
         return tensor[index] if tensor.ndim == 2 and len(tensor) > index else tensor
 
     return Source((name,), convert)
 
 
-def folded(conv, bn):
+def folded(conv: str, bn: str) -> Source:
     """The kernel or the bias of a convolution that its batch norm is folded into."""
     vectors = (f"{bn}.{name}" for name in ("weight", "bias", "running_mean", "running_var"))
 
-    def convert(shape, tensor, *given):
-        given = [values.ravel() for values in given]
-        for values in given:
+    def convert(shape: Sequence[int], tensor: Array, *given: Array) -> Array:
+        flat = [values.ravel() for values in given]
+        for values in flat:
             if values.size != shape[-1]:
                 return values
-        gamma, beta, mean, variance = given
+        gamma, beta, mean, variance = flat
         gain = gamma / np.sqrt(variance + _EPSILON)
         if len(shape) == 1:
             return beta - mean * gain
@@ -87,16 +89,16 @@ def folded(conv, bn):
     return Source((f"{conv}.weight", *vectors), convert)
 
 
-def total(*names):
+def total(*names: str) -> Source:
     """The sum of kernels."""
     return Source(names, lambda shape, *tensors: sum(_kernel(shape, t) for t in tensors))
 
 
-def residual(*names):
+def residual(*names: str) -> Source:
     """The sum of 1x1 kernels without the identity, which the block adds on its own."""
 
-    def convert(shape, *tensors):
-        value = sum(_kernel(shape, tensor) for tensor in tensors)
+    def convert(shape: Sequence[int], *tensors: Array) -> Array:
+        value: Array = np.asarray(sum(_kernel(shape, tensor) for tensor in tensors))
         inputs, outputs = shape[2:]
         if value.shape != tuple(shape):
             return value
@@ -105,7 +107,7 @@ def residual(*names):
     return Source(names, convert)
 
 
-def filtered(name, filters, ours, mirrored=False):
+def filtered(name: str, filters: str, ours: Array, mirrored: bool = False) -> Source:
     """A 1x1 kernel before one filter for each channel, where our filters are others.
 
     Theirs must be multiples of ours; the factors go into the kernel.
@@ -117,7 +119,7 @@ def filtered(name, filters, ours, mirrored=False):
         mirrored: whether their filters are to be turned by half a turn.
     """
 
-    def convert(shape, tensor, theirs):
+    def convert(shape: Sequence[int], tensor: Array, theirs: Array) -> Array:
         value, theirs = _kernel(shape, tensor), np.transpose(theirs, (1, 2, 0))
         if value.shape != tuple(shape) or theirs.shape != ours.shape:
             return value if value.shape != tuple(shape) else theirs
@@ -131,7 +133,7 @@ def filtered(name, filters, ours, mirrored=False):
     return Source((name, filters), convert)
 
 
-def _kernel(shape, tensor):
+def _kernel(shape: Sequence[int], tensor: Array) -> Array:
     """A kernel in our layout; Linear's are 1x1, and flat ones are in PyTorch's order."""
     if tensor.ndim == 1 and tensor.size == math.prod(shape):
         height, width, inputs, outputs = shape

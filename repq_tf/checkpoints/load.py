@@ -2,21 +2,23 @@
 
 import dataclasses
 import fnmatch
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from repq_tf.branches import BatchNorm, Scale
+from repq_tf.branches import BatchNorm, Branch, Scale
 from repq_tf.checkpoints.blocks import block_table
 from repq_tf.checkpoints.layouts import Source, kernel, part_by_part, vector
 from repq_tf.checkpoints.networks import NAMINGS, modules
 from repq_tf.checkpoints.reading import read_checkpoint
-from repq_tf.graphs import read_graph
-from repq_tf.keras_api import keras, variable_path
+from repq_tf.graphs import Graph, read_graph
+from repq_tf.keras_api import Array, Layer, Variable, keras, variable_path
 from repq_tf.layers import ECB, ConvBlock, DepthToSpace, ReparamConv, SqueezeExcite
 
 # The tensors of PyTorch's modules by our names of the same weights.
-_STANDARD = {
+_STANDARD: dict[str, tuple[str, Callable[[str], Source]]] = {
     "kernel": ("weight", kernel),
     "bias": ("bias", vector),
     "gamma": ("weight", vector),
@@ -30,7 +32,9 @@ _STANDARD = {
 _NAMED = 40  # leftovers that an error lists, of each kind
 
 
-def load_torch_checkpoint(model, path, skip=()):
+def load_torch_checkpoint(
+    model: keras.Model, path: str | os.PathLike[str], skip: str | Collection[str] | None = ()
+) -> None:
     """Loads a checkpoint of the authors' PyTorch code into a model of the library.
 
     Known are the names of the repositories of RepVGG, QARepVGG, ACNet, OREPA, MobileOne,
@@ -63,7 +67,7 @@ def load_torch_checkpoint(model, path, skip=()):
     """
     graph = read_graph(model)
     tensors = read_checkpoint(path)
-    layers = {}
+    layers: dict[str, Layer] = {}
     for node in graph.nodes.values():
         if node.layer.weights and node.layer not in layers.values():
             layers[node.name] = node.layer
@@ -101,7 +105,7 @@ class _Plan:
     unused: list
 
 
-def _skipped(skip, layers):
+def _skipped(skip: str | Collection[str] | None, layers: Mapping[str, Layer]) -> set[str]:
     names = set()
     patterns = [skip] if isinstance(skip, str) else () if skip is None else skip
     if not isinstance(patterns, list | tuple | set):
@@ -117,10 +121,18 @@ def _skipped(skip, layers):
     return names
 
 
-def _plan(naming, layers, skipped, tensors):
+def _plan(
+    naming: Mapping[str, str],
+    layers: Mapping[str, Layer],
+    skipped: Collection[str],
+    tensors: Mapping[str, Array],
+) -> _Plan:
     """Looks every weight up under the names of one author."""
     places = modules(naming, layers)
-    entries, constants, missing, used = [], {}, [], set()
+    entries: list[_Entry] = []
+    constants: dict[str, Array] = {}
+    missing: list[str] = []
+    used: set[str] = set()
     for name, layer in layers.items():
         module = places.get(name)
         if name in skipped:
@@ -146,11 +158,11 @@ def _plan(naming, layers, skipped, tensors):
     return _Plan(entries, constants, missing, unused)
 
 
-def _join(*names):
+def _join(*names: str | None) -> str:
     return ".".join(name for name in names if name)
 
 
-def _weights(layer):
+def _weights(layer: Layer) -> Iterator[tuple[tuple[str, ...], Layer, str, Variable]]:
     """Yields `(path, owner, name, variable)` of each weight; those of no known part last."""
     known = set()
     for path, part in _parts(layer):
@@ -165,7 +177,7 @@ def _weights(layer):
             yield (), layer, variable_path(variable), variable
 
 
-def _parts(layer):
+def _parts(layer: Layer) -> Iterator[tuple[tuple[str, ...], Layer]]:
     """Yields the parts of a layer that own weights, with their paths."""
     if isinstance(layer, ReparamConv):
         yield from _branches(layer.expression)
@@ -175,7 +187,9 @@ def _parts(layer):
         yield (), layer
 
 
-def _branches(node, above=()):
+def _branches(
+    node: Branch, above: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Layer]]:
     path = (*above, node.name)
     yield path, node
     inside = above if isinstance(node, BatchNorm | Scale) else path
@@ -183,7 +197,7 @@ def _branches(node, above=()):
         yield from _branches(child, inside)
 
 
-def _sources(names, path, attribute):
+def _sources(names: Mapping[str, Any], path: tuple[str, ...], attribute: str) -> list[Source]:
     """The possible sources of a weight: those of the longest key that its path ends in."""
     for start in range(len(path) + 1):
         ending = path[start:]
@@ -201,7 +215,7 @@ def _sources(names, path, attribute):
     return []
 
 
-def _value(entry, order, tensors):
+def _value(entry: _Entry, order: Array | None, tensors: Mapping[str, Array]) -> Array:
     """The weight in our layout; shapes must agree."""
     shape = tuple(entry.variable.shape)
     if isinstance(entry.owner, keras.layers.Dense) and len(shape) == 2:
@@ -223,12 +237,12 @@ def _value(entry, order, tensors):
     return value.reshape(shape)
 
 
-def _check_constant(name, constant, tensor):
+def _check_constant(name: str, constant: Array, tensor: Array) -> None:
     if tensor.shape != constant.shape or not np.allclose(tensor, constant, atol=1e-6):
         raise ValueError(f"{name}: the checkpoint's fixed filters are not those of the block")
 
 
-def _channel_orders(graph):
+def _channel_orders(graph: Graph) -> dict[str, Array]:
     """The order of output channels of layers before a `DepthToSpace`, by their names.
 
     PyTorch's pixel shuffle counts channel before place, `DepthToSpace` place before channel.
@@ -257,7 +271,7 @@ def _channel_orders(graph):
     return orders
 
 
-def _leftovers(plan, path):
+def _leftovers(plan: _Plan, path: str | os.PathLike[str]) -> str:
     lines = [f"the checkpoint must hold the model's weights and no others: {path}"]
     sides = (
         ("weights of the model that it has not", plan.missing),

@@ -7,6 +7,8 @@ from 0, `depthwise` and `pointwise` as MobileOne counts the two blocks of a pair
 """
 
 import re
+from collections.abc import Collection, Mapping
+from typing import Any
 
 _BLOCK = r"stage(?P<stage>\d+)_block(?P<block>\d+)"
 
@@ -58,7 +60,7 @@ _ECBSR = {
 NAMINGS = (_STAGES, _TIMM, _RESNET, _ACNET_BASIC, _ACNET_BOTTLENECK, _ECBSR)
 
 
-def modules(naming, layers):
+def modules(naming: Mapping[str, str], layers: Collection[str]) -> dict[str, str]:
     """Their module of each layer that a naming knows.
 
     Args:
@@ -77,8 +79,8 @@ def modules(naming, layers):
     return found
 
 
-def _fields(match):
-    fields = match.groupdict()
+def _fields(match: re.Match[str]) -> dict[str, Any]:
+    fields: dict[str, Any] = match.groupdict()
     for name in ("stage", "block"):
         if name in fields:
             fields[name] = int(fields[name])

@@ -2,11 +2,13 @@
 
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 
 from repq_tf.files import file_path
+from repq_tf.keras_api import Array
 
 # Where training programs put the state dict; averaged weights before the others.
 _NESTED = (
@@ -26,7 +28,7 @@ _UNSAFE = (
 _COUNTERS = ("num_batches_tracked", "total_ops", "total_params")
 
 
-def read_checkpoint(path):
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Array]:
     """Reads the tensors of a checkpoint.
 
     Args:
@@ -68,22 +70,22 @@ def read_checkpoint(path):
     }
 
 
-def _state_dict(content):
+def _state_dict(content: Any) -> dict[str, Array]:
     """The innermost state dict, its tensors as arrays."""
     if not isinstance(content, Mapping):
         return {}
     nested = [content[key] for key in _NESTED if isinstance(content.get(key), Mapping)]
     if nested:  # the first that is not empty
         return next(filter(None, map(_state_dict, nested)), {})
-    arrays = {name: _array(value) for name, value in content.items()}
-    arrays = {name: array for name, array in arrays.items() if array is not None}
+    found = {name: _array(value) for name, value in content.items()}
+    arrays = {name: array for name, array in found.items() if array is not None}
     numbers = [name for name in arrays if not isinstance(name, str)]
     if numbers:
         raise ValueError(f"it has tensors without names, such as number {numbers[0]!r}")
     return arrays
 
 
-def _array(value):
+def _array(value: Any) -> Array | None:
     """A tensor as a NumPy array; None for anything else."""
     if hasattr(value, "detach"):
         value = value.detach()
@@ -91,7 +93,7 @@ def _array(value):
     return value if isinstance(value, np.ndarray) else None
 
 
-def _wrapper(names):
+def _wrapper(names: Collection[str]) -> str:
     """What all names begin with that no layer is called."""
     prefix = ""
     while True:
@@ -102,7 +104,7 @@ def _wrapper(names):
         prefix = longer[0]
 
 
-def _read_torch(path):
+def _read_torch(path: str) -> Any:
     try:
         import torch
     except ImportError as error:
@@ -113,7 +115,7 @@ def _read_torch(path):
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _read_safetensors(path):
+def _read_safetensors(path: str) -> dict[str, Array]:
     try:
         from safetensors.numpy import load_file
     except ImportError as error:
@@ -124,18 +126,18 @@ def _read_safetensors(path):
     return load_file(path)
 
 
-def _read_npz(path):
+def _read_npz(path: str) -> dict[str, Array]:
     # A damaged file that NumPy opened itself stays open until it is collected.
     with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
         return dict(archive)
 
 
-def _read_hdf5(path):
+def _read_hdf5(path: str) -> dict[str, Array]:
     import h5py
 
     arrays = {}
 
-    def visit(name, item):
+    def visit(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset):
             arrays[name] = item[()]
 

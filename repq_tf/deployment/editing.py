@@ -6,6 +6,7 @@ writes the exact ones: scales, zero points, integer weights and integer biases.
 """
 
 import dataclasses
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
@@ -26,6 +27,7 @@ from repq_tf.deployment.flatbuffer import (
     type_name,
     weighted_operator,
 )
+from repq_tf.keras_api import Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Grid:
         name: the tensor's name in the file.
     """
 
-    scale: float
+    scale: np.float32
     zero_point: int
     name: str = ""
     weights: np.ndarray | None = None
@@ -48,7 +50,9 @@ class Grid:
     bias: np.ndarray | None = None
 
 
-def set_grids(content, input_grid, grids, outputs):
+def set_grids(
+    content: bytes, input_grid: Grid, grids: Mapping[str, Grid], outputs: Sequence[str]
+) -> bytes:
     """Writes exact grids, weights and biases, and drops all other outputs.
 
     Args:
@@ -81,26 +85,27 @@ def set_grids(content, input_grid, grids, outputs):
 class _Editor:
     """One file being edited."""
 
-    def __init__(self, model):
+    def __init__(self, model: schema.ModelT) -> None:
         self.model = model
         self.graph = model.subgraphs[0]
         self.signature = model.signatureDefs[0]
         self.outputs = {o.name.decode(): int(o.tensorIndex) for o in self.signature.outputs}
         self.producer = producers(self.graph)
-        self.done, self.named = set(), set()
+        self.done: set[int] = set()
+        self.named: set[int] = set()
 
-    def tensor(self, index):
+    def tensor(self, index: int) -> schema.TensorT:
         return self.graph.tensors[int(index)]
 
-    def is_constant(self, index):
+    def is_constant(self, index: int) -> bool:
         return is_constant(self.model, self.tensor(index))
 
-    def is_activation(self, index):
+    def is_activation(self, index: int) -> bool:
         if int(index) < 0 or self.is_constant(index):
             return False
         return type_name(self.tensor(index)) in ("INT8", "UINT8")
 
-    def set_grid(self, index, grid):
+    def set_grid(self, index: int, grid: Grid) -> None:
         tensor, index = self.tensor(index), int(index)
         if index in self.done:
             have = tensor.quantization
@@ -115,13 +120,13 @@ class _Editor:
             self.named.add(index)
         self.done.add(index)
 
-    def separate_names(self, taken):
+    def separate_names(self, taken: Collection[str]) -> None:
         """Renames what the converter happened to call as a layer of the model is called."""
         for index, tensor in enumerate(self.graph.tensors):
             if index not in self.named and tensor.name.decode() in taken:
                 tensor.name += b"/inner"
 
-    def propagate(self):
+    def propagate(self) -> None:
         """Carries grids through operators that keep the scale, both ways."""
         operators = self.graph.operators
         keep = [op for op in operators if operator_name(self.model, op) in SAME_SCALE]
@@ -142,7 +147,7 @@ class _Editor:
         if left:
             raise ValueError(f"tensors of the file without a known scale: {left}")
 
-    def _carry(self, source, targets):
+    def _carry(self, source: int, targets: Iterable[int]) -> None:
         if int(source) not in self.done:
             return
         have = self.tensor(source).quantization
@@ -151,12 +156,12 @@ class _Editor:
                 set_quantization(self.tensor(index), have.scale, have.zeroPoint[0])
                 self.done.add(int(index))
 
-    def set_weights(self, index, grid):
+    def set_weights(self, index: int, grid: Grid) -> None:
         """Writes the weights of the convolution behind a tensor."""
         operator = weighted_operator(self.model, self.producer, index)
         kind = operator_name(self.model, operator)
         source, kernel = (self.tensor(i) for i in operator.inputs[:2])
-        bias = self._bias(operator, len(grid.bias), f"{grid.name}/bias")
+        bias = self._bias(operator, len(np.asarray(grid.bias)), f"{grid.name}/bias")
         integers, axis = kernel_layout(np.asarray(grid.weights), kind)
         if list(integers.shape) != list(kernel.shape):
             raise ValueError(
@@ -168,7 +173,7 @@ class _Editor:
         self._set_data(bias, np.asarray(grid.bias).astype(np.int32))
         set_quantization(bias, source.quantization.scale[0] * grid.weight_scale, 0)
 
-    def _bias(self, operator, channels, name):
+    def _bias(self, operator: schema.OperatorT, channels: int, name: str) -> schema.TensorT:
         """The bias tensor of an operator; a new one where the converter left out zeros."""
         if len(operator.inputs) > 2 and operator.inputs[2] >= 0:
             return self.tensor(operator.inputs[2])
@@ -180,17 +185,17 @@ class _Editor:
         operator.inputs = np.asarray([*operator.inputs[:2], index], np.int32)
         return bias
 
-    def _set_data(self, tensor, array):
+    def _set_data(self, tensor: schema.TensorT, array: Array) -> None:
         self.model.buffers.append(buffer_of(array))
         tensor.buffer = len(self.model.buffers) - 1
 
-    def keep_outputs(self, keys):
+    def keep_outputs(self, keys: Sequence[str]) -> None:
         kept = {key: self.outputs[key] for key in keys}
         by_name = {o.name.decode(): o for o in self.signature.outputs}
         self.signature.outputs = [by_name[key] for key in keys]
         self.graph.outputs = np.asarray(list(kept.values()), np.int32)
 
-    def drop_unused_buffers(self):
+    def drop_unused_buffers(self) -> None:
         model = self.model
         tensors = [tensor for graph in model.subgraphs for tensor in graph.tensors]
         holders = [*tensors, *(model.metadata or [])]
@@ -201,7 +206,7 @@ class _Editor:
             holder.buffer = renumbered[holder.buffer]
 
 
-def clamp_in_rescale(content):
+def clamp_in_rescale(content: bytes) -> bytes:
     """Turns clamps into QUANTIZEs that saturate, which the runtime's fast kernels have.
 
     - `MINIMUM(x, bound)` to another zero point, with which the container's end is the bound.

@@ -1,9 +1,13 @@
 """How single operators are written for the converter, where `values` would not do."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from repq_tf.graphs import Node
+from repq_tf.keras_api import Array, Tensor
 from repq_tf.layers import (
     Quantize,
     QuantizedHardSigmoid,
@@ -14,7 +18,7 @@ from repq_tf.layers import (
 from repq_tf.quantization.grids import grid_layer, known_name, quantized_node
 
 
-def emit(trace, node, args):
+def emit(trace: Any, node: Node, args: tuple[Any, ...]) -> Tensor:
     """What a quantized operator computes, before its output is rounded."""
     if type(node.layer) is Quantize and quantized_node(trace.graph, node) is node:
         return _rescale(trace, node, args[0])
@@ -25,7 +29,7 @@ def emit(trace, node, args):
     return node.layer.values(*(args if steps else args[:1]))
 
 
-def skeleton(trace, shape, per_channel=False):
+def skeleton(trace: Any, shape: Sequence[int], per_channel: bool = False) -> Tensor:
     """A quantized kernel, whose numbers `set_grids` replaces.
 
     No two of a file are equal: the converter would share them, and with them the convolutions
@@ -47,7 +51,7 @@ def skeleton(trace, shape, per_channel=False):
     )
 
 
-def _prelu(trace, node, x):
+def _prelu(trace: Any, node: Node, x: Tensor) -> Tensor:
     """`max(x, 0) + alpha min(x, 0)` in the runtime's fast operators; see the layer.
 
     The two parts are an equal-scale QUANTIZE each, whose zero point lies at an end of the
@@ -58,7 +62,7 @@ def _prelu(trace, node, x):
 
     layer, source = node.layer, grid_layer(trace.graph, node.inputs[0])
 
-    def part(name, bound, zero):
+    def part(name: str, bound: float, zero: int) -> Tensor:
         # A ReLU would be fused with a second copy of the layer before, a MINIMUM is not;
         # it becomes the QUANTIZE, and the zero point clamps, or the RELU.
         bound = trace.fake_quantize(tf.constant(float(bound)), source)
@@ -74,7 +78,9 @@ def _prelu(trace, node, x):
     return positive + trace.tap(trace.fake_quantize(y, layer), grid)
 
 
-def scale_channels(trace, x, integers, scale):
+def scale_channels(
+    trace: Any, x: Tensor, integers: Array, scale: Array
+) -> tuple[Tensor, tuple[Array, Array, Array]]:
     """A 1x1 depthwise convolution, and its weights as a `Grid` takes them.
 
     Args:
@@ -94,7 +100,7 @@ def scale_channels(trace, x, integers, scale):
     return y, (integers.reshape(1, 1, 1, -1), scale, np.zeros_like(scale))
 
 
-def _rescale(trace, node, x):
+def _rescale(trace: Any, node: Node, x: Tensor) -> Tensor:
     """An operator's output on the grid that several tensors share.
 
     The runtime's QUANTIZE multiplies with eight bits of precision; a convolution with the
@@ -106,13 +112,13 @@ def _rescale(trace, node, x):
     return y
 
 
-def _leaky_relu(trace, node, x):
+def _leaky_relu(trace: Any, node: Node, x: Tensor) -> Tensor:
     import tensorflow as tf
 
     return tf.nn.leaky_relu(x, node.layer.numerator / 256)
 
 
-def depth_to_space_wide(x, size):
+def depth_to_space_wide(x: Tensor, size: int) -> Tensor:
     """`depth_to_space` for int16, of which the runtime has no kernel: by way of the batch."""
     import tensorflow as tf
 
@@ -120,7 +126,7 @@ def depth_to_space_wide(x, size):
     return tf.batch_to_space(planes, (size, size), tf.zeros((2, 2), tf.int32))
 
 
-def _up_sampling(trace, node, x):
+def _up_sampling(trace: Any, node: Node, x: Tensor) -> Tensor:
     import tensorflow as tf
 
     layer, (height, width) = node.layer, x.shape[1:3]
@@ -140,7 +146,7 @@ def _up_sampling(trace, node, x):
     )
 
 
-def _hard_sigmoid(trace, node, x):
+def _hard_sigmoid(trace: Any, node: Node, x: Tensor) -> Tensor:
     """A sum that saturates, and a product that renames its levels; see the layer."""
     layer = node.layer
     shifted = x + _constant(layer.OFFSET, layer.OFFSET_STEP)
@@ -150,14 +156,14 @@ def _hard_sigmoid(trace, node, x):
     return trace.tap(shifted, grid) * _constant(127, 1 / (127 * layer.WIDTH))
 
 
-def _constant(level, step):
+def _constant(level: float, step: float) -> Tensor:
     """A scalar on a symmetric grid."""
     import tensorflow as tf
 
     return _fake_quantize(tf.constant(level * step, tf.float32), step, 0)
 
 
-def _fake_quantize(x, step, zero):
+def _fake_quantize(x: Tensor, step: float | np.floating, zero: int) -> Tensor:
     import tensorflow as tf
 
     return tf.quantization.fake_quant_with_min_max_vars(

@@ -1,5 +1,8 @@
 """The ends of a `.tflite` file: what it takes and what it gives."""
 
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
@@ -16,13 +19,14 @@ from repq_tf.deployment.flatbuffer import (
     type_name,
 )
 from repq_tf.graphs import free_name
+from repq_tf.keras_api import Array
 
 _PIXELS = 256
 _SHIFTED = np.arange(-128, 128)
 _TYPES = {8: ("int8", "uint8", "float32"), 16: ("int16", "float32")}
 
 
-def check_type(name, value, bits):
+def check_type(name: str, value: str | None, bits: int) -> str:
     """Returns the type of an end: the first that files of some bits can have, for None.
 
     Args:
@@ -41,7 +45,9 @@ def check_type(name, value, bits):
     return value
 
 
-def set_end_types(content, input_type, output_type, pixel_table=None):
+def set_end_types(
+    content: bytes, input_type: str, output_type: str, pixel_table: Array | None = None
+) -> bytes:
     """Gives an int8 or int16 file inputs and outputs of other types.
 
     Args:
@@ -73,7 +79,7 @@ def set_end_types(content, input_type, output_type, pixel_table=None):
     return dump(model)
 
 
-def set_signature(content, names):
+def set_signature(content: bytes, names: Mapping[str, str]) -> bytes:
     """Calls what goes in and out by the model's names in a file's signature.
 
     Args:
@@ -88,7 +94,7 @@ def set_signature(content, names):
     return dump(model)
 
 
-def _signature(graph, names):
+def _signature(graph: schema.SubGraphT, names: Sequence[str]) -> schema.SignatureDefT:
     signature, entries = schema.SignatureDefT(), []
     for name, index in zip(names, (*graph.inputs, *graph.outputs), strict=True):
         entry = schema.TensorMapT()
@@ -99,7 +105,7 @@ def _signature(graph, names):
     return signature
 
 
-def _look_up(model, table):
+def _look_up(model: schema.ModelT, table: Array) -> None:
     """Puts `GATHER(table, CAST(pixels))` before the input; channels may differ by an ADD.
 
     Table lookup is exact in every runtime, whatever the step and the normalisation are.
@@ -117,24 +123,24 @@ def _look_up(model, table):
         table = table[:, 0]
     else:
         offsets = np.arange(table.shape[1], dtype=np.int32) * _PIXELS
-        offsets = _constant(model, inner, "offsets", offsets)
+        per_channel = _constant(model, inner, "offsets", offsets)
         shifted = _twin(graph, inner, "int32", "shifted")
-        added.append(_operator(model, "ADD", [index, offsets], shifted))
+        added.append(_operator(model, "ADD", [index, per_channel], shifted))
         index, table = shifted, table.T.ravel()
-    table = _constant(model, inner, "table", table)
-    graph.tensors[table].quantization = graph.tensors[inner].quantization
-    added.append(_operator(model, "GATHER", [table, index], inner, axis=0))
+    constant = _constant(model, inner, "table", table)
+    graph.tensors[constant].quantization = graph.tensors[inner].quantization
+    added.append(_operator(model, "GATHER", [constant, index], inner, axis=0))
     graph.operators = [*added, *graph.operators]
     graph.inputs[0] = pixels
     _replace(model.signatureDefs[0].inputs, inner, pixels)
 
 
-def takes_pixels(model):
+def takes_pixels(model: schema.ModelT) -> bool:
     """Whether a parsed file looks its input up in a table."""
     return _lookup(model) is not None
 
 
-def pixel_levels(model):
+def pixel_levels(model: schema.ModelT) -> tuple[Array, float, int]:
     """The table of a parsed file that takes pixels, without its zero point, and its grid.
 
     Returns:
@@ -146,7 +152,7 @@ def pixel_levels(model):
     return levels, scale, container_top(8) - zero
 
 
-def pixels_of(model, values, exactly=False):
+def pixels_of(model: schema.ModelT, values: Array, exactly: bool = False) -> Array:
     """The pixels that a file makes some values of, or the nearest ones.
 
     Args:
@@ -178,7 +184,7 @@ def pixels_of(model, values, exactly=False):
     return found
 
 
-def _lookup(model):
+def _lookup(model: schema.ModelT) -> Any:
     """The GATHER behind a file's input, or None."""
     graph = model.subgraphs[0]
     reader = {int(i): operator for operator in graph.operators for i in operator.inputs}
@@ -190,7 +196,7 @@ def _lookup(model):
     return operator
 
 
-def describe(model):
+def describe(model: schema.ModelT) -> dict[str, list[dict[str, Any]]]:
     """What goes in and out of a parsed file.
 
     Returns:
@@ -205,7 +211,7 @@ def describe(model):
     }
 
 
-def _describe(tensor):
+def _describe(tensor: schema.TensorT) -> dict[str, Any]:
     grid = tensor.quantization
     on_grid = grid is not None and grid.scale is not None
     return {
@@ -217,7 +223,7 @@ def _describe(tensor):
     }
 
 
-def _twin(graph, index, kind, suffix=None):
+def _twin(graph: schema.SubGraphT, index: int, kind: str, suffix: str | None = None) -> int:
     """A new tensor of the shape of another one and of another type."""
     source, twin = graph.tensors[int(index)], schema.TensorT()
     twin.shape, twin.shapeSignature = source.shape, source.shapeSignature
@@ -231,7 +237,7 @@ def _twin(graph, index, kind, suffix=None):
     return len(graph.tensors) - 1
 
 
-def _constant(model, index, suffix, values):
+def _constant(model: schema.ModelT, index: int, suffix: str, values: Array) -> int:
     """A new constant, called after another tensor."""
     graph, tensor = model.subgraphs[0], schema.TensorT()
     model.buffers.append(buffer_of(values))
@@ -243,13 +249,15 @@ def _constant(model, index, suffix, values):
     return len(graph.tensors) - 1
 
 
-def _name(graph, index, suffix):
+def _name(graph: schema.SubGraphT, index: int, suffix: str) -> bytes:
     """A new name, after another tensor's; a layer may have the nearest one."""
     taken = {tensor.name.decode() for tensor in graph.tensors}
     return free_name(f"{graph.tensors[int(index)].name.decode()}_{suffix}", taken).encode()
 
 
-def _operator(model, kind, sources, target, **options):
+def _operator(
+    model: schema.ModelT, kind: str, sources: Sequence[int], target: int, **options: Any
+) -> schema.OperatorT:
     operator = schema.OperatorT()
     operator.opcodeIndex = opcode(model, getattr(schema.BuiltinOperator, kind))
     operator.inputs = np.asarray(sources, np.int32)
@@ -262,7 +270,7 @@ def _operator(model, kind, sources, target, **options):
     return operator
 
 
-def _replace(entries, old, new):
+def _replace(entries: Iterable[schema.TensorMapT], old: int, new: int) -> None:
     for entry in entries:
         if entry.tensorIndex == old:
             entry.tensorIndex = new

@@ -1,14 +1,17 @@
 """`export_tflite`: the integer file; the only module that calls a converter."""
 
+import os
 import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import logging
 
 from repq_tf.deployment.pixels import pixel_table
 from repq_tf.deployment.trace import Trace, end_names
 from repq_tf.files import new_file, write_atomically
-from repq_tf.graphs import pairs, read_graph, read_native
-from repq_tf.keras_api import backend
+from repq_tf.graphs import Graph, pairs, read_graph, read_native
+from repq_tf.keras_api import Shape, Tensor, backend, keras
 from repq_tf.layers import Quantize
 from repq_tf.quantization.containers import check_container, check_four_bits, four_bit_layers
 from repq_tf.quantization.grids import known_name
@@ -16,14 +19,14 @@ from repq_tf.reparameterization.merge import merge
 
 
 def export_tflite(
-    model,
-    path,
-    input_type=None,
-    output_type=None,
-    container="int8",
-    pixels=None,
-    input_shape=None,
-):
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    input_type: str | None = None,
+    output_type: str | None = None,
+    container: str = "int8",
+    pixels: Any = None,
+    input_shape: Sequence[int] | None = None,
+) -> dict[str, int]:
     """Writes a quantized model as an all-integer `.tflite` file.
 
     The file holds one convolution for each block, with the weights, the biases and the
@@ -107,7 +110,7 @@ def export_tflite(
     return operators
 
 
-def _four_bit_layers(graph):
+def _four_bit_layers(graph: Graph) -> list[str]:
     names, left = (
         [known_name(graph, graph.nodes[name]) for name in found]
         for found in four_bit_layers(graph)
@@ -121,7 +124,7 @@ def _four_bit_layers(graph):
     return names
 
 
-def export_tflite_float(model, path):
+def export_tflite_float(model: keras.Model, path: str | os.PathLike[str]) -> None:
     """Writes a float model, merged, as a float32 `.tflite` file, for comparison.
 
     Args:
@@ -148,7 +151,7 @@ def export_tflite_float(model, path):
     names = end_names(graph)
     _, *keys = names
 
-    def run(x):
+    def run(x: Tensor) -> dict[str, Tensor]:
         outputs = pairs(graph.outputs, merged(x, training=False))
         return {key: y for key, (_, y) in zip(keys, outputs, strict=True)}
 
@@ -156,7 +159,7 @@ def export_tflite_float(model, path):
     write_atomically(path, ends.set_signature(content, names))
 
 
-def _need_tensorflow(caller):
+def _need_tensorflow(caller: str) -> None:
     if backend() != "tensorflow":
         raise RuntimeError(
             f"{caller} needs TensorFlow's converter; load the saved model in a process with "
@@ -164,7 +167,9 @@ def _need_tensorflow(caller):
         )
 
 
-def _convert(function, shape, integer):
+def _convert(
+    function: Callable[[Tensor], dict[str, Tensor]], shape: Shape, integer: bool
+) -> bytes:
     """Runs the converter on `function(x) -> {key: tensor}`."""
     import tensorflow as tf
 

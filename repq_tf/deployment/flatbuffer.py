@@ -1,12 +1,16 @@
 """Reading `.tflite` files with the official schema, and the small parts of writing them."""
 
 import collections
+import os
+from collections.abc import Mapping
+from typing import Any
 
 import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from repq_tf.deployment.int4 import unpack
+from repq_tf.keras_api import Array, Shape
 
 _OPERATORS = {v: k for k, v in vars(schema.BuiltinOperator).items() if not k.startswith("_")}
 _TYPES = {v: k for k, v in vars(schema.TensorType).items() if not k.startswith("_")}
@@ -40,7 +44,7 @@ SAME_SCALE = (
 )
 
 
-def load(content):
+def load(content: bytes) -> schema.ModelT:
     """Parses the bytes of a `.tflite` file.
 
     Raises:
@@ -51,7 +55,7 @@ def load(content):
     return schema.ModelT.InitFromPackedBuf(bytearray(content), 0)
 
 
-def read(path):
+def read(path: str | os.PathLike[str]) -> tuple[bytes, schema.ModelT]:
     """The bytes of a `.tflite` file, and the model parsed.
 
     Raises:
@@ -65,26 +69,26 @@ def read(path):
         raise ValueError(f"{path} is not a whole TFLite file: {error}") from error
 
 
-def dump(model):
+def dump(model: schema.ModelT) -> bytes:
     """The bytes of a parsed model."""
     builder = flatbuffers.Builder(1 << 20)
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
 
 
-def operator_name(model, operator):
+def operator_name(model: schema.ModelT, operator: schema.OperatorT) -> str:
     """The name of an operator, such as "CONV_2D"."""
     code = model.operatorCodes[operator.opcodeIndex]
     return _OPERATORS[max(code.builtinCode, code.deprecatedBuiltinCode)]
 
 
-def count_operators(model):
+def count_operators(model: schema.ModelT) -> dict[str, int]:
     """The operators of a parsed model with their counts."""
     names = (operator_name(model, op) for graph in model.subgraphs for op in graph.operators)
     return dict(collections.Counter(names))
 
 
-def names(tensor):
+def names(tensor: schema.TensorT) -> list[str]:
     """The names of the layers that a tensor is the output of: equal ones share one.
 
     Its whole name comes first, which may be that of a layer with a semicolon.
@@ -93,22 +97,22 @@ def names(tensor):
     return [name, *name.split(_BETWEEN_NAMES)]
 
 
-def indices_by_name(graph):
+def indices_by_name(graph: schema.SubGraphT) -> dict[str, int]:
     """`{name of a layer: number of the tensor of its output}`."""
     return {name: index for index, t in enumerate(graph.tensors) for name in names(t)}
 
 
-def add_name(tensor, name):
+def add_name(tensor: schema.TensorT, name: str) -> None:
     """Adds a name to those of a tensor."""
     tensor.name += f"{_BETWEEN_NAMES}{name}".encode()
 
 
-def type_name(tensor):
+def type_name(tensor: schema.TensorT) -> str:
     """The type of a tensor, such as "INT8"."""
     return _TYPES[tensor.type]
 
 
-def tensor_data(model, tensor):
+def tensor_data(model: schema.ModelT, tensor: schema.TensorT) -> Any:
     """The constant that a tensor holds, or None."""
     if not is_constant(model, tensor):
         return None
@@ -120,25 +124,27 @@ def tensor_data(model, tensor):
     return np.frombuffer(bytes(bytearray(data)), kind).reshape(shape)
 
 
-def is_constant(model, tensor):
+def is_constant(model: schema.ModelT, tensor: schema.TensorT) -> bool:
     """Whether a tensor holds a constant."""
     data = model.buffers[tensor.buffer].data
     return data is not None and len(data) > 0
 
 
-def buffer_of(values):
+def buffer_of(values: Array) -> schema.BufferT:
     """A buffer with the bytes of an array."""
     buffer = schema.BufferT()
     buffer.data = np.frombuffer(np.ascontiguousarray(values).tobytes(), np.uint8)
     return buffer
 
 
-def producers(graph):
+def producers(graph: schema.SubGraphT) -> dict[int, schema.OperatorT]:
     """The operator that makes each tensor, by the tensor's number."""
     return {int(o): operator for operator in graph.operators for o in operator.outputs}
 
 
-def weighted_operator(model, producer, index):
+def weighted_operator(
+    model: schema.ModelT, producer: Mapping[int, schema.OperatorT], index: int
+) -> schema.OperatorT:
     """Returns the convolution or dense operator behind a tensor.
 
     Args:
@@ -152,14 +158,14 @@ def weighted_operator(model, producer, index):
     return operator
 
 
-def features(model, operator):
+def features(model: schema.ModelT, operator: schema.OperatorT) -> list[int]:
     """The numbers of an operator's tensors that are no constants."""
     tensors = model.subgraphs[0].tensors
     indices = [int(i) for i in (*operator.inputs, *operator.outputs) if int(i) >= 0]
     return [i for i in indices if not is_constant(model, tensors[i])]
 
 
-def scale_and_zero(tensor):
+def scale_and_zero(tensor: schema.TensorT) -> tuple[float, int]:
     """The scale and the zero point of a tensor, (0, 0) of one without."""
     have = tensor.quantization
     if have is None or have.scale is None or have.zeroPoint is None:
@@ -167,13 +173,13 @@ def scale_and_zero(tensor):
     return have.scale[0], int(have.zeroPoint[0])
 
 
-def shape(tensor):
+def shape(tensor: schema.TensorT) -> Shape:
     """The shape of a tensor, with None where it may vary."""
     sizes = tensor.shape if tensor.shapeSignature is None else tensor.shapeSignature
     return tuple(None if size < 0 else int(size) for size in sizes)
 
 
-def kernel_layout(kernel, operator):
+def kernel_layout(kernel: Array, operator: str) -> tuple[Array, int]:
     """A kernel `(kh, kw, in, out)` as an operator holds it, and the axis of its channels."""
     if operator == "CONV_2D":
         return kernel.transpose(3, 0, 1, 2), 0
@@ -182,7 +188,7 @@ def kernel_layout(kernel, operator):
     return kernel.reshape(-1, kernel.shape[-1]).T, 0
 
 
-def integer_operators(content):
+def integer_operators(content: bytes) -> dict[str, int]:
     """The operators of an all-integer file, with their counts.
 
     Float tensors are allowed only as inputs and outputs of the model, behind a
@@ -207,7 +213,9 @@ def integer_operators(content):
     return count_operators(model)
 
 
-def set_quantization(tensor, scale, zero_point, axis=0):
+def set_quantization(
+    tensor: schema.TensorT, scale: Any, zero_point: int, axis: int = 0
+) -> None:
     """Writes the grid of a tensor; `axis` is that of the scales, if there are several."""
     parameters = tensor.quantization or schema.QuantizationParametersT()
     parameters.scale = np.atleast_1d(np.asarray(scale, np.float32))
@@ -217,7 +225,7 @@ def set_quantization(tensor, scale, zero_point, axis=0):
     tensor.quantization = parameters
 
 
-def opcode(model, builtin):
+def opcode(model: schema.ModelT, builtin: int) -> int:
     """The index of a builtin operator's code in the model, which may be new."""
     for index, code in enumerate(model.operatorCodes):
         if max(code.builtinCode, code.deprecatedBuiltinCode) == builtin:

@@ -8,12 +8,15 @@ and the writer in MediaPipe 1.2 imports an extension that its wheels lack.
 import hashlib
 import json
 import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from repq_tf.arithmetic import input_levels
 from repq_tf.deployment.pixels import check_pixels, normalize
 from repq_tf.files import file_path, new_file, write_atomically
+from repq_tf.keras_api import Array
 from repq_tf.version import __version__
 
 _FORMULA = "real = (pixel - mean) / std"
@@ -21,7 +24,13 @@ _PIXELS = 256
 _ON_GRID = "integer = clip(round(real / scale) + zero_point)"
 
 
-def export_metadata(tflite_path, path=None, labels=None, pixels=None, meaning=None):
+def export_metadata(
+    tflite_path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
+    labels: Sequence[str] | None = None,
+    pixels: Any = None,
+    meaning: str | None = None,
+) -> dict[str, Any]:
     """Describes a `.tflite` file in JSON: its ends, labels, and how to feed it images.
 
     The JSON has `file`, its `sha256` and size in `bytes`, `inputs` and `outputs` (name, type,
@@ -74,7 +83,7 @@ def export_metadata(tflite_path, path=None, labels=None, pixels=None, meaning=No
     return description
 
 
-def _normalization(model, pixels):
+def _normalization(model: Any, pixels: Any) -> dict[str, Any]:
     """Who turns pixels into what the network computes with, and how."""
     from repq_tf.deployment import ends
 
@@ -93,14 +102,14 @@ def _normalization(model, pixels):
     return {"applied": "by the caller", "formula": formula, **record}
 
 
-def _is_table(levels, scale, top, mean, std):
+def _is_table(levels: Array, scale: float, top: int, mean: Array, std: Array) -> bool:
     """Whether levels for each channel and pixel value are those of the normalisation."""
     low = 0 if levels.min() >= 0 else -top - 1
     values = normalize(np.arange(_PIXELS)[:, None], mean, std)
     return bool((input_levels(values, scale, low, top).T == levels).all())
 
 
-def _is_grid(end, mean, std):
+def _is_grid(end: Mapping[str, Any], mean: Array, std: Array) -> bool:
     """Whether a tensor's own grid is the normalisation."""
     scale = np.float32(end["scale"])
     return bool((mean == end["zero_point"]).all() and (scale * std == 1).all())

@@ -3,6 +3,8 @@
 import hashlib
 import os
 import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 from repq_tf.files import file_path, new_file, write_atomically
 
@@ -37,7 +39,11 @@ virtual void volatile wchar_t while xor xor_eq
 )
 
 
-def export_c_array(tflite_path, header_path, name="g_model"):
+def export_c_array(
+    tflite_path: str | os.PathLike[str],
+    header_path: str | os.PathLike[str],
+    name: str = "g_model",
+) -> dict[str, int]:
     """Writes a `.tflite` file as a C header, for microcontrollers without a file system.
 
     The header has the array `name`, aligned to 16 bytes as TensorFlow Lite Micro wants it, its
@@ -82,11 +88,11 @@ def export_c_array(tflite_path, header_path, name="g_model"):
     return operators
 
 
-def _plain(kind):
+def _plain(kind: str) -> str:
     return kind.replace("_", "")
 
 
-def _check(path, model, operators):
+def _check(path: str, model: Any, operators: Collection[str]) -> None:
     """Refuses what TensorFlow Lite Micro cannot run."""
     from repq_tf.deployment import ends
 
@@ -109,12 +115,12 @@ def _check(path, model, operators):
             )
 
 
-def _end(end):
+def _end(end: Mapping[str, Any]) -> str:
     grid = "" if end["scale"] is None else f", scale {end['scale']!r}, zero {end['zero_point']}"
     return f"{end['name']}, {end['type']} {end['shape']}{grid}"
 
 
-def _header(content, name, comment):
+def _header(content: bytes, name: str, comment: Iterable[str]) -> str:
     guard = f"{name.upper()}_H_"
     texts = [f"0x{byte:02x}" for byte in range(256)]
     lines = (

@@ -5,13 +5,16 @@ the file looks it up. An affine QUANTIZE could not: for pixels / 127.5 - 1 its z
 be 127.5, and its fixed-point rescale rounds other ties than the model does.
 """
 
+from typing import Any
+
 import numpy as np
 
 from repq_tf.arithmetic import zero_point
-from repq_tf.keras_api import ops
+from repq_tf.keras_api import Array, ops
+from repq_tf.layers import Quantize
 
 
-def pixel_table(layer, pixels, channels):
+def pixel_table(layer: Quantize, pixels: Any, channels: int) -> Array:
     """What a model's input quantizer makes of each pixel value.
 
     Args:
@@ -37,12 +40,12 @@ def pixel_table(layer, pixels, channels):
     return (levels.reshape(256, channels) + zero).astype(np.int8)
 
 
-def normalize(images, mean, std):
+def normalize(images: Array, mean: Array, std: Array) -> Array:
     """Pixels as float32 inputs, computed as the caller of a model does."""
     return (images.astype(np.float32) - mean) / std
 
 
-def check_pixels(pixels, channels):
+def check_pixels(pixels: Any, channels: int) -> tuple[Array, Array]:
     """`(mean, std)` as float32 arrays of one number or one for each channel.
 
     Raises:
@@ -51,7 +54,8 @@ def check_pixels(pixels, channels):
     try:
         mean, std = (np.asarray(value, np.float32) for value in pixels)
         good = all(value.shape in ((), (1,), (channels,)) for value in (mean, std))
-        good = good and np.isfinite([*mean.ravel(), *std.ravel()]).all() and (std > 0).all()
+        finite = np.isfinite([*mean.ravel(), *std.ravel()]).all()
+        good = bool(good and finite and (std > 0).all())
     except (TypeError, ValueError):
         good = False
     if not good:

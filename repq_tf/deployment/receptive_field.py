@@ -1,6 +1,10 @@
 """The receptive field of an image-to-image `.tflite` file: how far a pixel of it sees."""
 
 import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ai_edge_litert import schema_py_generated as schema
 
 from repq_tf.deployment.flatbuffer import operator_name, tensor_data
 
@@ -41,7 +45,9 @@ class _Field:
     after: tuple = (0, 0)
     missing: tuple = (0, 0)
 
-    def widened(self, before, after, missing):
+    def widened(
+        self, before: Iterable[int], after: Iterable[int], missing: Iterable[int]
+    ) -> "_Field":
         return _Field(
             self.scale,
             tuple(a + b for a, b in zip(self.before, before, strict=True)),
@@ -49,7 +55,7 @@ class _Field:
             tuple(a + b for a, b in zip(self.missing, missing, strict=True)),
         )
 
-    def enlarged(self, size):
+    def enlarged(self, size: int) -> "_Field":
         return _Field(
             self.scale * size,
             tuple(size * n for n in self.before),
@@ -58,7 +64,7 @@ class _Field:
         )
 
 
-def receptive_field(model):
+def receptive_field(model: schema.ModelT) -> ReceptiveField:
     """Reads the receptive field of a fully convolutional network from its operators.
 
     A convolution widens the field by its kernel, depth to space refines it (int16 files join
@@ -125,7 +131,9 @@ def receptive_field(model):
     return ReceptiveField(field.scale, max(0, *(-(-n // field.scale) for n in reach)))
 
 
-def _apply(name, options, sources, constants):
+def _apply(
+    name: str, options: Any, sources: Sequence[_Field], constants: Sequence[schema.TensorT]
+) -> _Field:
     """The field of an operator's output."""
     if name in _POINTWISE:
         if any(max(constant.shape[-3:-1], default=1) > 1 for constant in constants):
@@ -147,7 +155,7 @@ def _apply(name, options, sources, constants):
     raise ValueError(f"operator {name} does not compute the same at every place of an image")
 
 
-def _union(name, sources):
+def _union(name: str, sources: Sequence[_Field]) -> _Field:
     """The field of a tensor that is computed from several."""
     if len({(source.scale, source.missing) for source in sources}) > 1:
         raise ValueError(f"operator {name} joins images of different sizes")

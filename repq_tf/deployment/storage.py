@@ -1,5 +1,7 @@
 """Types in which a `.tflite` file stores tensors: INT4 kernels, INT16 activations."""
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
@@ -43,7 +45,7 @@ _INT16_VERSIONS = {
 }
 
 
-def store_int4(content, names):
+def store_int4(content: bytes, names: Iterable[str]) -> bytes:
     """Stores the kernels behind the tensors of some names in 4 bits.
 
     Args:
@@ -62,7 +64,7 @@ def store_int4(content, names):
     return dump(model)
 
 
-def widen(content):
+def widen(content: bytes) -> bytes:
     """Stores the activations of a file in 16 bits; scales and zero points are so already.
 
     Biases of dense convolutions and matrices stay INT32, and the operators say so: the
@@ -95,7 +97,9 @@ def widen(content):
     return dump(model)
 
 
-def _restore_relu(model, graph, operator):
+def _restore_relu(
+    model: schema.ModelT, graph: schema.SubGraphT, operator: schema.OperatorT
+) -> None:
     """Turns the stand-in for a ReLU, a MINIMUM with a positive number, into one."""
     constant = next(int(i) for i in operator.inputs if is_constant(model, graph.tensors[i]))
     if tensor_data(model, graph.tensors[constant]).max() > 0:
@@ -107,7 +111,9 @@ def _restore_relu(model, graph, operator):
         operator.builtinOptions = None
 
 
-def _set_bias_type(model, graph, operator, name):
+def _set_bias_type(
+    model: schema.ModelT, graph: schema.SubGraphT, operator: schema.OperatorT, name: str
+) -> None:
     source, kernel, bias = (graph.tensors[int(i)] for i in operator.inputs[:3])
     grouped = name == "CONV_2D" and source.shape[-1] != kernel.shape[-1]
     if grouped or name == "DEPTHWISE_CONV_2D":
@@ -116,7 +122,7 @@ def _set_bias_type(model, graph, operator, name):
         operator.builtinOptions.quantizedBiasType = bias.type
 
 
-def _retype(model, tensor, kind):
+def _retype(model: schema.ModelT, tensor: schema.TensorT, kind: str) -> None:
     """Gives a tensor another type, and its constant, if it has one."""
     data = tensor_data(model, tensor)
     tensor.type = getattr(schema.TensorType, kind)
@@ -131,13 +137,13 @@ def _retype(model, tensor, kind):
         tensor.buffer = len(model.buffers) - 1
 
 
-def has_int4(model):
+def has_int4(model: schema.ModelT) -> bool:
     """Whether a parsed file has a kernel of 4 bits."""
     tensors = model.subgraphs[0].tensors
     return any(tensor.type == schema.TensorType.INT4 for tensor in tensors)
 
 
-def _weighted(model, names):
+def _weighted(model: schema.ModelT, names: Iterable[str]) -> Iterator[schema.OperatorT]:
     """The convolutions and dense operators behind the tensors of some names."""
     graph = model.subgraphs[0]
     indices, producer = indices_by_name(graph), producers(graph)

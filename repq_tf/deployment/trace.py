@@ -1,12 +1,15 @@
 """A quantized model as the function that the converter gets."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from repq_tf.arguments import fitting_shape
 from repq_tf.arithmetic import levels, zero_point
 from repq_tf.deployment.emission import depth_to_space_wide, emit, skeleton
-from repq_tf.graphs import evaluate, leaves
-from repq_tf.keras_api import keras, ops
+from repq_tf.graphs import Graph, Node, evaluate, leaves
+from repq_tf.keras_api import Array, Tensor, keras, ops
 from repq_tf.layers import DenseBlock, DepthToSpace, Quantize, QuantizedPReLU, ReparamConv
 from repq_tf.quantization.grids import (
     ON_INPUT_GRID,
@@ -21,7 +24,7 @@ from repq_tf.quantization.operators import activation_name
 from repq_tf.reparameterization.merge import stock_padding
 
 
-def end_names(graph):
+def end_names(graph: Graph) -> dict[str, str]:
     """What the converter, which sorts them, calls a model's ends: `{that: the file's name}`."""
     (source,) = (node.name for node in graph.nodes.values() if node.is_input)
     outputs = {f"output{index:03}": key for index, key in enumerate(graph.output_keys)}
@@ -35,12 +38,12 @@ class Trace:
     found; `grids` then says what each of them must be.
     """
 
-    def __init__(self, graph, input_shape):
+    def __init__(self, graph: Graph, input_shape: Sequence[int] | None) -> None:
         self.graph = graph
-        self.grids = {}
-        self.input_grid = None
+        self.grids: dict[str, Any] = {}
+        self.input_grid: Any = None
         (source,) = (node for node in graph.nodes.values() if node.is_input)
-        self.input_layer = own_quantizer(graph, source)
+        self.input_layer: Any = own_quantizer(graph, source)
         self.input_shape = source.input_shape[1:]
         if input_shape is not None:
             self.input_shape = fitting_shape(self.input_shape, input_shape)
@@ -51,9 +54,11 @@ class Trace:
         for node in graph.nodes.values():
             self._check(node)
             if isinstance(node.layer, ReparamConv):
-                step = input_quantizer(graph, node).step
-                *weights, groups = node.layer.integer_weights(step)
-                weights = (ops.convert_to_numpy(value) for value in weights)
+                quantizer = input_quantizer(graph, node)
+                assert quantizer is not None  # as checked
+                step = quantizer.step
+                *tensors, groups = node.layer.integer_weights(step)
+                weights = (ops.convert_to_numpy(value) for value in tensors)
                 self.weights[node.name] = (*weights, np.float32(step), groups)
             elif isinstance(node.layer, Quantize):
                 self.steps[node.layer.name] = np.float32(node.layer.step)
@@ -76,7 +81,7 @@ class Trace:
                 "its training has diverged"
             )
 
-    def _check(self, node):
+    def _check(self, node: Node) -> None:
         name = known_name(self.graph, node)
         if not isinstance(node.layer, ReparamConv):
             if node.layer.weights and not isinstance(node.layer, Quantize):
@@ -95,7 +100,7 @@ class Trace:
             "output has no quantizer), so the file would not be all integer"
         )
 
-    def __call__(self, x):
+    def __call__(self, x: Tensor) -> dict[str, Tensor]:
         """The tensors of the file, by key, for images x."""
         self.taps, self.grids, self.skeletons = {}, {}, 0
         results = evaluate(self.graph, lambda node: x, self._apply)
@@ -105,7 +110,14 @@ class Trace:
             self.grids[key] = self.grid(grid_layer(self.graph, source))
         return self.taps
 
-    def grid(self, layer, name="", weights=None, weight_scale=None, bias=None):
+    def grid(
+        self,
+        layer: Quantize,
+        name: str = "",
+        weights: Array | None = None,
+        weight_scale: Array | None = None,
+        bias: Array | None = None,
+    ) -> Any:
         """The `Grid` of a tensor that a `Quantize` layer rounds."""
         from repq_tf.deployment.editing import Grid  # needs LiteRT's schema
 
@@ -113,13 +125,13 @@ class Trace:
         scale = self.steps[layer.name]
         return Grid(scale, zero, name, weights, weight_scale, bias)
 
-    def tap(self, y, grid):
+    def tap(self, y: Tensor, grid: Any) -> Tensor:
         """Notes the grid of a tensor of the file; returns the tensor."""
         key = f"tap{len(self.taps)}"
         self.taps[key], self.grids[key] = y, grid
         return y
 
-    def fake_quantize(self, x, layer):
+    def fake_quantize(self, x: Tensor, layer: Quantize) -> Tensor:
         """8-bit fake quantization whose range holds the layer's grid."""
         import tensorflow as tf
 
@@ -130,7 +142,7 @@ class Trace:
             x, (-128 - zero) * step, (127 - zero) * step, num_bits=8
         )
 
-    def _apply(self, node, args, kwargs):
+    def _apply(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         import tensorflow as tf
 
         layer, x = node.layer, args[0]
@@ -169,7 +181,7 @@ class Trace:
             y = self.fake_quantize(y, grid_layer(self.graph, node.inputs[0]))
         return y
 
-    def _quantize(self, node, x):
+    def _quantize(self, node: Node, x: Tensor) -> Tensor:
         """Fake-quantizes a tensor and notes the grid of the file's tensor."""
         import tensorflow as tf
 
@@ -187,7 +199,7 @@ class Trace:
             y = self.fake_quantize(y, layer)
         return self.tap(y, self.grid(layer, known_name(self.graph, source), *weights))
 
-    def _convolution(self, node, x):
+    def _convolution(self, node: Node, x: Tensor) -> Tensor:
         import tensorflow as tf
 
         block = node.layer
@@ -207,7 +219,7 @@ class Trace:
             y = tf.nn.conv2d(x, kernel, block.strides, padding.upper())
         return _activate(block, tf.nn.bias_add(y, bias * (scale * step)))
 
-    def _dense(self, node, x):
+    def _dense(self, node: Node, x: Tensor) -> Tensor:
         import tensorflow as tf
 
         integers, scale, bias, step, _ = self.weights[node.name]
@@ -215,7 +227,7 @@ class Trace:
         return _activate(node.layer, tf.nn.bias_add(y, bias * (scale * step)))
 
 
-def _activate(block, y):
+def _activate(block: ReparamConv, y: Tensor) -> Tensor:
     import tensorflow as tf
 
     name = activation_name(block)

@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
-from repq_tf.keras_api import keras
+from repq_tf.keras_api import Layer, keras
 from repq_tf.layers import QuantizedPReLU, ReparamConv, SqueezeExcite
 from repq_tf.layers.stock import STOCK
 from repq_tf.quantizers import LSQ
@@ -28,12 +29,12 @@ class Map:
     positions: int
 
     @property
-    def macs(self):
+    def macs(self) -> int:
         """Multiply-accumulates of one image."""
         return self.kernel * self.positions
 
 
-def linear_maps(layer, channels, shape):
+def linear_maps(layer: Layer, channels: int, shape: Sequence[int]) -> list[Map] | None:
     """The linear maps of a deployed layer.
 
     Args:
@@ -57,12 +58,12 @@ def linear_maps(layer, channels, shape):
     return [] if known else None
 
 
-def _dense(layer, positions):
+def _dense(layer: Layer, positions: int) -> Map:
     sizes = [math.prod(weight.shape) for weight in layer.weights]
     return Map(sizes[0], sum(sizes[1:]), positions)
 
 
-def deployed_parameters(layer, maps):
+def deployed_parameters(layer: Layer, maps: Sequence[Map] | None) -> int:
     """The parameters that the merged network holds in a layer's place."""
     if maps:
         return sum(each.kernel + each.bias for each in maps)
@@ -75,7 +76,9 @@ def deployed_parameters(layer, maps):
     return sum(math.prod(w.shape) for w in layer.weights if id(w) not in steps)
 
 
-def stored_bytes(layer, maps, weight_bits, packed):
+def stored_bytes(
+    layer: Layer, maps: Sequence[Map] | None, weight_bits: int | None, packed: bool
+) -> int:
     """Bytes of the deployed weights.
 
     Args:

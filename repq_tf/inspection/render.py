@@ -1,6 +1,8 @@
 """A `Summary` as text and as a page."""
 
 import html
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from repq_tf.text import columns, quantity
 
@@ -48,14 +50,14 @@ dd { margin: 0; }
 """
 
 
-def as_text(summary):
+def as_text(summary: Any) -> str:
     """The table in columns."""
     lines = [_HEADER, *_body(summary), _foot(summary)]
     right = range(_TEXTS, len(_HEADER))
     return "\n".join([f"{summary.name}", columns(lines, right), *_notes(summary)])
 
 
-def as_html(summary):
+def as_html(summary: Any) -> str:
     """The table as an HTML page."""
     name = html.escape(summary.name)
     body = "\n".join(_row(cells) for cells in _body(summary))
@@ -85,11 +87,11 @@ def as_html(summary):
 """
 
 
-def _row(cells, tag="td"):
+def _row(cells: Iterable[str], tag: str = "td") -> str:
     return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
 
-def _body(summary):
+def _body(summary: Any) -> list[tuple[str, ...]]:
     return [
         (
             row.name,
@@ -108,7 +110,7 @@ def _body(summary):
     ]
 
 
-def _bits(row):
+def _bits(row: Any) -> Iterator[str]:
     has_weights = row.deployed or row.macs
     for bits, shown in (
         (row.weight_bits, has_weights),
@@ -118,18 +120,18 @@ def _bits(row):
         yield ("float" if bits is None else str(bits)) if shown else ""
 
 
-def _counted(number):
+def _counted(number: int | None) -> str:
     return "?" if number is None else quantity(number) if number else ""
 
 
-def _range(steps):
+def _range(steps: tuple[float, float] | None) -> str:
     if steps is None:
         return ""
     low, high = (f"{step:.3g}" for step in steps)
     return low if low == high else f"{low} to {high}"
 
 
-def _foot(summary):
+def _foot(summary: Any) -> tuple[str, ...]:
     totals = summary.totals
     return (
         "total",
@@ -144,7 +146,7 @@ def _foot(summary):
     )
 
 
-def _notes(summary):
+def _notes(summary: Any) -> list[str]:
     if not summary.unknown:
         return []
     return [f"MACs of these layers are not known and not in the total: {summary.unknown}"]

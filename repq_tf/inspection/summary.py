@@ -2,9 +2,12 @@
 
 import dataclasses
 import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from repq_tf.files import new_file, write_atomically
-from repq_tf.graphs import read_native
+from repq_tf.graphs import Graph, Node, read_native
 from repq_tf.inspection.costs import (
     FLOAT_BITS,
     deployed_parameters,
@@ -13,7 +16,7 @@ from repq_tf.inspection.costs import (
 )
 from repq_tf.inspection.render import as_html, as_text
 from repq_tf.inspection.shapes import output_shapes
-from repq_tf.keras_api import ops
+from repq_tf.keras_api import Layer, keras, ops
 from repq_tf.layers import Quantize, ReparamConv
 from repq_tf.quantization.containers import check_container, four_bit_layers
 from repq_tf.quantization.grids import (
@@ -22,6 +25,7 @@ from repq_tf.quantization.grids import (
     output_quantizer,
     own_quantizer,
 )
+from repq_tf.quantizers import LSQ
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +61,7 @@ class LayerSummary:
     output_step: float | None
 
     @property
-    def bit_operations(self):
+    def bit_operations(self) -> int | None:
         """`macs * weight bits * input bits`, 32 for what is in floating point."""
         bits = (self.weight_bits or FLOAT_BITS) * (self.input_bits or FLOAT_BITS)
         return None if self.macs is None else self.macs * bits
@@ -76,17 +80,17 @@ class Summary:
     layers: tuple
 
     @property
-    def totals(self):
+    def totals(self) -> dict[str, int]:
         """`{"trained", "deployed", "macs", "bit_operations", "size"}`, sums over the layers."""
         names = ("trained", "deployed", "macs", "bit_operations", "size")
         return {name: sum(getattr(row, name) or 0 for row in self.layers) for name in names}
 
     @property
-    def unknown(self):
+    def unknown(self) -> list[str]:
         """Names of the layers whose multiplications are not known and not in the totals."""
         return [row.name for row in self.layers if row.macs is None]
 
-    def as_dict(self):
+    def as_dict(self) -> dict[str, Any]:
         """The summary as plain data, which JSON can hold."""
         rows = [
             {**dataclasses.asdict(row), "bit_operations": row.bit_operations}
@@ -99,19 +103,21 @@ class Summary:
             "unknown": self.unknown,
         }
 
-    def __str__(self):
+    def __str__(self) -> str:
         return as_text(self)
 
-    def html(self):
+    def html(self) -> str:
         """The table as a page that needs no other file."""
         return as_html(self)
 
-    def save(self, path):
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Writes `html()` to a file, whole or not at all."""
         write_atomically(new_file(path), self.html().encode())
 
 
-def summary(model, input_shape=None, container="int8"):
+def summary(
+    model: keras.Model, input_shape: Sequence[int] | None = None, container: str = "int8"
+) -> Summary:
     """Says what a model is made of and what it costs.
 
     A block counts as the one convolution that it is merged into: `kernel height * kernel width
@@ -142,14 +148,21 @@ def summary(model, input_shape=None, container="int8"):
     graph = read_native(model)
     packed = four_bit_layers(graph)[0] if container == "int4" else ()
     shapes = output_shapes(graph, input_shape)
-    counted, rows = set(), []
+    counted: set[int] = set()
+    rows = []
     for node in graph.nodes.values():
         if type(node.layer) is not Quantize:
             rows.append(_row(graph, node, shapes, counted, node.name in packed))
     return Summary(model.name, tuple(rows))
 
 
-def _row(graph, node, shapes, counted, packed):
+def _row(
+    graph: Graph,
+    node: Node,
+    shapes: Mapping[str, tuple[int, ...]],
+    counted: set[int],
+    packed: bool,
+) -> LayerSummary:
     layer, shape = node.layer, shapes[node.name]
     source = shapes[node.inputs[0].node] if node.inputs else shape
     output, reads = output_quantizer(graph, node), _input_quantizer(graph, node)
@@ -172,7 +185,7 @@ def _row(graph, node, shapes, counted, packed):
     )
 
 
-def _input_quantizer(graph, node):
+def _input_quantizer(graph: Graph, node: Node) -> Quantize | None:
     """The `Quantize` layer on whose grid a node's first input lies, or None."""
     if not node.inputs:
         return None
@@ -181,7 +194,7 @@ def _input_quantizer(graph, node):
     return output_quantizer(graph, graph.nodes[node.inputs[0].node])
 
 
-def _trained(layers, counted):
+def _trained(layers: Iterable[Layer | None], counted: set[int]) -> int:
     """The trainable parameters of layers that have not been counted."""
     total = 0
     for layer in layers:
@@ -191,7 +204,7 @@ def _trained(layers, counted):
     return total
 
 
-def _steps(quantizer):
+def _steps(quantizer: LSQ | None) -> tuple[float, float] | None:
     """The smallest and the largest step of an `LSQ`, or None without one."""
     if quantizer is None:
         return None

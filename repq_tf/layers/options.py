@@ -54,3 +54,28 @@ class GridOptions(QuantizeOptions, total=False):
 
     bits: int
     signed: bool
+
+
+class NetworkOptions(TrainingOptions, total=False):
+    """Those that a network of `repq_tf.models` hands to its blocks, which document them.
+
+    Some are of a few classes of blocks alone.
+    """
+
+    kernel_initializer: Identifier
+    branches: int
+    custom_l2: float
+    custom_l2_denominator: bool
+    expansion: str
+    gamma_initializer: Identifier
+    identity: bool
+    identity_scale: float
+    internal_channels: int | None
+    multiplier: int
+    rate: int
+    scales: float
+    single_init: bool
+    trainable_scales: bool
+    use_batch_norm: bool
+    use_bias: bool
+    variant: str

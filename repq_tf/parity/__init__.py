@@ -1,9 +1,11 @@
 """The proof that a file computes what was trained; also a program, `--help` describes it."""
 
+from typing import Any
+
 __all__ = ["LayerParity", "ParityReport", "check_parity"]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     """Returns a public name, imported now: the program checks its arguments before."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

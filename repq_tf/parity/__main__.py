@@ -6,15 +6,23 @@ Exit status 0: the file computes what the model computes. 1: it diverges; the fi
 the likely cause are printed. 2: an argument is bad.
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 import sys
 import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from repq_tf.files import pictures
+
+if TYPE_CHECKING:
+    from repq_tf.keras_api import Array, Shape
+    from repq_tf.parity.report import ParityReport
 
 NORMALIZATIONS = {
     "pixels/127.5-1": pictures.scale_pixels,
@@ -26,7 +34,7 @@ KERNELS = ("default", "reference")
 _CHUNK = 32
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit status."""
     options = _parser().parse_args(arguments)
     # Read when TensorFlow is imported.
@@ -43,7 +51,7 @@ def main(arguments=None):
     return 0 if report.holds else 1
 
 
-def _parser():
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m repq_tf.parity",
         description=__doc__,
@@ -86,7 +94,7 @@ def _parser():
     return parser
 
 
-def _check(options):
+def _check(options: argparse.Namespace) -> None:
     """Refuses what can be known to be wrong before Keras is imported."""
     for name in ("images", "batch_size"):
         value = getattr(options, name)
@@ -104,7 +112,7 @@ def _check(options):
         _check_writable(options.output)
 
 
-def _check_writable(folder):
+def _check_writable(folder: Path) -> None:
     """Refuses a folder that cannot be made or written."""
     existing = folder.absolute()
     while not os.path.lexists(existing):
@@ -118,7 +126,7 @@ def _check_writable(folder):
         ) from error
 
 
-def _compare(options):
+def _compare(options: argparse.Namespace) -> ParityReport:
     from repq_tf.files.keras_models import load_model
     from repq_tf.parity.compare import check_parity
     from repq_tf.parity.runtime import File
@@ -132,6 +140,7 @@ def _compare(options):
             f"{files}, the model {mine}"
         )
     shape = tuple(ours or theirs for ours, theirs in zip(mine, files, strict=True))
+    images: Any
     if options.data.is_dir():
         images = _pictures(options.data, shape, options.images)
     else:
@@ -142,7 +151,7 @@ def _compare(options):
     return check_parity(model, options.file, images, options.batch_size, options.kernels)
 
 
-def _array(path):
+def _array(path: Path) -> Array:
     """The array of a `.npy` or `.npz` file; nothing in it is executed."""
     try:
         if path.suffix == ".npz":
@@ -156,7 +165,7 @@ def _array(path):
         raise ValueError(f"{path} cannot be read as images: {error}") from error
 
 
-def _array_of_several(path):
+def _array_of_several(path: Path) -> Array:
     # A damaged file that NumPy opened itself stays open until it is collected.
     with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
         names = arrays.files
@@ -165,7 +174,7 @@ def _array_of_several(path):
         return arrays["images" if "images" in names else names[0]]
 
 
-def _pictures(folder, shape, count):
+def _pictures(folder: Path, shape: Shape, count: int | None) -> Iterator[Array]:
     """Yields the pictures of a folder, each `(1, height, width, channels)`, uint8."""
     *size, channels = shape
     if channels not in (1, 3):
@@ -182,12 +191,12 @@ def _pictures(folder, shape, count):
         yield pictures.pixels(picture, channels)[None]
 
 
-def _chunks(images):
+def _chunks(images: Array | Iterable[Array]) -> Iterator[Array]:
     """Joins single images of equal shapes, or cuts an array."""
     if isinstance(images, np.ndarray):
         yield from (images[k : k + _CHUNK] for k in range(0, len(images), _CHUNK))
         return
-    waiting = []
+    waiting: list[Array] = []
     for image in images:
         if waiting and (len(waiting) == _CHUNK or image.shape != waiting[0].shape):
             yield np.concatenate(waiting)

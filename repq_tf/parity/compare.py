@@ -2,17 +2,19 @@
 
 import dataclasses
 import numbers
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from repq_tf.calibration.execution import run_batch
 from repq_tf.calibration.images import read_images
 from repq_tf.files import file_path
-from repq_tf.graphs import leaves, read_native
-from repq_tf.keras_api import ops
+from repq_tf.graphs import Graph, Node, leaves, read_native
+from repq_tf.keras_api import Array, Shape, Tensor, keras, ops
 from repq_tf.layers import Quantize
-from repq_tf.parity.diagnosis import diagnose, levels_of
+from repq_tf.parity.diagnosis import Cause, diagnose, levels_of
 from repq_tf.parity.report import BOUNDS, LayerParity, ParityReport
 from repq_tf.parity.runtime import File
 from repq_tf.progress import Progress
@@ -25,7 +27,14 @@ _FEATURES = 2**28
 _KERAS = 40
 
 
-def check_parity(model, path, images, batch_size=None, kernels="default", verbose=True):
+def check_parity(
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    images: Any,
+    batch_size: int | None = None,
+    kernels: str = "default",
+    verbose: bool = True,
+) -> ParityReport:
     """Compares a quantized model with its file on the same images.
 
     Runs the Keras model's inference and the interpreter, and compares every stored tensor as
@@ -67,7 +76,7 @@ def check_parity(model, path, images, batch_size=None, kernels="default", verbos
     graph = in_container(graph, file.container)
     comparison = _Comparison(graph, file, kernels)
 
-    def fitting(shape):
+    def fitting(shape: Shape) -> int:
         kept, largest = file.image_bytes(shape)
         return batch_size or max(1, _FEATURES // (kept + _KERAS * largest))
 
@@ -88,7 +97,7 @@ class _Count:
     largest: int = 0
     outside: int = 0
 
-    def add(self, want, got, bounds):
+    def add(self, want: Array, got: Array, bounds: tuple[int, int]) -> None:
         difference = np.abs(want.reshape(-1) - got.reshape(-1))
         self.outputs += difference.size
         self.different += int(np.count_nonzero(difference))
@@ -99,10 +108,12 @@ class _Count:
 class _Comparison:
     """A model and its file, batch after batch."""
 
-    def __init__(self, graph, file, kernels):
+    def __init__(self, graph: Graph, file: File, kernels: str) -> None:
         self.graph, self.file, self.kernels = graph, file, kernels
         self.local = kernels != "default"
-        self.layers, self.agree, self.images = {}, [], 0
+        self.layers: dict[str, _Count] = {}
+        self.agree: list[Array] = []
+        self.images = 0
         stored = [n for n in graph.nodes.values() if isinstance(n.layer, Quantize)]
         names = [quantized_node(graph, node) for node in stored]
         if not any(node.is_input for node in names) or all(node.is_input for node in names):
@@ -123,7 +134,7 @@ class _Comparison:
         ]
         self.end_counts = [_Count() for _ in self.ends]
 
-    def add(self, batch):
+    def add(self, batch: Array) -> None:
         """Compares the tensors of a batch."""
         results = run_batch(self.graph, batch, observe=self._observe)
         if self.local:
@@ -143,7 +154,7 @@ class _Comparison:
             self.agree.append(np.all(agree, axis=0))
         self.images += len(batch)
 
-    def _observe(self, node, value):
+    def _observe(self, node: Node, value: Tensor) -> Tensor | None:
         """Compares what a layer made; in a local comparison, returns what goes on."""
         if not isinstance(node.layer, Quantize):
             return None
@@ -162,14 +173,14 @@ class _Comparison:
         features = (got.reshape(integers.shape) * step).astype(np.float32)
         return ops.convert_to_tensor(features)
 
-    def _check(self, name, want, got):
+    def _check(self, name: str, want: Array, got: Array) -> None:
         if want.size != got.size:
             raise ValueError(
                 f"{self.file.path} was not exported from model {self.graph.name!r}: layer "
                 f"{name!r} makes {want.shape} in the model and {got.shape} in the file"
             )
 
-    def report(self):
+    def report(self) -> ParityReport:
         """The `ParityReport`, with a diagnosis if a layer diverges."""
         names = [name for name, _ in self.ends]
         layers, outputs = (
@@ -186,7 +197,7 @@ class _Comparison:
         report = ParityReport(self.images, agreement, layers, outputs)
         return dataclasses.replace(report, causes=self._diagnose(report))
 
-    def _diagnose(self, report):
+    def _diagnose(self, report: ParityReport) -> tuple[Cause, ...]:
         """Causes at the first layer that diverges, else before it where values differ."""
         parts = [(layer, self.file.indices[layer.name]) for layer in report.layers]
         parts += zip(report.outputs, self.file.outputs, strict=True)
@@ -194,7 +205,7 @@ class _Comparison:
         diverging = [part for part in parts if part[0].diverges][:1]
         if not diverging:
             return ()
-        before = [part for part in parts[: parts.index(*diverging)] if part[0].different]
+        before = [part for part in parts[: parts.index(diverging[0])] if part[0].different]
         found = [
             diagnose(self.graph, self.file.model, *part, self.kernels)
             for part in (*diverging, *before)
@@ -203,6 +214,6 @@ class _Comparison:
         return (known or found)[0]
 
 
-def _integers(value, layer):
+def _integers(value: Tensor, layer: Quantize) -> Array:
     """The levels of a quantized tensor."""
     return np.rint(ops.convert_to_numpy(value / layer.step)).astype(np.int32)

@@ -5,12 +5,16 @@ compared with the model: types, scales, zero points, kernel, bias, clamps.
 """
 
 import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from repq_tf.arithmetic import zero_point
-from repq_tf.keras_api import ops
+from repq_tf.graphs import Graph, Node
+from repq_tf.keras_api import Array, ops
 from repq_tf.layers import Quantize, ReparamConv
+from repq_tf.parity.report import LayerParity
 from repq_tf.quantization.grids import input_quantizer, known_name, quantized_node
 from repq_tf.quantization.operators import activation_name
 
@@ -36,6 +40,10 @@ _FAST = (
 )
 
 
+# Kinds and texts of causes.
+Found: TypeAlias = Iterator[tuple[str, str]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Cause:
     """Something in the file that explains a difference.
@@ -51,11 +59,13 @@ class Cause:
     layer: str
     text: str
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"layer {self.layer!r}: {self.text}"
 
 
-def diagnose(graph, model, difference, index, kernels="default"):
+def diagnose(
+    graph: Graph, model: Any, difference: LayerParity, index: int, kernels: str = "default"
+) -> tuple[Cause, ...]:
     """Inspects the operators of a file that make a tensor which differs.
 
     Args:
@@ -88,7 +98,7 @@ def diagnose(graph, model, difference, index, kernels="default"):
     return tuple(Cause(kind, difference.name, text) for kind, text in found)
 
 
-def unequal_scales(model, operators):
+def unequal_scales(model: Any, operators: Iterable[Any]) -> Iterator[str]:
     """Yields a text for each operator that moves integers between unequal grids."""
     from repq_tf.deployment import flatbuffer  # LiteRT's schema, not needed to train
 
@@ -107,7 +117,7 @@ def unequal_scales(model, operators):
             )
 
 
-def levels_of(layer, source=None):
+def levels_of(layer: Quantize, source: Node | None = None) -> tuple[int, int]:
     """The lowest and the highest level that a tensor can have in the model.
 
     Args:
@@ -123,7 +133,7 @@ def levels_of(layer, source=None):
     return low, high
 
 
-def _activation(node):
+def _activation(node: Node | None) -> str:
     if node is None or getattr(node.layer, "activation", None) is None:
         return "linear"
     return activation_name(node.layer)
@@ -132,7 +142,7 @@ def _activation(node):
 class _Part:
     """The operators behind one tensor of a file, and the model's layer of the same name."""
 
-    def __init__(self, graph, model, name, index):
+    def __init__(self, graph: Graph, model: Any, name: str, index: int) -> None:
         from repq_tf.deployment import flatbuffer  # LiteRT's schema, not needed to train
 
         self.schema, self.graph, self.model, self.name = flatbuffer, graph, model, name
@@ -146,12 +156,14 @@ class _Part:
         self.node = found.get(name, graph.nodes.get(name))
         self.operators, self.sources = self._walk()
 
-    def _walk(self):
+    def _walk(self) -> tuple[list[Any], list[int]]:
         """The operators, in the order of the file, and the stored tensors that they read."""
         subgraph = self.model.subgraphs[0]
         producer = self.schema.producers(subgraph)
         ends = {int(i) for i in subgraph.inputs}
-        operators, sources, waiting = [], [], [self.index]
+        operators: list[Any] = []
+        sources: list[int] = []
+        waiting = [self.index]
         while waiting:
             index = waiting.pop()
             stored = self._quantizer(index) is not None
@@ -163,18 +175,18 @@ class _Part:
                 waiting += [int(i) for i in producer[index].inputs if int(i) in ends]
         return operators, sources
 
-    def _quantizer(self, index):
+    def _quantizer(self, index: int) -> Quantize | None:
         """The `Quantize` layer of a tensor, or None."""
         names = self.schema.names(self.tensors[int(index)])
         return next((self.quantizers[n] for n in names if n in self.quantizers), None)
 
-    def _kind(self, operator):
+    def _kind(self, operator: Any) -> str:
         return self.schema.operator_name(self.model, operator)
 
-    def _label(self, index):
+    def _label(self, index: int) -> str:
         return repr(self.tensors[int(index)].name.decode())
 
-    def floats(self):
+    def floats(self) -> Found:
         """Operators that compute in floating point."""
         subgraph = self.model.subgraphs[0]
         ends = {int(i) for i in (*subgraph.inputs, *subgraph.outputs)}
@@ -188,7 +200,7 @@ class _Part:
                     f"{self._kind(operator)} is {self.types[floats[0]]}",
                 )
 
-    def scales(self):
+    def scales(self) -> Found:
         """Scales and zero points that are not the model's."""
         for index in (*self.sources, self.index):
             layer = self._quantizer(index)
@@ -203,7 +215,7 @@ class _Part:
                 name = self._label(index)
                 yield "scale", f"tensor {name} has zero point {zero} instead of {want}"
 
-    def weights(self):
+    def weights(self) -> Found:
         """Kernel and bias that are not the model's integers."""
         node = self.node
         operators = [op for op in self.operators if self._kind(op) in self.schema.WEIGHTED]
@@ -212,7 +224,9 @@ class _Part:
         operator = operators[0]
         if self.types[int(operator.inputs[1])] in self.schema.FLOATS:
             return  # said already
-        step = input_quantizer(self.graph, node).step
+        quantizer = input_quantizer(self.graph, node)
+        assert quantizer is not None  # the file has its grid
+        step = quantizer.step
         integers, scale, bias, _ = node.layer.integer_weights(step)
         integers, scale, bias = (ops.convert_to_numpy(v) for v in (integers, scale, bias))
         kernel = self.tensors[int(operator.inputs[1])]
@@ -228,7 +242,7 @@ class _Part:
         grid = np.float32(step) * scale
         yield from self._other_scale("bias", "bias off its grid: the bias", tensor, grid)
 
-    def _different(self, kind, what, tensor, want):
+    def _different(self, kind: str, what: str, tensor: Any, want: Array) -> Found:
         got = self.schema.tensor_data(self.model, tensor)
         if got is None:
             return  # computed, which XNNPACK does not take
@@ -243,7 +257,7 @@ class _Part:
                 f"{want.size} integers, by up to {difference.max():.0f}",
             )
 
-    def _other_scale(self, kind, what, tensor, want):
+    def _other_scale(self, kind: str, what: str, tensor: Any, want: Array) -> Found:
         have = tensor.quantization
         got = None if have is None else have.scale
         if got is None or len(got) not in (1, len(want)):
@@ -258,7 +272,7 @@ class _Part:
                 f"{worst:.4g} times it",
             )
 
-    def clamps(self, outside):
+    def clamps(self, outside: int) -> Found:
         """Values beyond the model's levels."""
         layer = self.quantizers.get(self.name)
         if outside and layer is not None:
@@ -270,7 +284,7 @@ class _Part:
                 f"the model (activation {activation}, {layer.bits} bits)",
             )
 
-    def slow_kernels(self, kernels):
+    def slow_kernels(self, kernels: str) -> Found:
         """Operators that XNNPACK does not run."""
         if kernels != "default":
             yield "kernels", f"the {kernels} kernels were asked for, which round differently"

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import os
+from typing import Any
 
 from repq_tf.files import replacing, write_atomically
 from repq_tf.text import columns
@@ -40,12 +41,12 @@ class LayerParity:
     bound: tuple | None = BOUNDS["default"]
 
     @property
-    def share(self):
+    def share(self) -> float:
         """The share of values that differ."""
         return self.different / self.outputs
 
     @property
-    def diverges(self):
+    def diverges(self) -> bool:
         """Whether it differs by more than the bound."""
         if self.bound is None:
             return False
@@ -74,37 +75,39 @@ class ParityReport:
     causes: tuple = ()
 
     @property
-    def equal_outputs(self):
+    def equal_outputs(self) -> float:
         """The share of the model's outputs that are equal."""
         count = sum(end.outputs for end in self.outputs)
         return 1 - sum(end.different for end in self.outputs) / count
 
     @property
-    def largest_difference(self):
+    def largest_difference(self) -> int:
         """Of the model's outputs, in steps."""
         return max(end.largest for end in self.outputs)
 
     @property
-    def first_divergent(self):
+    def first_divergent(self) -> str | None:
         """The name of the first layer that differs by more than rounding, or None."""
         parts = (*self.layers, *self.outputs)
         return next((part.name for part in parts if part.diverges), None)
 
     @property
-    def holds(self):
+    def holds(self) -> bool:
         """Whether the file is the model: no layer diverges, and the classes agree."""
         bounded = all(end.bound for end in self.outputs)
         classes = not bounded or self.top1_agreement in (None, 1.0)
         return self.first_divergent is None and classes
 
-    def as_dict(self):
+    def as_dict(self) -> dict[str, Any]:
         """The report as plain data."""
         names = ("equal_outputs", "largest_difference", "first_divergent", "holds")
         return {**dataclasses.asdict(self), **{name: getattr(self, name) for name in names}}
 
-    def rows(self):
+    def rows(self) -> list[tuple[str, ...]]:
         """The table, lines of cells, the head first."""
-        lines = [("layer", "outputs", "different", "share", "largest", "outside", "")]
+        lines: list[tuple[str, ...]] = [
+            ("layer", "outputs", "different", "share", "largest", "outside", "")
+        ]
         for part, kind in [(row, "") for row in self.layers] + [
             (end, "output") for end in self.outputs
         ]:
@@ -114,7 +117,7 @@ class ParityReport:
             lines.append(tuple(str(cell) for cell in cells))
         return lines
 
-    def summary(self):
+    def summary(self) -> str:
         """The verdict, in a line."""
         agreement = "-" if self.top1_agreement is None else f"{self.top1_agreement:.2%}"
         return (
@@ -123,11 +126,11 @@ class ParityReport:
             f"first divergent layer: {self.first_divergent or 'none'}"
         )
 
-    def __str__(self):
+    def __str__(self) -> str:
         causes = [f"likely cause: {cause}" for cause in self.causes]
         return "\n".join([columns(self.rows()), *_LEGEND, *causes, self.summary()])
 
-    def save(self, folder):
+    def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes `parity.csv`, `.json`, `.md` and `.png`, each whole or not at all.
 
         Args:
@@ -147,7 +150,7 @@ class ParityReport:
         with replacing(os.path.join(folder, "parity.png")) as temporary:
             self._figure().savefig(temporary, dpi=100)
 
-    def _csv(self):
+    def _csv(self) -> str:
         text = io.StringIO()
         names = ("name", "outputs", "different", "share", "largest", "outside", "diverges")
         writer = csv.writer(text, lineterminator="\n")
@@ -157,7 +160,7 @@ class ParityReport:
                 writer.writerow((kind, *(getattr(part, name) for name in names)))
         return text.getvalue()
 
-    def _markdown(self):
+    def _markdown(self) -> str:
         head, *lines = (
             "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
             for row in self.rows()
@@ -169,7 +172,7 @@ class ParityReport:
         parts = ("# Parity", self.summary(), causes, table, legend, "![Parity](parity.png)")
         return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
-    def _figure(self):
+    def _figure(self) -> Any:
         """The share of different values and the largest difference of every layer."""
         from matplotlib.figure import Figure  # without pyplot: no window, no global state
 

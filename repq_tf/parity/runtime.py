@@ -3,10 +3,14 @@
 import contextlib
 import math
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from repq_tf.arguments import fits
+from repq_tf.keras_api import Array, Shape
 from repq_tf.parity.diagnosis import unequal_scales
 from repq_tf.quiet import quiet
 
@@ -29,7 +33,7 @@ class File:
         ValueError: it is not a TFLite file, or the runtime cannot run it.
     """
 
-    def __init__(self, path, kernels="default"):
+    def __init__(self, path: Path, kernels: str = "default") -> None:
         from repq_tf.deployment import ends, flatbuffer, storage  # LiteRT's schema
 
         self.path = path
@@ -54,16 +58,16 @@ class File:
             self._keeping, self._usual = (
                 _interpreter(content, keep, kernels) for keep in (True, False)
             )
-        self._allocated = None  # the input's shape that there is memory for
+        self._allocated: Shape | None = None  # the input's shape that there is memory for
 
-    def check(self, shape):
+    def check(self, shape: Shape) -> None:
         """Raises ValueError for images of a shape that the file does not take."""
         if not fits(self.image_shape, shape):
             raise ValueError(
                 f"{self.path} takes images of shape {self.image_shape}. Received: {shape}"
             )
 
-    def image_bytes(self, shape):
+    def image_bytes(self, shape: Shape) -> tuple[int, int]:
         """Bytes that an image of a shape needs: all its tensors, and the largest one's size."""
         self.check(shape)
         self._allocate((1, *shape))
@@ -74,7 +78,7 @@ class File:
         ]
         return sum(count * width for count, width in sizes), max(count for count, _ in sizes)
 
-    def run(self, integers, step):
+    def run(self, integers: Array, step: np.float32) -> None:
         """Computes a batch.
 
         Args:
@@ -96,7 +100,7 @@ class File:
             interpreter.set_tensor(detail["index"], values)
             interpreter.invoke()
 
-    def _allocate(self, shape):
+    def _allocate(self, shape: Shape) -> None:
         """Makes both interpreters ready for inputs of a shape.
 
         Not before one is known: layers need not fit the size 1 that open sizes have in a file.
@@ -111,7 +115,7 @@ class File:
         self._allocated = shape
 
     @contextlib.contextmanager
-    def _refusal(self, what=""):
+    def _refusal(self, what: str = "") -> Iterator[None]:
         """Says why the runtime refuses the file."""
         try:
             yield
@@ -120,22 +124,22 @@ class File:
             reason = causes or what + str(error).strip().splitlines()[0]
             raise ValueError(f"{self.path} is refused by the runtime: {reason}") from error
 
-    def tensor(self, index, step):
+    def tensor(self, index: int, step: np.float32) -> Array:
         """Levels, zero point removed, of an inner tensor; of a float one, by `step`."""
         return self._levels(self._keeping.get_tensor(index), index, step)
 
-    def output(self, position, step):
+    def output(self, position: int, step: np.float32) -> Array:
         """Levels of an output of the model, as the caller gets it."""
         detail = self._usual.get_output_details()[position]
         return self._levels(self._usual.get_tensor(detail["index"]), detail["index"], step)
 
-    def _levels(self, values, index, step):
+    def _levels(self, values: Array, index: int, step: np.float32) -> Array:
         if values.dtype.kind == "f":
             return np.rint(values / step).astype(np.int32)
         return values.astype(np.int32) - self.quantization[index][1]
 
 
-def _interpreter(content, keep, kernels):
+def _interpreter(content: bytes, keep: bool, kernels: str) -> Any:
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     resolvers = {"default": OpResolverType.AUTO, "reference": OpResolverType.BUILTIN_REF}

@@ -1,28 +1,38 @@
 """The layers of a quantized model, made while the float model's graph is walked."""
 
+from collections.abc import Callable
+from typing import Any
+
 from repq_tf.arithmetic import zero_point
-from repq_tf.graphs import copy_layer, copy_state, free_name
-from repq_tf.keras_api import keras
+from repq_tf.graphs import Node, copy_layer, copy_state, free_name
+from repq_tf.keras_api import Layer, Tensor, keras
 from repq_tf.layers import DenseBlock, Quantize, ReparamConv
 from repq_tf.layers.freezing import copy_trainable, is_frozen
 from repq_tf.layers.stock import assign, copy_stock, stock_block
 from repq_tf.quantization.grids import OPERATOR
+from repq_tf.quantization.sites import Placement, Site
 
 
 class Builder:
     """Makes the layers of the quantized model while the source graph is walked."""
 
-    def __init__(self, placement, bn_statistics, restore_batch_norm, step_gradient):
+    def __init__(
+        self,
+        placement: Placement,
+        bn_statistics: str,
+        restore_batch_norm: bool | None,
+        step_gradient: str,
+    ) -> None:
         self.placement = placement
         self.bn_statistics = bn_statistics
         self.restore_batch_norm = restore_batch_norm
         self.step_gradient = step_gradient
-        self.quantizers = {}
-        self.steps = {}
-        self.zero_points = {}
-        self.blocks = {}
+        self.quantizers: dict[str, Quantize] = {}
+        self.steps: dict[str, Tensor] = {}
+        self.zero_points: dict[str, int] = {}
+        self.blocks: dict[str, ReparamConv] = {}
 
-    def apply(self, node, args, kwargs):
+    def apply(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Applies what a source node becomes."""
         sites = self.placement.sites
         site = sites.get(node.name)
@@ -32,17 +42,17 @@ class Builder:
             return self._convolution(site, args[0])
         if site.operator is not None and site.operator.make is not None:
             if site.kind == "same_scale":
-                return self._on_input_grid(site, args[0])
+                return self._on_input_grid(site, site.operator.make, args[0])
             floats = site.kind == "fixed" and self._input_group(site) not in self.steps
             if site.bits.activation_bits and not floats:
-                return self._on_own_grid(site, args)
+                return self._on_own_grid(site, site.operator.make, args)
         y = self._copy(site)(*args, **kwargs)
         if site.fused:
             name = self.placement.ends.get(site.name, site.fused[-1])
             y = keras.layers.Activation(site.activation, name=name, dtype="float32")(y)
         return self.quantize_output(site, y)
 
-    def _copy(self, site):
+    def _copy(self, site: Site) -> Layer:
         """The layer itself; in float32, since half precision moves values off their grid."""
         last = not site.fused and not self._rounds(site)
         copy = copy_layer(site.layer, self._name(site, last), dtype="float32")
@@ -51,7 +61,7 @@ class Builder:
             copy_state(site.layer, copy)
         return copy
 
-    def _convolution(self, site, x):
+    def _convolution(self, site: Site, x: Tensor) -> Tensor:
         step = self.steps.get(self._input_group(site))
         block = self.blocks[site.name] = self._block(site)
         if step is None or block.weight_quantizer is None:
@@ -62,10 +72,12 @@ class Builder:
             return self.quantize_output(site, y, scale, rounding=rounding)
         return self.quantize_output(site, *block(x, step))
 
-    def _input_group(self, site, index=0):
+    def _input_group(self, site: Site, index: int = 0) -> str:
         return self.placement.sites[site.inputs[index]].group
 
-    def _on_own_grid(self, site, args):
+    def _on_own_grid(
+        self, site: Site, make: Callable[..., Layer], args: tuple[Any, ...]
+    ) -> Tensor:
         """An operator with a quantizer of its own.
 
         Where several tensors share one scale, as in a concatenation, or an average is rounded
@@ -79,10 +91,12 @@ class Builder:
                 f"layer {site.name!r}: its inputs have no quantizer, but its output has; "
                 "check the rules"
             )
-        layer = site.operator.make(
+        layer = make(
             site,
             self.zero_points[groups[0]],
-            bits=max(8, site.bits.activation_bits) if shared else site.bits.activation_bits,
+            bits=max(8, site.bits.activation_bits or 8)
+            if shared
+            else site.bits.activation_bits,
             signed=site.signed and site.activation == "linear",
             step=None if shared else site.step,
             name=self._name(site, last=not shared),
@@ -100,20 +114,22 @@ class Builder:
         self.zero_points[site.group] = zero_point(layer.bits, layer.signed)
         return y
 
-    def _on_input_grid(self, site, x):
+    def _on_input_grid(self, site: Site, make: Callable[..., Layer], x: Tensor) -> Tensor:
         """An operator whose results are rounded to the grid of its input."""
         step = self.steps.get(site.group)
         if step is None:
             return self._copy(site)(x)
         name = self._name(site, last=False)
-        layer = site.operator.make(site, self.zero_points[site.group], name=name)
+        layer = make(site, self.zero_points[site.group], name=name)
         return self.quantize_output(site, layer(x, step))
 
-    def apply_input(self, node, x):
+    def apply_input(self, node: Node, x: Tensor) -> Tensor:
         """Quantizes an input of the model."""
         return self.quantize_output(self.placement.sites[node.name], x)
 
-    def quantize_output(self, site, y, scale=None, **rounding):
+    def quantize_output(
+        self, site: Site, y: Tensor, scale: Tensor | None = None, **rounding: Any
+    ) -> Tensor:
         """Puts the group's quantizer behind a site whose output needs rounding."""
         if not self._rounds(site):
             return y
@@ -121,7 +137,9 @@ class Builder:
             name = self._free_name(site, "_quantize")
             if not self._shares_quantizer(site):
                 name = self.placement.ends.get(site.name, name)
-            layer = Quantize(site.bits.activation_bits, site.signed, site.step, name=name)
+            bits = site.bits.activation_bits
+            assert bits is not None  # or nothing is rounded
+            layer = Quantize(bits, site.signed, site.step, name=name)
             self.quantizers[site.group] = layer
         quantizer = self.quantizers[site.group]
         self.zero_points[site.group] = zero_point(quantizer.bits, quantizer.signed)
@@ -129,32 +147,32 @@ class Builder:
         y, self.steps[site.group] = quantizer(*args, **rounding)
         return y
 
-    def _name(self, site, last):
+    def _name(self, site: Site, last: bool) -> str:
         """The name of a site's operator: the output's of the model, if it is the last layer."""
         ends = self.placement.ends
         if last and site.name in ends:
             return ends[site.name]
         return self._free_name(site, OPERATOR) if site.name in ends.values() else site.name
 
-    def _free_name(self, site, suffix):
+    def _free_name(self, site: Site, suffix: str) -> str:
         placement = self.placement
         return free_name(f"{site.name}{suffix}", {*placement.alias, *placement.ends.values()})
 
-    def _rounds(self, site):
+    def _rounds(self, site: Site) -> bool:
         """Whether a quantizer stands behind what a site computes."""
         return site.bits.activation_bits is not None and not self._on_grid(site)
 
-    def _shares_quantizer(self, site):
+    def _shares_quantizer(self, site: Site) -> bool:
         group = self.placement.groups[site.group]
         return sum(not self._on_grid(other) for other in group.sites) > 1
 
-    def _on_grid(self, site):
+    def _on_grid(self, site: Site) -> bool:
         """Whether the output of a site lies on the grid of its input without rounding."""
         # The number 6, and what an operator computes, do not.
         moves = site.operator is None or site.operator.make is None
         return site.kind == "same_scale" and moves and site.activation != "relu6"
 
-    def _block(self, site):
+    def _block(self, site: Site) -> ReparamConv:
         if isinstance(site.layer, ReparamConv):
             kind, config = type(site.layer), site.layer.get_config()
         else:
@@ -173,7 +191,7 @@ class Builder:
             config["restore_batch_norm"] = True
         return kind.from_config(config)
 
-    def copy_weights(self):
+    def copy_weights(self) -> None:
         """Copies the source layers' weights, and what is frozen of them, into the blocks."""
         for name, block in self.blocks.items():
             site = self.placement.sites[name]
@@ -181,12 +199,13 @@ class Builder:
                 copy_trainable(site.layer, block)  # first: tf_keras orders weights by it
                 assign(block.expression.weights, site.layer.expression.weights)
                 if block.restored is not None and _has_trained_root(site.layer):
-                    assign(block.restored.weights, site.layer.restored.weights)
+                    trained: Any = site.layer.restored
+                    assign(block.restored.weights, trained.weights)
             else:
                 copy_stock(site.layer, site.batch_norm, block)
             self._freeze_new_parts(site.layer, block)
 
-    def _freeze_new_parts(self, source, block):
+    def _freeze_new_parts(self, source: Layer, block: ReparamConv) -> None:
         """Freezes what a block has beside its source, where all that it serves is frozen."""
         if block.weight_quantizer is not None and is_frozen(block.inner):
             block.weight_quantizer.trainable = False
@@ -195,7 +214,7 @@ class Builder:
             block.restored.trainable = block.trainable and any(n.trainable for n in norms)
 
     @property
-    def fresh_roots(self):
+    def fresh_roots(self) -> set[str]:
         """Names of the blocks whose restored batch norm is new."""
         return {
             block.name
@@ -205,7 +224,7 @@ class Builder:
         }
 
     @property
-    def true_moments(self):
+    def true_moments(self) -> set[str]:
         """Names of the blocks that were trained with exact moments."""
         sources = {
             block.name: self.placement.sites[name].layer for name, block in self.blocks.items()
@@ -220,6 +239,6 @@ class Builder:
 _DENSE = (keras.layers.Dense, DenseBlock)
 
 
-def _has_trained_root(layer):
+def _has_trained_root(layer: Layer) -> bool:
     """Whether a source block computes with a restored batch norm already."""
     return isinstance(layer, ReparamConv) and layer.merged and layer.restored is not None

@@ -7,26 +7,28 @@ two. `with_container` makes the Keras model round like the file of its container
 """
 
 import dataclasses
+from typing import Any
 
 from repq_tf.arithmetic import fits_four_bits
-from repq_tf.graphs import copy_call, read_native, rebuild
-from repq_tf.keras_api import ops
+from repq_tf.graphs import Graph, copy_call, read_native, rebuild
+from repq_tf.keras_api import Layer, keras, ops
 from repq_tf.layers import DenseBlock, Quantize, ReparamConv
 from repq_tf.quantization.grids import input_quantizer
 
 CONTAINERS = ("int8", "int4")
 
 
-def check_container(container):
+def check_container(container: str) -> None:
     """Raises ValueError when a container is not one of `CONTAINERS`."""
     if container not in CONTAINERS:
         raise ValueError(f"container must be one of {CONTAINERS}. Received: {container!r}")
 
 
-def check_four_bits(graph):
+def check_four_bits(graph: Graph) -> None:
     """Raises ValueError when a model has no kernel that "int4" would store in 4 bits."""
     layers = [node.layer for node in graph.nodes.values()]
-    found = {layer.weight_bits for layer in layers if isinstance(layer, ReparamConv)} - {None}
+    given = [layer.weight_bits for layer in layers if isinstance(layer, ReparamConv)]
+    found = {bits for bits in given if bits is not None}
     if not found or min(found) > 4:
         there = " and ".join(map(str, sorted(found))) + " bits" if found else "floating point"
         raise ValueError(
@@ -35,7 +37,7 @@ def check_four_bits(graph):
         )
 
 
-def with_container(model, container):
+def with_container(model: keras.Model, container: str) -> keras.Model:
     """Returns a copy of a quantized model that rounds like its file of a container.
 
     `export_tflite(model, path, container="int4")` writes the same file for both; in
@@ -54,7 +56,8 @@ def with_container(model, container):
         >>> repq_tf.with_container(qat, "int4").evaluate(images, labels)
     """
     check_container(container)
-    graph, copies = read_native(model), {}
+    graph = read_native(model)
+    copies: dict[int, Layer] = {}
     if container == "int4":
         check_four_bits(graph)
     return rebuild(
@@ -63,10 +66,11 @@ def with_container(model, container):
     )
 
 
-def in_container(graph, container):
+def in_container(graph: Graph, container: str) -> Graph:
     """The graph of a quantized model whose calls round like the file of a container."""
     packed = four_bit_layers(graph)[0] if container == "int4" else []
     nodes = dict(graph.nodes)
+    options: dict[str, Any]
     for node in graph.nodes.values():
         if isinstance(node.layer, ReparamConv):
             source, options = node, {"wide": True}
@@ -83,12 +87,12 @@ def in_container(graph, container):
     return dataclasses.replace(graph, nodes=nodes)
 
 
-def _runs_on_xnnpack(layer):
+def _runs_on_xnnpack(layer: Layer) -> bool:
     """Whether XNNPACK takes a layer's INT4 kernel: dense, with an even number of inputs."""
     return isinstance(layer, DenseBlock) and layer.inner.kernel.shape[-2] % 2 == 0
 
 
-def four_bit_layers(graph):
+def four_bit_layers(graph: Graph) -> tuple[list[str], list[str]]:
     """The layers whose kernels the "int4" container stores in 4 bits.
 
     Those of at most 4 bits, but for grouped and depthwise convolutions, which have few weights
@@ -98,7 +102,8 @@ def four_bit_layers(graph):
     Returns:
         `(names, left)`: the names of those layers, and of the ones with an 8.
     """
-    names, left = [], []
+    names: list[str] = []
+    left: list[str] = []
     for node in graph.nodes.values():
         block = node.layer
         if not isinstance(block, ReparamConv) or (block.weight_bits or 8) > 4:

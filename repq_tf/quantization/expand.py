@@ -1,11 +1,20 @@
 """Layers that are several operators of the integer file, as several nodes of the graph."""
 
 import dataclasses
+from collections.abc import Collection
 
 import numpy as np
 
-from repq_tf.graphs import Node, Tensor, copy_layer, copy_state, free_name, replace_tensors
-from repq_tf.keras_api import keras, ops
+from repq_tf.graphs import (
+    Graph,
+    Node,
+    Tensor,
+    copy_layer,
+    copy_state,
+    free_name,
+    replace_tensors,
+)
+from repq_tf.keras_api import Layer, keras, ops
 from repq_tf.layers import ReparamConv, SqueezeExcite
 from repq_tf.layers.stock import STOCK
 from repq_tf.quantization.operators import APART, activation_name, is_one_pixel
@@ -15,7 +24,7 @@ _WEIGHTED = (ReparamConv, *STOCK)
 _GATES = {"hard_silu": "hard_sigmoid", "silu": "sigmoid"}
 
 
-def expand(graph):
+def expand(graph: Graph) -> Graph:
     """Returns a graph in which every node is one operator of the integer file.
 
     - `SqueezeExcite` becomes a mean, two 1x1 convolutions, a sigmoid and a product;
@@ -28,7 +37,9 @@ def expand(graph):
     Raises:
         ValueError: a layer with weights is called more than once.
     """
-    nodes, ends, seen = {}, {}, {}
+    nodes: dict[str, Node] = {}
+    ends: dict[Tensor, Tensor] = {}
+    seen: dict[int, str] = {}
     for node in graph.nodes.values():
         if node.layer.weights and seen.setdefault(id(node.layer), node.name) != node.name:
             raise ValueError(
@@ -42,7 +53,7 @@ def expand(graph):
     return dataclasses.replace(graph, nodes=nodes, outputs=replace_tensors(graph.outputs, ends))
 
 
-def _parts(node, taken):
+def _parts(node: Node, taken: Collection[str]) -> list[Node]:
     """The nodes that a node becomes; the last one makes its tensor.
 
     Args:
@@ -65,7 +76,7 @@ def _parts(node, taken):
     return [node]
 
 
-def _activation(name, activation, like):
+def _activation(name: str, activation: str, like: Node) -> Node:
     """An activation of what the node `like` reads."""
     options = {"name": name, "dtype": like.layer.dtype_policy}
     softmax = activation == "softmax"
@@ -73,13 +84,13 @@ def _activation(name, activation, like):
     return Node(name, layer, tuple(like.inputs))
 
 
-def _product(node, gate):
+def _product(node: Node, gate: Node) -> Node:
     """What a node reads, times a gate; called as the node."""
     layer = _layers.Multiply(name=node.name, dtype=node.layer.dtype_policy)
     return Node(node.name, layer, ([*node.inputs, Tensor(gate.name)],))
 
 
-def _linear(layer):
+def _linear(layer: Layer) -> Layer:
     """A copy of a weighted layer without its activation."""
     copy = copy_layer(layer, activation="linear")
     copy.build_from_config(layer.get_build_config())
@@ -87,7 +98,7 @@ def _linear(layer):
     return copy
 
 
-def _squeeze_excite(node, taken):
+def _squeeze_excite(node: Node, taken: Collection[str]) -> list[Node]:
     """On features `(batch, 1, 1, channels)`, which the product broadcasts without a reshape."""
     layer = node.layer
     options = {"dtype": layer.dtype_policy}

@@ -2,7 +2,8 @@
 
 import re
 
-from repq_tf.keras_api import keras
+from repq_tf.graphs import Graph, Node
+from repq_tf.keras_api import Layer, Tensor, keras
 from repq_tf.layers import (
     Quantize,
     QuantizedAveragePooling2D,
@@ -18,7 +19,7 @@ ON_INPUT_GRID = QuantizedAveragePooling2D | QuantizedLeakyReLU | QuantizedUpSamp
 _CAPITALS = re.compile("(?<=[a-z])(?=[A-Z])")
 
 
-def known_name(graph, node):
+def known_name(graph: Graph, node: Node) -> str:
     """The name by which the user of a quantized model knows a node: its float model's.
 
     Where a convolution and its softmax are the layer `scores`, an output of the model, they
@@ -37,7 +38,7 @@ def known_name(graph, node):
     return f"{name}_{_CAPITALS.sub('_', kind).lower()}"
 
 
-def own_quantizer(graph, node):
+def own_quantizer(graph: Graph, node: Node) -> Quantize | None:
     """The `Quantize` layer that rounds a node's output, itself or behind it; or None.
 
     Args:
@@ -50,7 +51,7 @@ def own_quantizer(graph, node):
     return next((layer for layer in readers if type(layer) is Quantize), None)
 
 
-def output_quantizer(graph, node):
+def output_quantizer(graph: Graph, node: Node) -> Quantize | None:
     """The `Quantize` layer on whose grid a node's output lies, or None.
 
     Args:
@@ -66,7 +67,7 @@ def output_quantizer(graph, node):
     return output_quantizer(graph, graph.nodes[node.inputs[0].node])
 
 
-def input_quantizer(graph, node):
+def input_quantizer(graph: Graph, node: Node) -> Quantize | None:
     """The `Quantize` layer whose step a block is given, or None."""
     if len(node.inputs) < 2:
         return None
@@ -74,7 +75,7 @@ def input_quantizer(graph, node):
     return layer if isinstance(layer, Quantize) else None
 
 
-def quantized_node(graph, node):
+def quantized_node(graph: Graph, node: Node) -> Node:
     """The node whose tensor a `Quantize` node rounds: itself, if it is an operator.
 
     Itself, too, where it rounds what an operator has put on a grid of its own.
@@ -85,7 +86,7 @@ def quantized_node(graph, node):
     return node if isinstance(before.layer, Quantize) else before
 
 
-def grid_layer(graph, tensor):
+def grid_layer(graph: Graph, tensor: Tensor) -> Quantize:
     """The `Quantize` layer on whose grid a tensor lies.
 
     Raises:
@@ -102,7 +103,7 @@ def grid_layer(graph, tensor):
     return node.layer
 
 
-def stays_inside(layer):
+def stays_inside(layer: Layer) -> bool:
     """Whether what a layer computes cannot leave the grid of its input at the lower end."""
     if isinstance(layer, QuantizedLeakyReLU):
         return layer.negative_slope <= 1

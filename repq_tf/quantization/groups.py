@@ -1,6 +1,9 @@
 """Groups of sites whose tensors must share one scale: what holds for a group as a whole."""
 
 import dataclasses
+from collections.abc import Collection, Mapping
+
+from repq_tf.quantization.sites import Site
 
 
 @dataclasses.dataclass
@@ -16,16 +19,16 @@ class Group:
     sites: list
 
     @property
-    def origins(self):
+    def origins(self) -> list[Site]:
         """The sites whose outputs the quantizer rounds."""
         return [s for s in self.sites if s.kind in ("input", "convolution", "new_scale")]
 
     @property
-    def fixed(self):
+    def fixed(self) -> list[Site]:
         """The sites whose scale the runtime prescribes."""
         return [site for site in self.sites if site.kind == "fixed"]
 
-    def check(self):
+    def check(self) -> None:
         """Raises ValueError where a prescribed scale would have to be that of other tensors."""
         kinds = {site.operator for site in self.fixed}
         if len(kinds) > 1 or (kinds and self.origins):
@@ -36,21 +39,22 @@ class Group:
                 "demands"
             )
 
-    def share_sign(self):
+    def share_sign(self) -> None:
         """Makes the group signed where one of its origins is."""
         signed = any(site.signed for site in self.origins)
         for site in self.sites:
             if site.kind != "fixed":
                 site.signed = signed
 
-    def share_bits(self):
+    def share_bits(self) -> None:
         """Gives the group the most bits that an origin asks for; None where one has none."""
         if len(self.fixed) == len(self.sites):
             return
         given = [site.bits.activation_bits for site in self.origins]
-        self._set_bits(None if None in given else max(given, default=8))
+        known = [bits for bits in given if bits is not None]
+        self._set_bits(max(known, default=8) if known == given else None)
 
-    def fix_step(self, name, step):
+    def fix_step(self, name: str, step: float) -> None:
         """Fixes the step of the group's grid.
 
         Args:
@@ -65,23 +69,24 @@ class Group:
                 )
             site.step = step
 
-    def prescribe(self, floats):
+    def prescribe(self, floats: Collection[str]) -> None:
         """Gives the group the scale that the runtime prescribes, if it does, and 8 bits.
 
         Args:
             floats: names of parts of layers that stay in floating point, and have none.
         """
         for fixed in self.fixed:
+            assert fixed.operator is not None  # which makes it fixed
             for site in self.sites:
                 site.step = fixed.operator.step
             self._set_bits(None if fixed.name in floats else 8)
 
-    def _set_bits(self, bits):
+    def _set_bits(self, bits: int | None) -> None:
         for site in self.sites:
             site.bits = dataclasses.replace(site.bits, activation_bits=bits)
 
 
-def form_groups(sites):
+def form_groups(sites: Mapping[str, Site]) -> dict[str, Group]:
     """Forms groups by union-find, and tells each site the name of its own.
 
     Operators that keep the scale join the groups of all their inputs.
@@ -94,7 +99,7 @@ def form_groups(sites):
     """
     parent = {name: name for name in sites}
 
-    def find(name):
+    def find(name: str) -> str:
         while parent[name] != name:
             name = parent[name]
         return name
@@ -103,7 +108,7 @@ def form_groups(sites):
         if site.kind == "same_scale":
             for source in site.inputs:
                 parent[find(site.name)] = find(source)
-    groups = {}
+    groups: dict[str, Group] = {}
     for site in sites.values():
         site.group = find(site.name)
         groups.setdefault(site.group, Group(site.group, [])).sites.append(site)

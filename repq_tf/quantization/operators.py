@@ -6,13 +6,15 @@ converter does not make of that layer's `values` what its `integers` compute, it
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from repq_tf.keras_api import keras, ops
+from repq_tf.keras_api import Layer, keras, ops
 from repq_tf.layers import (
     DepthToSpace,
+    Quantize,
     QuantizedAdd,
     QuantizedAveragePooling2D,
     QuantizedHardSigmoid,
@@ -29,6 +31,8 @@ from repq_tf.layers.quantized.up_sampling import INTERPOLATIONS
 
 _layers = keras.layers
 FUSED = ("linear", "relu", "relu6")
+# Returns why a layer cannot be quantized, or None.
+Check: TypeAlias = Callable[[Layer], str | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,27 +59,29 @@ class Operator:
     step: float | None = None
 
 
-def _add(site, input_zero_point, **options):
+def _add(site: Any, input_zero_point: int, **options: Any) -> Layer:
     return QuantizedAdd(activation=site.activation, **options)
 
 
-def _multiply(site, input_zero_point, **options):
+def _multiply(site: Any, input_zero_point: int, **options: Any) -> Layer:
     return QuantizedMultiply(activation=site.activation, **options)
 
 
-def _prescribed(kind, wide_input=True, check=None):
-    def make(site, input_zero_point, **options):
+def _prescribed(
+    kind: type[Quantize], wide_input: bool | None = True, check: Check | None = None
+) -> Operator:
+    def make(site: Any, input_zero_point: int, **options: Any) -> Layer:
         return kind(name=options["name"], dtype=options["dtype"])
 
     return Operator("fixed", make, wide_input, check, step=kind.STEP)
 
 
-def _mean(site, input_zero_point, **options):
+def _mean(site: Any, input_zero_point: int, **options: Any) -> Layer:
     keepdims = site.layer.keepdims
     return QuantizedMean(keepdims=keepdims, input_zero_point=input_zero_point, **options)
 
 
-def _average_pooling(site, input_zero_point, **options):
+def _average_pooling(site: Any, input_zero_point: int, **options: Any) -> Layer:
     pool = site.layer
     return QuantizedAveragePooling2D(
         pool.pool_size,
@@ -86,7 +92,7 @@ def _average_pooling(site, input_zero_point, **options):
     )
 
 
-def _prelu(site, input_zero_point, **options):
+def _prelu(site: Any, input_zero_point: int, **options: Any) -> Layer:
     return QuantizedPReLU(
         alpha_regularizer=site.layer.alpha_regularizer,
         alpha_constraint=site.layer.alpha_constraint,
@@ -95,7 +101,7 @@ def _prelu(site, input_zero_point, **options):
     )
 
 
-def _check_prelu(layer):
+def _check_prelu(layer: Layer) -> str | None:
     if all(size == 1 for size in layer.alpha.shape[:-1]):
         return None
     return (
@@ -104,22 +110,22 @@ def _check_prelu(layer):
     )
 
 
-def _leaky_relu(site, input_zero_point, **options):
+def _leaky_relu(site: Any, input_zero_point: int, **options: Any) -> Layer:
     # Of any of the layers and Kerases, which disagree in names and defaults.
-    slope = -np.ravel(ops.convert_to_numpy(site.layer(np.float32([[-1.0]]))))[0]
+    slope = -np.ravel(ops.convert_to_numpy(site.layer(np.array([[-1.0]], np.float32))))[0]
     return QuantizedLeakyReLU(float(slope), **options)
 
 
-def _check_softmax(layer):
+def _check_softmax(layer: Layer) -> str | None:
     axis = getattr(layer, "axis", -1)
     return None if axis == -1 else f"a softmax's axis must be -1. Received: {axis}"
 
 
-def _up_sampling(site, input_zero_point, **options):
+def _up_sampling(site: Any, input_zero_point: int, **options: Any) -> Layer:
     return QuantizedUpSampling2D(site.layer.size, site.layer.interpolation, **options)
 
 
-def _check_up_sampling(layer):
+def _check_up_sampling(layer: Layer) -> str | None:
     if layer.interpolation in INTERPOLATIONS:
         return None
     return f"interpolation must be one of {INTERPOLATIONS}. Received: {layer.interpolation!r}"
@@ -161,14 +167,14 @@ APART = ("hard_sigmoid", "hard_silu", "sigmoid", "silu", "softmax")
 TWO_INPUTS = (_layers.Add, _layers.Multiply)
 
 
-def find_operator(layer):
+def find_operator(layer: Layer) -> Operator | None:
     """The `Operator` of a layer, or None."""
     if type(layer) in (_layers.ReLU, _layers.Activation):
         return ACTIVATIONS.get(activation_name(layer))
     return OPERATORS.get(type(layer))
 
 
-def activation_name(layer):
+def activation_name(layer: Layer) -> str:
     """The name of the activation that a layer is or applies."""
     if isinstance(layer, _layers.ReLU):
         slope, limit = layer.negative_slope, layer.max_value
@@ -186,7 +192,7 @@ def activation_name(layer):
 _ALIASES = {"hard_swish": "hard_silu", "swish": "silu"}
 
 
-def is_one_pixel(layer):
+def is_one_pixel(layer: Layer) -> bool:
     """Whether a layer is a mean of a single pixel."""
     if not isinstance(layer, _layers.GlobalAveragePooling2D | SqueezeExcite):
         return False

@@ -4,13 +4,21 @@ Sites form groups with one quantizer each; defaults and rules settle everyone's 
 """
 
 import dataclasses
+from collections.abc import Collection, Iterable, Mapping
 
+from repq_tf.graphs import Graph
 from repq_tf.quantization.groups import form_groups
-from repq_tf.quantization.rules import apply_rules
-from repq_tf.quantization.sites import find_sites
+from repq_tf.quantization.rules import CheckedRules, LayerBits, apply_rules
+from repq_tf.quantization.sites import Placement, Site, find_sites
 
 
-def place(graph, bits, rules, signed_inputs, steps=()):
+def place(
+    graph: Graph,
+    bits: LayerBits,
+    rules: CheckedRules,
+    signed_inputs: Mapping[str, bool],
+    steps: Iterable[tuple[str, float]] = (),
+) -> Placement:
     """Finds the sites, groups tensors that share a scale and settles everyone's bits.
 
     First and last layers (kernels, the model's input, what the last layers read, and
@@ -36,7 +44,7 @@ def place(graph, bits, rules, signed_inputs, steps=()):
     _sign(placement, signed_inputs)
     edge_groups, edge_kernels = _edges(placement, graph)
     wide_groups = edge_groups | _intermediates(placement, graph)
-    defaults, wide = {}, max(8, bits.activation_bits)
+    defaults, wide = {}, max(8, bits.activation_bits or 8)
     for site in sites.values():
         defaults[site.name] = dataclasses.replace(
             bits,
@@ -63,7 +71,7 @@ def place(graph, bits, rules, signed_inputs, steps=()):
     return placement
 
 
-def _sign(placement, signed_inputs):
+def _sign(placement: Placement, signed_inputs: Mapping[str, bool]) -> None:
     """Settles whether each tensor, and then each group, has negative values."""
     sites = placement.sites
     for site in sites.values():
@@ -79,7 +87,7 @@ def _sign(placement, signed_inputs):
         group.share_sign()
 
 
-def _check_wide(sites):
+def _check_wide(sites: Collection[Site]) -> None:
     """Refuses what the runtime cannot do with activations of 16 bits."""
     if not any(site.bits.activation_bits == 16 for site in sites):
         return
@@ -97,7 +105,7 @@ def _check_wide(sites):
             )
 
 
-def _edges(placement, graph):
+def _edges(placement: Placement, graph: Graph) -> tuple[set[str], set[str]]:
     """Groups and kernels at the model's ends."""
     sites = placement.sites
     inputs = {site.group for site in sites.values() if site.kind == "input"}
@@ -123,7 +131,7 @@ def _edges(placement, graph):
     return groups, kernels
 
 
-def _intermediates(placement, graph):
+def _intermediates(placement: Placement, graph: Graph) -> set[str]:
     """Groups where some reader asks for 8 bits and none objects."""
     sites = placement.sites
     outputs = {placement.alias[tensor.node] for tensor in graph.output_tensors}

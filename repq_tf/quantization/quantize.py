@@ -1,6 +1,8 @@
 """`quantize`: a float model in, a model ready for quantization-aware training out."""
 
 import warnings
+from collections.abc import Collection, Iterable
+from typing import Any
 
 from repq_tf.arguments import boolean, check_bits, number
 from repq_tf.arithmetic import ACTIVATION_BITS, BITS
@@ -8,33 +10,34 @@ from repq_tf.branches import check_mode
 from repq_tf.calibration.execution import fitting
 from repq_tf.calibration.images import store_images
 from repq_tf.calibration.steps import calibrate
-from repq_tf.graphs import read_graph, rebuild
+from repq_tf.graphs import Graph, read_graph, rebuild
+from repq_tf.keras_api import keras
 from repq_tf.layers import Quantize, ReparamConv
 from repq_tf.layers.stock import extras
 from repq_tf.quantization.builder import Builder
 from repq_tf.quantization.expand import expand
 from repq_tf.quantization.placement import place
-from repq_tf.quantization.rules import LayerBits, check_rules
+from repq_tf.quantization.rules import CheckedRules, LayerBits, Rules, check_rules
 from repq_tf.quantization.table import quantization_table
 from repq_tf.quantizers import check_step_gradient
 
 
 def quantize(
-    model,
-    bits=8,
-    weight_bits=None,
-    activation_bits=None,
-    rules=(),
-    bn_statistics="restored",
-    restore_batch_norm=None,
-    per_channel=True,
-    calibration_data=None,
-    calibration_images=512,
-    input_step=None,
-    output_step=None,
-    step_gradient="bounded",
-    verbose=True,
-):
+    model: keras.Model,
+    bits: int = 8,
+    weight_bits: int | None = None,
+    activation_bits: int | None = None,
+    rules: Rules | None = (),
+    bn_statistics: str = "restored",
+    restore_batch_norm: bool | None = None,
+    per_channel: bool = True,
+    calibration_data: Any = None,
+    calibration_images: int | None = 512,
+    input_step: float | None = None,
+    output_step: float | None = None,
+    step_gradient: str = "bounded",
+    verbose: bool = True,
+) -> keras.Model:
     """Returns a quantization-aware copy of a float model (RepQ with LSQ).
 
     Every convolution's merged kernel gets an LSQ quantizer, and so does every
@@ -128,7 +131,12 @@ def quantize(
     return quantized
 
 
-def check_quantizable(model, bits=8, weight_bits=None, activation_bits=None):
+def check_quantizable(
+    model: keras.Model,
+    bits: int = 8,
+    weight_bits: int | None = None,
+    activation_bits: int | None = None,
+) -> None:
     """Raises the error with which `quantize` refuses a network, without images.
 
     It can be asked of an untrained network, before time is spent on it.
@@ -147,7 +155,7 @@ def check_quantizable(model, bits=8, weight_bits=None, activation_bits=None):
     place(graph, default, (), {_one_input(graph): True})
 
 
-def read_float(model):
+def read_float(model: keras.Model) -> Graph:
     """The expanded graph of a model that is to be quantized.
 
     Raises:
@@ -161,10 +169,15 @@ def read_float(model):
     return expand(graph)
 
 
-def default_bits(bits, weight_bits=None, activation_bits=None, per_channel=True):
+def default_bits(
+    bits: int,
+    weight_bits: int | None = None,
+    activation_bits: int | None = None,
+    per_channel: bool = True,
+) -> LayerBits:
     """The `LayerBits` of layers that no rule names, from the arguments of `quantize`."""
 
-    def checked(value, name, allowed):
+    def checked(value: int | None, name: str, allowed: Collection[int]) -> int:
         value, name = (bits, "bits") if value is None else (value, name)
         return check_bits(value, name, allowed)
 
@@ -176,15 +189,15 @@ def default_bits(bits, weight_bits=None, activation_bits=None, per_channel=True)
 
 
 def uncalibrated(
-    graph,
-    bits,
-    rules,
-    signed,
-    bn_statistics,
-    restore_batch_norm=None,
-    steps=(),
-    step_gradient="bounded",
-):
+    graph: Graph,
+    bits: LayerBits,
+    rules: CheckedRules,
+    signed: bool,
+    bn_statistics: str,
+    restore_batch_norm: bool | None = None,
+    steps: Iterable[tuple[str, float]] = (),
+    step_gradient: str = "bounded",
+) -> tuple[keras.Model, Builder]:
     """The quantized model with the float one's weights, before it has seen images.
 
     Args:
@@ -207,7 +220,7 @@ def uncalibrated(
     return quantized, builder
 
 
-def _warn_of_extras(graph):
+def _warn_of_extras(graph: Graph) -> None:
     for node in graph.nodes.values():
         if isinstance(node.layer, ReparamConv) or not (found := extras(node.layer)):
             continue
@@ -218,7 +231,7 @@ def _warn_of_extras(graph):
         )
 
 
-def _one_input(graph):
+def _one_input(graph: Graph) -> str:
     inputs = [node.name for node in graph.nodes.values() if node.is_input]
     if len(inputs) != 1:
         raise ValueError(f"model {graph.name!r} must have one input")

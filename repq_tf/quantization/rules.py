@@ -2,12 +2,16 @@
 
 import dataclasses
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from repq_tf.arguments import boolean, check_bits
 from repq_tf.arithmetic import ACTIVATION_BITS, BITS
 
 _KEYS = ("weight_bits", "activation_bits", "per_channel")
+# A pattern of layer names, and settings: as users write them, and checked.
+Rules: TypeAlias = dict[str, dict[str, Any]] | Iterable[tuple[str, dict[str, Any]]]
+CheckedRules: TypeAlias = Sequence[tuple[str, dict[str, Any]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +29,7 @@ class LayerBits:
     per_channel: bool = True
 
 
-def check_rules(rules):
+def check_rules(rules: Rules | None) -> CheckedRules:
     """Returns rules as a list of `(pattern, settings)`; raises ValueError on a bad one.
 
     Args:
@@ -33,7 +37,7 @@ def check_rules(rules):
             pattern of layer names and a dict with some of `weight_bits`,
             `activation_bits` and `per_channel`.
     """
-    pairs = rules.items() if isinstance(rules, dict) else () if rules is None else rules
+    pairs: Any = rules.items() if isinstance(rules, dict) else () if rules is None else rules
     pairs = list(pairs) if isinstance(pairs, Iterable) else [pairs]
     for pair in pairs:
         whole = isinstance(pair, list | tuple) and len(pair) == 2
@@ -56,7 +60,12 @@ def check_rules(rules):
     return pairs
 
 
-def apply_rules(rules, wholes, defaults, weighted):
+def apply_rules(
+    rules: CheckedRules,
+    wholes: Mapping[str, str],
+    defaults: Mapping[str, LayerBits],
+    weighted: set[str],
+) -> dict[str, LayerBits]:
     """The settings of each layer; later rules win.
 
     A rule for a layer that has become several is one for all their kernels and for the output

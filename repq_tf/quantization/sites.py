@@ -6,8 +6,10 @@ whose output scale the runtime prescribes.
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, NoReturn
 
+from repq_tf.graphs import Graph, Node
 from repq_tf.keras_api import keras
 from repq_tf.layers import ReparamConv
 from repq_tf.layers.stock import STOCK, normalized_axis
@@ -80,23 +82,23 @@ class Placement:
     ends: dict = dataclasses.field(default_factory=dict)
     groups: dict = dataclasses.field(default_factory=dict)
 
-    def origins(self, group):
+    def origins(self, group: str) -> list[Site]:
         """The sites whose outputs a group's quantizer rounds."""
         return self.groups[group].origins
 
 
-def _refuse(node, why):
+def _refuse(node: Node | Site, why: str) -> NoReturn:
     raise ValueError(f"layer {node.name!r} ({type(node.layer).__name__}): {why}")
 
 
-def find_sites(graph):
+def find_sites(graph: Graph) -> Placement:
     """Reads a graph into sites.
 
     Raises:
         ValueError: a layer cannot be quantized; it is named.
     """
     placement = Placement({}, {})
-    seen = {}
+    seen: dict[int, str] = {}
     for node in graph.nodes.values():
         if node.layer.weights and seen.setdefault(id(node.layer), node.name) != node.name:
             _refuse(node, "it is called more than once; give each call a layer of its own")
@@ -109,12 +111,13 @@ def find_sites(graph):
     return placement
 
 
-def _refuse_twins(sites):
+def _refuse_twins(sites: Mapping[str, Site]) -> None:
     """Refuses equal operators on equal tensors where each would learn a grid of its own.
 
     The converter makes them one operator, whose result cannot lie on two grids.
     """
-    first, values = {}, {}
+    first: dict[tuple, str] = {}
+    values: dict[str, str] = {}
     for site in sites.values():
         values[site.name] = site.name
         if site.kind == "input" or site.layer.weights:
@@ -130,17 +133,17 @@ def _refuse_twins(sites):
             _refuse(site, f"it computes what layer {twin!r} does; use that layer's output")
 
 
-def _add_site(placement, graph, node):
+def _add_site(placement: Placement, graph: Graph, node: Node) -> None:
     layer, sites, alias = node.layer, placement.sites, placement.alias
     inputs = [alias[tensor.node] for tensor in node.inputs]
 
-    def add(kind, **fields):
+    def add(kind: str, **fields: Any) -> Site:
         site = Site(node.name, kind, layer, inputs, **fields)
         sites[node.name] = site
         alias[node.name] = node.name
         return site
 
-    def fuse(kinds):
+    def fuse(kinds: Collection[str]) -> Site | None:
         """The site before, if it is of one of the kinds and nobody else reads it."""
         source = node.inputs[0].node
         before = sites[alias[source]]
@@ -149,7 +152,7 @@ def _add_site(placement, graph, node):
         free = before.activation == "linear" and before.kind in kinds and takes_one
         return before if alone and free else None
 
-    def fused_into(before, **fields):
+    def fused_into(before: Site, **fields: Any) -> None:
         for key, value in fields.items():
             setattr(before, key, value)
         before.fused.append(node.name)
@@ -199,14 +202,14 @@ def _add_site(placement, graph, node):
         _refuse(node, f"it cannot be quantized; layers that can: {', '.join(_SUPPORTED)}")
 
 
-def _check_stock(node):
+def _check_stock(node: Node) -> str:
     layer = node.layer
     if any(rate != 1 for rate in getattr(layer, "dilation_rate", ())):
         _refuse(node, f"dilation_rate must be 1. Received: {layer.dilation_rate}")
     return _check_activation(node)
 
 
-def _check_activation(node):
+def _check_activation(node: Node) -> str:
     activation = activation_name(node.layer)
     if activation not in FUSED:
         allowed = (*FUSED, *APART)

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from repq_tf.branches import NumpyReading
-from repq_tf.graphs import read_graph
+from repq_tf.graphs import Graph, Node, read_graph
 from repq_tf.keras_api import keras
 from repq_tf.layers import Quantize, ReparamConv
 from repq_tf.layers.freezing import frozen_note
@@ -53,13 +53,14 @@ class QuantizationTable:
     rows: tuple
 
     @property
-    def warnings(self):
+    def warnings(self) -> list[str]:
         """The warnings, with the layers' names."""
         return [f"{row.name}: {row.warning}" for row in self.rows if row.warning]
 
-    def __str__(self):
+    def __str__(self) -> str:
+        header: tuple[str, ...]
         header = ("layer", "class", "weights", "output", "BN gain", "max/rms", "frozen")
-        body = [
+        body: list[tuple[str, ...]] = [
             (
                 *(row.name, row.kind, row.weight, row.output),
                 *(_number(row.gain), _number(row.peak), row.frozen),
@@ -72,11 +73,11 @@ class QuantizationTable:
         return "\n".join([columns([header, *body]), *_LEGEND, *warnings])
 
 
-def _number(value):
+def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
 
 
-def quantization_table(model):
+def quantization_table(model: keras.Model) -> QuantizationTable:
     """Describes a quantized model, layer by layer.
 
     Args:
@@ -94,7 +95,7 @@ def quantization_table(model):
     return QuantizationTable(tuple(rows))
 
 
-def _row(graph, node):
+def _row(graph: Graph, node: Node) -> Row:
     layer, kind, name = node.layer, type(node.layer).__name__, known_name(graph, node)
     output, frozen = _output(graph, node), frozen_note(node.layer)
     if not isinstance(layer, ReparamConv):
@@ -107,7 +108,7 @@ def _row(graph, node):
     return Row(name, kind, weight, output, gain, peak, frozen, warning)
 
 
-def _output(graph, node):
+def _output(graph: Graph, node: Node) -> str:
     consumers = graph.consumers(node.name)
     quantizer = own_quantizer(graph, node)
     if quantizer is not None:
@@ -120,7 +121,7 @@ def _output(graph, node):
     return "none: shares its input's scale"
 
 
-def largest_gain(block):
+def largest_gain(block: ReparamConv) -> float | None:
     """The largest `|gamma| / sqrt(variance + epsilon)` among merged batch norms, or None."""
     reading = NumpyReading()
     gains = [
@@ -130,7 +131,7 @@ def largest_gain(block):
     return float(max(gains)) if gains else None
 
 
-def peak_to_rms(block):
+def peak_to_rms(block: ReparamConv) -> float:
     """The merged kernel's max/rms; the worst channel's where steps are per channel."""
     kernel = block.inner.merge(NumpyReading()).kernel
     rows = kernel.reshape(-1, kernel.shape[-1]) if block.per_channel else kernel.reshape(-1, 1)
@@ -138,13 +139,14 @@ def peak_to_rms(block):
     return float(np.max(peak / np.where(rms > 0, rms, np.inf)))
 
 
-def _warning(block, gain, peak):
+def _warning(block: ReparamConv, gain: float | None, peak: float) -> str:
     found = []
     if gain is not None and gain > _LARGE_GAIN:
         found.append(
             f"a batch norm's gain is {gain:.3g}: a channel is nearly constant, and its tap "
             "may dwarf the others in the merged kernel"
         )
+    assert block.weight_quantizer is not None  # the row is that of a quantized block
     bound = max(16.0, 2.5 * block.weight_quantizer.high)
     if peak > bound:
         found.append(

@@ -9,11 +9,13 @@ from a plain convolution beside it or, failing that, from the main branch.
 import dataclasses
 import functools
 import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from repq_tf.branches import (
     BatchNorm,
+    Branch,
     Chain,
     Convolution,
     NumpyReading,
@@ -22,7 +24,9 @@ from repq_tf.branches import (
     Sum,
     UnitNorm,
 )
+from repq_tf.keras_api import Array, Pair
 from repq_tf.kernels import AffineKernel
+from repq_tf.layers import ReparamConv
 
 _READING = NumpyReading()
 
@@ -42,16 +46,17 @@ class Target:
     moments: tuple | None = None
     normalized: tuple | None = None
 
-    def merged(self):
+    def merged(self) -> "Target":
         """The same function without a batch norm of its own."""
         if self.normalized is None:
             return self
+        assert self.moments is not None  # those of the batch norm
         (mean, variance), (gain, beta) = self.moments, self.normalized
         affine = self.affine.scale(gain, beta - mean * gain)
         return Target(affine, (beta, gain**2 * variance))
 
 
-def fit_block(block, target):
+def fit_block(block: ReparamConv, target: Target) -> "Fit":
     """Sets the weights of a built `ReparamConv` so that it computes `target`.
 
     Returns:
@@ -73,11 +78,11 @@ class Fit:
             the identity in inference, and are not in training until they are calibrated.
     """
 
-    def __init__(self, known=()):
+    def __init__(self, known: Iterable[Branch] = ()) -> None:
         self.known = list(known)
-        self.guessed = []
+        self.guessed: list[BatchNorm] = []
 
-    def fit(self, node, target):
+    def fit(self, node: Branch, target: Target) -> None:
         """Makes `node` compute `target`.
 
         Raises:
@@ -105,7 +110,7 @@ class Fit:
             case _:
                 raise ValueError(f"branch {node.name!r} cannot take a given kernel")
 
-    def settle(self, batch_norm, target):
+    def settle(self, batch_norm: BatchNorm, target: Target) -> None:
         """Gives a batch norm behind the target's output `target`'s, or the identity's, map."""
         mean, variance = target.moments or (0.0, 1.0)
         (self.guessed if target.moments is None else self.known).append(batch_norm)
@@ -116,7 +121,7 @@ class Fit:
         batch_norm.statistics.moving_mean.assign(full * mean)
         batch_norm.statistics.moving_variance.assign(full * variance)
 
-    def _batch_norm(self, node, target):
+    def _batch_norm(self, node: BatchNorm, target: Target) -> None:
         self.settle(node, target)
         self.fit(node.child, Target(target.affine, target.moments))
         # A bias that the child has no place for.
@@ -124,20 +129,20 @@ class Fit:
         mean = node.statistics.moving_mean
         mean.assign(_READING.value(mean) - missing)
 
-    def _sum(self, node, target):
+    def _sum(self, node: Sum, target: Target) -> None:
         main = _main_branch(node)
         others = [child for child in node.children if child is not main]
         rest = [child.merge(_READING) for child in others if not silence(child)]
         if rest:
-            rest = sum(rest[1:], rest[0])
-            beside = _counterweight(others, rest)
+            left = functools.reduce(AffineKernel.__add__, rest)
+            beside = _counterweight(others, left)
             if beside is not None:
-                self.fit(beside, Target(rest.scale(-1.0)))
+                self.fit(beside, Target(left.scale(-1.0)))
             else:
-                target = Target(target.merged().affine + rest.scale(-1.0))
+                target = Target(target.merged().affine + left.scale(-1.0))
         self.fit(main, target)
 
-    def _scale(self, node, target):
+    def _scale(self, node: Scale, target: Target) -> None:
         if not node.constant:
             node.gain.assign(np.ones(node.gain.shape))
         gain = _READING.value(node.gain)
@@ -152,7 +157,7 @@ class Fit:
         self.fit(node.child, Target(target.affine.scale(1 / gain, -shift / gain), moments))
         _complete_bias(node, target)
 
-    def _length(self, node, target):
+    def _length(self, node: Scale, target: Target) -> None:
         """A direction and its length; the direction of a filter of zeros stays."""
         leaf, kernel = node.child.child, target.affine.kernel
         norms = np.sqrt(np.sum(kernel**2, axis=(0, 1, 2)))
@@ -162,7 +167,7 @@ class Fit:
         node.gain.assign(norms)
         _complete_bias(node, target)
 
-    def _chain(self, node, target):
+    def _chain(self, node: Chain, target: Target) -> None:
         """Factors the kernel: `P M S`, with P and S what stands before and after link M.
 
         `M = P+ W S+ + r (N - P+ P N S S+)`, where + is the pseudo-inverse and N the link's
@@ -191,7 +196,7 @@ class Fit:
         _complete_bias(node, target, node.children[-1])
 
 
-def silence(node):
+def silence(node: Branch) -> bool:
     """Sets trainable weights so that a branch is 0 everywhere; returns whether it can be."""
     match node:
         case BatchNorm():
@@ -216,7 +221,7 @@ def silence(node):
     return True
 
 
-def _main_branch(node):
+def _main_branch(node: Sum) -> Branch:
     """The branch of a sum that has a kernel of full size, in a chain only if need be."""
     main = min(node.children, key=lambda child: _chains(child, node.kernel_size))
     if _chains(main, node.kernel_size) == math.inf:
@@ -224,7 +229,7 @@ def _main_branch(node):
     return main
 
 
-def _chains(node, size):
+def _chains(node: Branch, size: Pair) -> float:
     """How many chains lead to a kernel of the size; infinite if there is none."""
     match node:
         case Convolution():
@@ -240,7 +245,7 @@ def _chains(node, size):
             return math.inf
 
 
-def _main_link(chain):
+def _main_link(chain: Chain) -> Convolution | None:
     """The convolution of a chain that has its full size, all others being 1x1, or None."""
     links = [
         link
@@ -250,7 +255,7 @@ def _main_link(chain):
     return links[len(links) // 2] if links else None
 
 
-def _counterweight(branches, affine):
+def _counterweight(branches: Iterable[Branch], affine: AffineKernel) -> Convolution | None:
     """A silenced plain convolution that can hold a kernel, or None."""
     for node in branches:
         if isinstance(node, Convolution) and not affine.bias.any():
@@ -260,7 +265,7 @@ def _counterweight(branches, affine):
     return None
 
 
-def _complete_bias(node, target, holder=None):
+def _complete_bias(node: Branch, target: Target, holder: Branch | None = None) -> None:
     """Puts what lacks of the target's bias into the bias of `holder`, a part of the node."""
     holder = holder or node
     bias = getattr(holder, "bias", None)
@@ -269,18 +274,18 @@ def _complete_bias(node, target, holder=None):
         bias.assign(_READING.value(bias) + missing)
 
 
-def _by_group(affine):
+def _by_group(affine: AffineKernel) -> Array:
     """The kernel as `(kh, kw, groups, inputs, outputs)`."""
     kernel = np.reshape(affine.kernel, (*affine.kernel.shape[:3], affine.groups, -1))
     return np.moveaxis(kernel, 3, 2)
 
 
-def _matrices(links, channels, groups):
+def _matrices(links: Sequence[Branch], channels: int, groups: int) -> Array:
     """The map of 1x1 links, of none the identity, as `(groups, inputs, outputs)`."""
     kernels = [link.merge(_READING) for link in links]
     kernels = kernels or [AffineKernel.identity(channels, "float64")]
     return _by_group(functools.reduce(AffineKernel.then, kernels).regroup(groups))[0, 0]
 
 
-def _between(left, kernel, right):
+def _between(left: Array, kernel: Array, right: Array) -> Array:
     return np.einsum("gmi,hwgio,gon->hwgmn", left, kernel, right)

@@ -1,17 +1,19 @@
 """`merge`: every block becomes one plain Keras convolution."""
 
+from typing import Any
+
 import numpy as np
 
 from repq_tf.branches import NumpyReading
-from repq_tf.graphs import copy_call, free_name, read_native, rebuild
-from repq_tf.keras_api import keras, ops
+from repq_tf.graphs import Graph, Node, copy_call, free_name, read_native, rebuild
+from repq_tf.keras_api import Array, Layer, Shape, Tensor, keras, ops
 from repq_tf.layers import DenseBlock, Quantize, ReparamConv
 from repq_tf.layers.freezing import is_frozen
 from repq_tf.quantization.grids import input_quantizer
-from repq_tf.windows import VALID, same_window
+from repq_tf.windows import VALID, Window, same_window
 
 
-def merge(model):
+def merge(model: keras.Model) -> keras.Model:
     """Returns the model in plain Keras layers: one convolution for each block.
 
     Kernels are merged in float64. The output equals the model's in inference within
@@ -33,9 +35,10 @@ def merge(model):
         >>> merged.export("deployed.onnx", format="onnx")  # pip install "repq_tf[onnx]"
     """
     graph = read_native(model)
-    weights, copies = {}, {}
+    weights: dict[str, list[Array]] = {}
+    copies: dict[int, Layer] = {}
 
-    def apply(node, args, kwargs):
+    def apply(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         layer = node.layer
         if isinstance(layer, ReparamConv):
             kernel, bias, groups = deployed_kernel(graph, node)
@@ -54,7 +57,7 @@ def merge(model):
     return merged
 
 
-def deployed_kernel(graph, node):
+def deployed_kernel(graph: Graph, node: Node) -> tuple[Array, Array, int]:
     """A block's deployed kernel, bias and groups, in float64."""
     block, source = node.layer, input_quantizer(graph, node)
     if block.weight_quantizer is None or source is None:
@@ -74,7 +77,15 @@ def deployed_kernel(graph, node):
     return integers * scale, bias * scale * step, groups
 
 
-def _convolution(node, x, kernel, bias, groups, weights, pad):
+def _convolution(
+    node: Node,
+    x: Tensor,
+    kernel: Array,
+    bias: Array,
+    groups: int,
+    weights: dict[str, list[Array]],
+    pad: str,
+) -> Tensor:
     """Builds the plain layers of a block and notes their weights."""
     block = node.layer
     options = dict(
@@ -103,7 +114,7 @@ def _convolution(node, x, kernel, bias, groups, weights, pad):
     return keras.layers.Conv2D(block.filters, block.kernel_size, groups=groups, **options)(x)
 
 
-def stock_padding(window, block, spatial):
+def stock_padding(window: Window, block: ReparamConv, spatial: Shape) -> str | None:
     """The Keras padding that equals a window, or None if it has to be written out."""
     if window == VALID:
         return "valid"

@@ -1,17 +1,27 @@
 """Statistics of new batch norms, measured on images without a change of the function."""
 
+from collections.abc import Mapping
+from typing import Self
+
+from repq_tf.branches import BatchNorm
 from repq_tf.calibration.batch_norm import (
     CalibrationReading,
+    Change,
     Readings,
     quantized_kernel,
     set_moments,
 )
-from repq_tf.calibration.execution import run_layers
-from repq_tf.graphs import read_graph
+from repq_tf.calibration.execution import Calls, Stored, run_layers
+from repq_tf.graphs import Node, read_graph
+from repq_tf.keras_api import Tensor, keras
+from repq_tf.kernels import AffineKernel
 from repq_tf.progress import Progress
+from repq_tf.reparameterization.fit import Fit
 
 
-def measure_moments(model, fits, images, verbose=True):
+def measure_moments(
+    model: keras.Model, fits: Mapping[str, Fit], images: Stored, verbose: bool = True
+) -> None:
     """Gives the batch norms of fitted blocks the moments of their features.
 
     The known ones keep what they have. The guessed ones get gamma and beta that keep the
@@ -24,7 +34,7 @@ def measure_moments(model, fits, images, verbose=True):
         verbose: whether to show a progress bar.
     """
 
-    def visit(node, calls):
+    def visit(node: Node, calls: Calls) -> None:
         if node.name not in fits:
             return
         block, fit = node.layer, fits[node.name]
@@ -44,14 +54,14 @@ def measure_moments(model, fits, images, verbose=True):
 class _MeasuringReading(CalibrationReading):
     """The reading that measures the statistics of all batch norms but the known ones."""
 
-    def __init__(self, readings, fit):
+    def __init__(self, readings: Readings, fit: Fit) -> None:
         super().__init__(readings, exact=True)
         self.fit = fit
 
-    def _derive(self, change):
+    def _derive(self, change: Change) -> Self:
         return type(self)(self.readings.changed(change), self.fit)
 
-    def moments(self, batch_norm, affine):
+    def moments(self, batch_norm: BatchNorm, affine: AffineKernel) -> tuple[Tensor, Tensor]:
         """Measures, sets and returns the moving statistics."""
         if batch_norm in self.fit.known:
             return self.moving(batch_norm.statistics)

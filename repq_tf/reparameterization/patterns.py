@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from repq_tf.arguments import positive
 from repq_tf.layers import (
@@ -64,9 +65,9 @@ class Settings:
 _KEYS = ("pattern", "layers", "options", "min_kernel_size", "initialize")
 
 
-def read_settings(settings):
+def read_settings(settings: str | type[ReparamConv] | dict[str, Any]) -> Settings:
     """Returns checked `Settings` of a pattern's name, a block class or a dict."""
-    given = settings if isinstance(settings, dict) else {"pattern": settings}
+    given: dict[str, Any] = settings if isinstance(settings, dict) else {"pattern": settings}
     unknown = sorted(set(given) - set(_KEYS))
     if unknown:
         raise ValueError(f"settings must be among {_KEYS}. Received: {unknown}")
@@ -90,7 +91,7 @@ def read_settings(settings):
     return Settings(block, tuple(layers), dict(options), smallest, initialize)
 
 
-def _block(pattern):
+def _block(pattern: Any) -> type[ReparamConv]:
     if isinstance(pattern, type) and issubclass(pattern, ReparamConv):
         return pattern
     if isinstance(pattern, str) and pattern in PATTERNS:

@@ -1,6 +1,8 @@
 """`reparameterize`: the convolutions of a trained network become blocks; its function stays."""
 
 import fnmatch
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -8,11 +10,14 @@ from repq_tf.arguments import boolean
 from repq_tf.branches import NumpyReading
 from repq_tf.calibration.execution import fitting
 from repq_tf.calibration.images import store_images
-from repq_tf.graphs import copy_call, read_graph, rebuild
+from repq_tf.graphs import Graph, Node, copy_call, read_graph, rebuild
+from repq_tf.keras_api import Layer, Shape, keras
+from repq_tf.kernels import AffineKernel
+from repq_tf.layers import ReparamConv
 from repq_tf.layers.stock import CONVOLUTIONS, stock_options
 from repq_tf.reparameterization.fit import Fit, fit_block
 from repq_tf.reparameterization.moments import measure_moments
-from repq_tf.reparameterization.patterns import read_settings
+from repq_tf.reparameterization.patterns import Settings, read_settings
 from repq_tf.reparameterization.sources import Sources, target
 from repq_tf.text import columns
 
@@ -21,8 +26,12 @@ _TOLERANCE = 1e-4
 
 
 def reparameterize(
-    model, settings, calibration_data=None, calibration_images=512, verbose=True
-):
+    model: keras.Model,
+    settings: str | type[ReparamConv] | dict[str, Any],
+    calibration_data: Any = None,
+    calibration_images: int | None = 512,
+    verbose: bool = True,
+) -> keras.Model:
     """Returns a copy of a model whose convolutions are re-parameterized blocks.
 
     Conv2D and DepthwiseConv2D layers, each with the BatchNormalization right behind it,
@@ -63,7 +72,7 @@ def reparameterize(
         >>> model = keras.applications.ResNet50()
         >>> new = repq_tf.reparameterize(model, {"pattern": "acnet", "layers": "conv[2-5]_*"})
     """
-    settings = read_settings(settings)
+    chosen = read_settings(settings)
     boolean(verbose, "verbose")
     graph = read_graph(model)
     images = None
@@ -71,7 +80,7 @@ def reparameterize(
         if sum(node.is_input for node in graph.nodes.values()) != 1:
             raise ValueError(f"calibration_data: model {model.name!r} must have one input")
         images, _ = store_images(calibration_data, model, fitting(graph), calibration_images)
-    builder = _Builder(graph, settings, calibrated=images is not None)
+    builder = _Builder(graph, chosen, calibrated=images is not None)
     result = rebuild(graph, builder.apply, name=f"{model.name}_reparameterized")
     if not builder.fits:
         found = "; ".join(f"{name}: {reason}" for name, _, _, reason in builder.rows)
@@ -91,17 +100,17 @@ class _Builder:
         rows: what became of each convolution: name, what it was, what it is, why.
     """
 
-    def __init__(self, graph, settings, calibrated):
+    def __init__(self, graph: Graph, settings: Settings, calibrated: bool) -> None:
         self.settings = settings
         self.calibrated = calibrated
         self.sources = Sources(graph)
         self.chosen = _chosen(graph, settings.layers)
-        self.copies = {}
-        self.fused = set()
-        self.fits = {}
-        self.rows = []
+        self.copies: dict[int, Layer] = {}
+        self.fused: set[str] = set()
+        self.fits: dict[str, Fit] = {}
+        self.rows: list[tuple[str, str, str, str]] = []
 
-    def apply(self, node, args, kwargs):
+    def apply(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Applies what a source node becomes."""
         if node.name in self.fused:
             return args[0]
@@ -117,7 +126,7 @@ class _Builder:
         self.rows.append((node.name, was, type(block).__name__, note))
         return block(args[0])
 
-    def _block(self, node, input_shape):
+    def _block(self, node: Node, input_shape: Shape) -> tuple[ReparamConv, str]:
         """The block that a convolution becomes, and a note; raises ValueError if none does."""
         self.sources.check(node)
         layer, norm_node = node.layer, self.sources.batch_norm(node)
@@ -139,7 +148,7 @@ class _Builder:
             self.fused.add(norm_node.name)
         return block, self._note(fit, norm)
 
-    def _note(self, fit, norm):
+    def _note(self, fit: Fit, norm: Layer | None) -> str:
         if fit.guessed and not self.calibrated:
             return "moments unknown: training needs calibration_data to start from its function"
         if norm is not None and not fit.known and not fit.guessed:
@@ -147,7 +156,7 @@ class _Builder:
         return ""
 
 
-def _chosen(graph, patterns):
+def _chosen(graph: Graph, patterns: Iterable[str]) -> set[str]:
     """The names of the convolutions that the patterns match."""
     names = [node.name for node in graph.nodes.values() if isinstance(node.layer, CONVOLUTIONS)]
     chosen = set()
@@ -161,7 +170,7 @@ def _chosen(graph, patterns):
     return chosen
 
 
-def _check_equal(block, wanted):
+def _check_equal(block: ReparamConv, wanted: AffineKernel) -> None:
     """Raises a ValueError if a block's merged kernel is not the wanted one."""
     merged = block.merge(NumpyReading())
     difference = merged + wanted.scale(-1.0)

@@ -4,7 +4,8 @@ import collections
 
 import numpy as np
 
-from repq_tf.keras_api import keras, ops
+from repq_tf.graphs import Graph, Node
+from repq_tf.keras_api import Array, Layer, Variable, keras, ops
 from repq_tf.kernels import AffineKernel
 from repq_tf.layers.stock import (
     CONVOLUTIONS,
@@ -23,11 +24,11 @@ class Sources:
         graph: the `Graph`.
     """
 
-    def __init__(self, graph):
+    def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.calls = collections.Counter(id(node.layer) for node in graph.nodes.values())
 
-    def check(self, node):
+    def check(self, node: Node) -> None:
         """Raises a ValueError with the reason why a convolution cannot be converted."""
         layer = node.layer
         reasons = {
@@ -41,7 +42,7 @@ class Sources:
             if holds:
                 raise ValueError(reason)
 
-    def batch_norm(self, node):
+    def batch_norm(self, node: Node) -> Node | None:
         """The node of the BatchNormalization right behind a convolution, or None.
 
         Raises:
@@ -67,7 +68,7 @@ class Sources:
         return readers[0]
 
 
-def target(layer, norm=None):
+def target(layer: Layer, norm: Layer | None = None) -> Target:
     """The `Target` that a convolution and the batch norm behind it are."""
     kernel = np.asarray(stock_kernel(layer), np.float64)
     bias = _array(layer.bias) if layer.use_bias else np.zeros(kernel.shape[3])
@@ -80,5 +81,5 @@ def target(layer, norm=None):
     return Target(affine, (mean, variance), (gamma / np.sqrt(variance + norm.epsilon), beta))
 
 
-def _array(variable):
+def _array(variable: Variable) -> Array:
     return np.asarray(ops.convert_to_numpy(variable), np.float64)

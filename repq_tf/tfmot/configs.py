@@ -1,17 +1,28 @@
 """How TFMOT quantizes a layer with LSQ: its weights, or its merged kernel, and its output."""
 
+from collections.abc import Sequence
+from typing import Any, TypedDict, Unpack
+
 import numpy as np
 import tensorflow as tf
 
 from repq_tf.arguments import boolean, check_bits, number
 from repq_tf.arithmetic import levels
-from repq_tf.keras_api import keras, ops, register
+from repq_tf.keras_api import Array, Config, Layer, Tensor, Variable, keras, ops, register
 from repq_tf.layers import ReparamConv
 from repq_tf.layers.freezing import is_frozen
 from repq_tf.layers.stock import stock_kernel
 from repq_tf.quantizers import min_error_step
 from repq_tf.tfmot.quantizer import LSQQuantizer
 from repq_tf.tfmot.requirements import tfmot_keras
+
+
+class OutputOptions(TypedDict, total=False):
+    """The options of `OutputQuantizeConfig` beside the bits."""
+
+    signed: bool | None
+    step: float | None
+    learned: bool
 
 
 @register
@@ -26,7 +37,13 @@ class OutputQuantizeConfig(tfmot_keras.QuantizeConfig):
         learned: whether the step is trained.
     """
 
-    def __init__(self, activation_bits=8, signed=None, step=None, learned=True):
+    def __init__(
+        self,
+        activation_bits: int | None = 8,
+        signed: bool | None = None,
+        step: float | None = None,
+        learned: bool = True,
+    ) -> None:
         if activation_bits is not None:
             check_bits(activation_bits, "activation_bits")
         self.activation_bits = activation_bits
@@ -34,23 +51,25 @@ class OutputQuantizeConfig(tfmot_keras.QuantizeConfig):
         self.step = step if step is None else number(step, "step", above=0)
         self.learned = boolean(learned, "learned")
 
-    def get_weights_and_quantizers(self, layer):
+    def get_weights_and_quantizers(self, layer: Layer) -> list[tuple[Variable, LSQQuantizer]]:
         """No weights: TFMOT would quantize those of branches."""
         return []
 
-    def set_quantize_weights(self, layer, quantize_weights):
+    def set_quantize_weights(self, layer: Layer, quantize_weights: Sequence[Tensor]) -> None:
         """Nothing to set."""
         return None  # AutoGraph cannot read a body that is a docstring alone
 
-    def get_activations_and_quantizers(self, layer):
+    def get_activations_and_quantizers(self, layer: Layer) -> list[tuple[Any, LSQQuantizer]]:
         """No activations: what is fused stands in front of the output quantizer."""
         return []
 
-    def set_quantize_activations(self, layer, quantize_activations):
+    def set_quantize_activations(
+        self, layer: Layer, quantize_activations: Sequence[Any]
+    ) -> None:
         """Nothing to set."""
         return None
 
-    def get_output_quantizers(self, layer):
+    def get_output_quantizers(self, layer: Layer) -> list[LSQQuantizer]:
         """The quantizer of the output, if there is one."""
         if self.activation_bits is None:
             return []
@@ -65,7 +84,7 @@ class OutputQuantizeConfig(tfmot_keras.QuantizeConfig):
             )
         ]
 
-    def get_config(self):
+    def get_config(self) -> Config:
         """The arguments of the constructor."""
         names = "activation_bits signed step learned"
         return {name: getattr(self, name) for name in names.split()}
@@ -81,12 +100,18 @@ class _WeightConfig(OutputQuantizeConfig):
         **options: those of `OutputQuantizeConfig`.
     """
 
-    def __init__(self, weight_bits=8, activation_bits=8, per_channel=True, **options):
+    def __init__(
+        self,
+        weight_bits: int = 8,
+        activation_bits: int | None = 8,
+        per_channel: bool = True,
+        **options: Unpack[OutputOptions],
+    ) -> None:
         super().__init__(activation_bits, **options)
         self.weight_bits = check_bits(weight_bits, "weight_bits")
         self.per_channel = boolean(per_channel, "per_channel")
 
-    def weight_quantizer(self, kernel, **options):
+    def weight_quantizer(self, kernel: Array, **options: Any) -> LSQQuantizer:
         """The quantizer of a kernel, a NumPy array whose last axis is the outputs'.
 
         Its step starts as MinError's for this kernel.
@@ -96,7 +121,7 @@ class _WeightConfig(OutputQuantizeConfig):
         channels = kernel.shape[-1] if self.per_channel else None
         return LSQQuantizer(self.weight_bits, channels=channels, step=step.tolist(), **options)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         """The arguments of the constructor."""
         return {
             **super().get_config(),
@@ -129,19 +154,24 @@ class ReparamQuantizeConfig(_WeightConfig):
     """
 
     def __init__(
-        self, weight_bits=8, activation_bits=8, per_channel=True, calibrated=False, **options
-    ):
+        self,
+        weight_bits: int = 8,
+        activation_bits: int | None = 8,
+        per_channel: bool = True,
+        calibrated: bool = False,
+        **options: Unpack[OutputOptions],
+    ) -> None:
         super().__init__(weight_bits, activation_bits, per_channel, **options)
         self.calibrated = boolean(calibrated, "calibrated")
 
-    def get_activations_and_quantizers(self, layer):
+    def get_activations_and_quantizers(self, layer: Layer) -> list[tuple[Any, LSQQuantizer]]:
         """The merged kernel, as the value of an activation, and its quantizer."""
         if not isinstance(layer, ReparamConv):
             raise ValueError(
                 f"layer {layer.name!r}: ReparamQuantizeConfig is for blocks of repq_tf.layers. "
                 f"Received: {type(layer).__name__}"
             )
-        options = {
+        options: dict[str, Any] = {
             "learned": not is_frozen(layer.inner),
             "step_gradient": layer.step_gradient,
         }
@@ -154,11 +184,13 @@ class ReparamQuantizeConfig(_WeightConfig):
             quantizer = LSQQuantizer(self.weight_bits, channels=channels, **options)
         return [(keras.activations.linear, quantizer)]
 
-    def set_quantize_activations(self, layer, quantize_activations):
+    def set_quantize_activations(
+        self, layer: Layer, quantize_activations: Sequence[Any]
+    ) -> None:
         """Puts the quantizer on the merged kernel."""
         (layer.kernel_hook,) = quantize_activations
 
-    def get_config(self):
+    def get_config(self) -> Config:
         """The arguments of the constructor."""
         return {**super().get_config(), "calibrated": self.calibrated}
 
@@ -182,7 +214,7 @@ class LSQQuantizeConfig(_WeightConfig):
         >>> conv = tfmot.quantization.keras.quantize_annotate_layer(conv, config)
     """
 
-    def get_weights_and_quantizers(self, layer):
+    def get_weights_and_quantizers(self, layer: Layer) -> list[tuple[Variable, LSQQuantizer]]:
         """The kernel and its quantizer."""
         with tf.init_scope():
             kernel = stock_kernel(layer)
@@ -190,13 +222,13 @@ class LSQQuantizeConfig(_WeightConfig):
         kernel = np.reshape(kernel, (-1, kernel.shape[-1]))
         return [(variable, self.weight_quantizer(kernel, learned=layer.trainable))]
 
-    def set_quantize_weights(self, layer, quantize_weights):
+    def set_quantize_weights(self, layer: Layer, quantize_weights: Sequence[Tensor]) -> None:
         """Puts the quantized kernel into the layer."""
         (kernel,) = quantize_weights
         setattr(layer, kernel_name(layer), kernel)
 
 
-def kernel_name(layer):
+def kernel_name(layer: Layer) -> str:
     """The attribute, and the variable, of a stock layer that is its kernel."""
     if isinstance(layer, keras.layers.DepthwiseConv2D):
         return "depthwise_kernel"
@@ -208,7 +240,7 @@ def kernel_name(layer):
     )
 
 
-def _rectifies(layer):
+def _rectifies(layer: Layer) -> bool:
     if isinstance(layer, keras.layers.ReLU):
         return not layer.negative_slope
     name = keras.activations.serialize(getattr(layer, "activation", keras.activations.linear))

@@ -1,10 +1,17 @@
 """LSQ as a quantizer of TFMOT."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import tensorflow as tf
 
 from repq_tf.arguments import boolean, check_bits
 from repq_tf.arithmetic import levels
 from repq_tf.keras_api import (
+    Config,
+    Layer,
+    Tensor,
+    Variable,
     add_parameter,
     add_statistic,
     keras,
@@ -45,15 +52,15 @@ class LSQQuantizer(tfmot_keras.quantizers.Quantizer):
 
     def __init__(
         self,
-        bits=8,
-        signed=True,
-        channels=None,
-        per_image=False,
-        step=None,
-        learned=True,
-        tensors=1,
-        step_gradient="bounded",
-    ):
+        bits: int = 8,
+        signed: bool = True,
+        channels: int | None = None,
+        per_image: bool = False,
+        step: float | Sequence[float] | None = None,
+        learned: bool = True,
+        tensors: int = 1,
+        step_gradient: str = "bounded",
+    ) -> None:
         self.bits = check_bits(bits)
         self.signed = boolean(signed, "signed")
         self.channels = channels
@@ -65,7 +72,7 @@ class LSQQuantizer(tfmot_keras.quantizers.Quantizer):
         # An 8-bit weight's grid is symmetric, as in `LSQ`.
         self.low, self.high = levels(bits, signed, narrow=bits == 8 and not per_image)
 
-    def build(self, tensor_shape, name, layer):
+    def build(self, tensor_shape: Any, name: str, layer: Layer) -> dict[str, Variable]:
         """Creates the step in `layer`, and says by which names `__call__` gets it."""
         shape = () if self.channels is None else (self.channels,)
         start = "ones" if self.step is None else keras.initializers.Constant(self.step)
@@ -81,7 +88,9 @@ class LSQQuantizer(tfmot_keras.quantizers.Quantizer):
         layer.built = True
         return weights
 
-    def __call__(self, inputs, training, weights, **kwargs):
+    def __call__(
+        self, inputs: Tensor, training: bool, weights: Mapping[str, Variable], **kwargs: Any
+    ) -> Tensor:
         """Fake-quantizes a tensor."""
         values = inputs
         if self.channels is not None:
@@ -100,11 +109,13 @@ class LSQQuantizer(tfmot_keras.quantizers.Quantizer):
         )
         return ops.reshape(y, ops.shape(inputs))
 
-    def _first_step(self, values, training, weights):
+    def _first_step(
+        self, values: Tensor, training: bool, weights: Mapping[str, Variable]
+    ) -> Tensor:
         """The initial step; the first batch's MinError, which training keeps."""
         start, seen = weights["initial_step"], weights["seen"]
 
-        def search():
+        def search() -> Tensor:
             step = min_error_step(values, self.low, self.high, self.channels is not None)
             return tf.where(seen > 0, tf.maximum(step, start), step)
 
@@ -115,7 +126,7 @@ class LSQQuantizer(tfmot_keras.quantizers.Quantizer):
             seen.assign(tf.minimum(seen + 1.0, self.tensors))
         return step
 
-    def get_config(self):
+    def get_config(self) -> Config:
         """The arguments of the constructor."""
         names = "bits signed channels per_image step learned tensors step_gradient"
         return {name: getattr(self, name) for name in names.split()}

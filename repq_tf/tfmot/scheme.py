@@ -1,15 +1,17 @@
 """RepQ as a scheme of TFMOT: what is quantized where in a whole model."""
 
 import glob
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from repq_tf.arguments import boolean
 from repq_tf.branches import check_mode
-from repq_tf.keras_api import keras
+from repq_tf.keras_api import Layer, keras
 from repq_tf.layers import ReparamConv
 from repq_tf.layers.stock import STOCK
 from repq_tf.quantization import quantize
 from repq_tf.quantization.quantize import default_bits, read_float, uncalibrated
-from repq_tf.quantization.rules import check_rules
+from repq_tf.quantization.rules import CheckedRules, LayerBits, Rules, check_rules
 from repq_tf.quantizers import check_step_gradient
 from repq_tf.tfmot.configs import LSQQuantizeConfig, OutputQuantizeConfig, ReparamQuantizeConfig
 from repq_tf.tfmot.requirements import tfmot_keras
@@ -23,20 +25,22 @@ class RepQRegistry(tfmot_keras.QuantizeRegistry):
         bits: the `LayerBits` of every layer.
     """
 
-    def __init__(self, bits):
+    def __init__(self, bits: LayerBits) -> None:
         self.bits = bits
 
-    def supports(self, layer):
+    def supports(self, layer: Layer) -> bool:
         """Whether there is a configuration for the layer."""
         return isinstance(layer, ReparamConv) or type(layer) in STOCK
 
-    def get_quantize_config(self, layer):
+    def get_quantize_config(self, layer: Layer) -> OutputQuantizeConfig:
         """The configuration of the layer."""
         if not self.supports(layer):
             raise ValueError(
                 f"layer {layer.name!r} ({type(layer).__name__}) has no kernel to quantize"
             )
-        kind = ReparamQuantizeConfig if isinstance(layer, ReparamConv) else LSQQuantizeConfig
+        kind: Callable[..., OutputQuantizeConfig] = LSQQuantizeConfig
+        if isinstance(layer, ReparamConv):
+            kind = ReparamQuantizeConfig
         return kind(self.bits.weight_bits, self.bits.activation_bits, self.bits.per_channel)
 
 
@@ -71,17 +75,17 @@ class RepQScheme(tfmot_keras.QuantizeScheme):
 
     def __init__(
         self,
-        bits=8,
-        weight_bits=None,
-        activation_bits=None,
-        rules=(),
-        bn_statistics=None,
-        restore_batch_norm=None,
-        per_channel=True,
-        calibration_data=None,
-        calibration_images=512,
-        step_gradient="bounded",
-    ):
+        bits: int = 8,
+        weight_bits: int | None = None,
+        activation_bits: int | None = None,
+        rules: Rules | None = (),
+        bn_statistics: str | None = None,
+        restore_batch_norm: bool | None = None,
+        per_channel: bool = True,
+        calibration_data: Any = None,
+        calibration_images: int | None = 512,
+        step_gradient: str = "bounded",
+    ) -> None:
         self._bits = default_bits(bits, weight_bits, activation_bits, per_channel)
         self._rules = check_rules(rules)
         self._data = calibration_data
@@ -98,18 +102,18 @@ class RepQScheme(tfmot_keras.QuantizeScheme):
                 f"restore_batch_norm={restore_batch_norm}, calibration_data=None"
             )
 
-    def get_layout_transformer(self):
+    def get_layout_transformer(self) -> "_Layout":
         """The transform that places the quantizers."""
         return _Layout(self._quantize, calibrated=self._data is not None)
 
-    def get_quantize_registry(self):
+    def get_quantize_registry(self) -> RepQRegistry:
         """The registry, for layers that are annotated on their own."""
         return RepQRegistry(self._bits)
 
-    def _quantize(self, model, rules):
+    def _quantize(self, model: keras.Model, rules: CheckedRules) -> keras.Model:
         """The model quantized by our own layers."""
         rules = [*self._rules, *rules]
-        options = {
+        options: dict[str, Any] = {
             "bn_statistics": self._bn_statistics,
             "restore_batch_norm": self._restore_batch_norm,
             "step_gradient": self._step_gradient,
@@ -138,11 +142,15 @@ class _Layout(tfmot_keras.QuantizeLayoutTransform):
         calibrated: whether its activations' steps are set then.
     """
 
-    def __init__(self, quantize, calibrated):
+    def __init__(
+        self, quantize: Callable[[keras.Model, CheckedRules], keras.Model], calibrated: bool
+    ) -> None:
         self._quantize = quantize
         self._calibrated = calibrated
 
-    def apply(self, model, layer_quantize_map):
+    def apply(
+        self, model: keras.Model, layer_quantize_map: Mapping[str, Any]
+    ) -> tuple[keras.Model, dict[str, Any]]:
         """Returns the model with what TFMOT shall wrap, and the configs by layer name."""
         rules = []
         for layer in model.layers:
@@ -160,7 +168,7 @@ class _Layout(tfmot_keras.QuantizeLayoutTransform):
         return to_tfmot(self._quantize(model, rules), self._calibrated)
 
 
-def _settings(layer, config):
+def _settings(layer: Layer, config: Any) -> dict[str, Any]:
     """The rule that says what a config says."""
     if not isinstance(config, OutputQuantizeConfig):
         raise ValueError(

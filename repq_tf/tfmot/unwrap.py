@@ -1,21 +1,24 @@
 """From a model that TFMOT wrapped to the equal one of our layers, which deployment takes."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 from repq_tf.arithmetic import zero_point
-from repq_tf.graphs import copy_call, copy_layer, copy_state, read_graph, rebuild
-from repq_tf.keras_api import keras
+from repq_tf.graphs import Graph, Node, copy_call, copy_layer, copy_state, read_graph, rebuild
+from repq_tf.keras_api import Layer, Tensor, Variable, keras
 from repq_tf.layers import Quantize, QuantizedAdd, QuantizedMean, ReparamConv
 from repq_tf.layers.stock import copy_stock, stock_block
 from repq_tf.quantization.grids import OPERATOR
 from repq_tf.quantization.operators import FUSED, activation_name
+from repq_tf.quantizers import LSQ
 from repq_tf.tfmot.configs import LSQQuantizeConfig, OutputQuantizeConfig, kernel_name
 from repq_tf.tfmot.quantizer import LSQQuantizer
 from repq_tf.tfmot.requirements import QuantizeLayer, tfmot_keras
 from repq_tf.tfmot.wrap import copy_parts
 
 
-def from_tfmot(model):
+def from_tfmot(model: keras.Model) -> keras.Model:
     """Returns the quantized model of our layers that equals a TFMOT-trained one.
 
     It has the same branches, batch norms and steps, and its inference is the integer
@@ -45,15 +48,15 @@ _WRAPPERS = (tfmot_keras.QuantizeWrapper, QuantizeLayer)
 class _Unwrapping:
     """Makes the layers of our model while TFMOT's graph is walked."""
 
-    def __init__(self, graph):
+    def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.copies = {}
+        self.copies: dict[Any, Layer] = {}
         # By the identity of a Keras tensor: its grid, and a convolution's scale.
-        self.steps = {}
-        self.zero_points = {}
-        self.scales = {}
+        self.steps: dict[int, Tensor] = {}
+        self.zero_points: dict[int, int] = {}
+        self.scales: dict[int, Tensor] = {}
 
-    def apply(self, node, args, kwargs):
+    def apply(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Applies what a node becomes."""
         layer, config = _unwrapped(node.layer)
         if isinstance(layer, QuantizeLayer):
@@ -81,16 +84,18 @@ class _Unwrapping:
             return y
         return self._quantize(y, node.layer, quantizers[0], "output", quantizer)
 
-    def _on_grid(self, y, step, zero):
-        if step is not None:
+    def _on_grid(self, y: Tensor, step: Tensor | None, zero: int | None) -> Tensor:
+        if step is not None and zero is not None:
             self.steps[id(y)], self.zero_points[id(y)] = step, zero
         return y
 
-    def _quantize(self, x, owner, quantizer, prefix, name):
+    def _quantize(
+        self, x: Tensor, owner: Layer, quantizer: LSQQuantizer, prefix: str, name: str
+    ) -> Tensor:
         """Applies the `Quantize` layer that equals a quantizer of TFMOT."""
         _check(owner, quantizer, LSQQuantizer, "quantizer")
         scale = self.scales.get(id(x))
-        step = None if quantizer.learned else quantizer.step
+        step: Any = None if quantizer.learned else quantizer.step
         return self._call(
             Quantize(quantizer.bits, quantizer.signed, step=step, name=name),
             (x,) if scale is None else (x, scale),
@@ -98,14 +103,16 @@ class _Unwrapping:
             prefix,
         )
 
-    def _call(self, layer, args, owner, prefix="output"):
+    def _call(
+        self, layer: Quantize, args: tuple[Any, ...], owner: Layer, prefix: str = "output"
+    ) -> Tensor:
         """Calls a layer that has the steps of TFMOT's; shared ones are made once."""
         layer = self.copies.setdefault(layer.name, layer)
         y, step = layer(*args)
         _copy_step(owner, prefix, layer.activation_quantizer)
         return self._on_grid(y, step, zero_point(layer.bits, layer.signed))
 
-    def _convolution(self, owner, block, prefix, x):
+    def _convolution(self, owner: Layer, block: ReparamConv, prefix: str, x: Tensor) -> Tensor:
         """Calls a block, whose output the next quantizer rounds."""
         step = self.steps.get(id(x))
         if step is None:
@@ -115,10 +122,18 @@ class _Unwrapping:
             )
         y, scale = block(x, step)
         self.scales[id(y)] = scale
+        assert block.weight_quantizer is not None  # its config has weight_bits
         _copy_step(owner, prefix, block.weight_quantizer)
         return y
 
-    def _block(self, owner, layer, config, x, name):
+    def _block(
+        self,
+        owner: Layer,
+        layer: ReparamConv,
+        config: Any,
+        x: Tensor,
+        name: str,
+    ) -> Tensor:
         if not hasattr(config, "weight_bits"):  # rules left it in floating point
             block = copy_layer(layer, name)
             y = block(x)
@@ -130,7 +145,9 @@ class _Unwrapping:
         copy_parts(layer, block)
         return y
 
-    def _stock(self, owner, layer, config, x, name):
+    def _stock(
+        self, owner: Layer, layer: Layer, config: LSQQuantizeConfig, x: Tensor, name: str
+    ) -> Tensor:
         activation = activation_name(layer)
         if activation not in FUSED:
             raise ValueError(
@@ -154,7 +171,7 @@ class _Unwrapping:
         copy_stock(copy, None, block)
         return y
 
-    def _awaits_activation(self, node, layer):
+    def _awaits_activation(self, node: Node, layer: Layer) -> bool:
         """Whether a sum is quantized behind the activation that alone reads it."""
         if not isinstance(layer, keras.layers.Add) or isinstance(node.layer, _WRAPPERS):
             return False
@@ -165,7 +182,9 @@ class _Unwrapping:
         activation = isinstance(reader, keras.layers.ReLU | keras.layers.Activation)
         return activation and bool(config and config.get_output_quantizers(reader))
 
-    def _sum(self, node, layer, quantizer, terms):
+    def _sum(
+        self, node: Node, layer: Layer, quantizer: LSQQuantizer, terms: Sequence[Tensor]
+    ) -> Tensor:
         name, activation = layer.name, "linear"
         if not isinstance(layer, keras.layers.Add):
             activation = activation_name(layer)
@@ -174,7 +193,7 @@ class _Unwrapping:
         add = QuantizedAdd(quantizer.bits, quantizer.signed, activation, name=name)
         return self._call(add, (*terms, *(self.steps[id(x)] for x in terms)), node.layer)
 
-    def _mean(self, node, layer, quantizer, x):
+    def _mean(self, node: Node, layer: Layer, quantizer: LSQQuantizer, x: Tensor) -> Tensor:
         _check(node.layer, quantizer, LSQQuantizer, "quantizer")
         mean = QuantizedMean(
             quantizer.bits,
@@ -186,12 +205,12 @@ class _Unwrapping:
         return self._call(mean, (x, self.steps[id(x)]), node.layer)
 
 
-def _inner(layer):
+def _inner(layer: Layer) -> Layer:
     """The layer inside TFMOT's wrapper, or itself."""
     return layer.layer if isinstance(layer, tfmot_keras.QuantizeWrapper) else layer
 
 
-def _unwrapped(layer):
+def _unwrapped(layer: Layer) -> tuple[Layer, OutputQuantizeConfig | None]:
     """The layer inside TFMOT's wrapper and its config; without one, itself and None."""
     if not isinstance(layer, tfmot_keras.QuantizeWrapper):
         return layer, None
@@ -199,7 +218,7 @@ def _unwrapped(layer):
     return _inner(layer), _check(layer, config, OutputQuantizeConfig, "config")
 
 
-def _check(layer, part, kind, what):
+def _check(layer: Layer, part: Any, kind: type, what: str) -> Any:
     if not isinstance(part, kind):
         raise ValueError(
             f"layer {layer.name!r}: its {what} must be one of repq_tf.tfmot for the file to "
@@ -209,7 +228,7 @@ def _check(layer, part, kind, what):
     return part
 
 
-def _copy_step(owner, prefix, quantizer):
+def _copy_step(owner: Layer, prefix: str, quantizer: LSQ) -> None:
     """Gives a quantizer the step that TFMOT's has among the weights of its owner."""
     weights = {_variable_name(weight): weight for weight in owner.weights}
     seen = weights.get(f"{prefix}_step_seen")
@@ -222,5 +241,5 @@ def _copy_step(owner, prefix, quantizer):
     quantizer.change.assign(weights[f"{prefix}_step_change"])
 
 
-def _variable_name(variable):
+def _variable_name(variable: Variable) -> str:
     return variable.name.split("/")[-1].split(":")[0]

@@ -1,9 +1,11 @@
 """From our quantized model to what TFMOT wraps."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
-from repq_tf.graphs import copy_call, copy_layer, read_graph, rebuild
-from repq_tf.keras_api import keras
+from repq_tf.graphs import Graph, Node, copy_call, copy_layer, read_graph, rebuild
+from repq_tf.keras_api import Layer, Tensor, keras
 from repq_tf.layers import Quantize, QuantizedAdd, QuantizedMean, ReparamConv
 from repq_tf.layers.freezing import copy_trainable
 from repq_tf.quantization.grids import ON_INPUT_GRID, known_name, quantized_node
@@ -12,7 +14,7 @@ from repq_tf.tfmot.quantizer import LSQQuantizer
 from repq_tf.tfmot.requirements import QuantizeLayer
 
 
-def to_tfmot(model, calibrated):
+def to_tfmot(model: keras.Model, calibrated: bool) -> tuple[keras.Model, dict[str, Any]]:
     """Takes the quantizers out of a quantized model.
 
     Args:
@@ -31,13 +33,13 @@ def to_tfmot(model, calibrated):
 class _Wrapping:
     """Makes the layers of the new model while the quantized one's graph is walked."""
 
-    def __init__(self, graph, calibrated):
+    def __init__(self, graph: Graph, calibrated: bool) -> None:
         self.graph = graph
         self.calibrated = calibrated
-        self.configs = {}
-        self.copies = {}
+        self.configs: dict[str, Any] = {}
+        self.copies: dict[Any, Layer] = {}
 
-    def apply(self, node, args, kwargs):
+    def apply(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Applies what a node becomes; steps travel as None."""
         layer = node.layer
         if type(layer) is Quantize:
@@ -64,7 +66,7 @@ class _Wrapping:
         known = dataclasses.replace(node, name=known_name(self.graph, node))
         return copy_call(known, args, kwargs, self.copies)
 
-    def _quantize(self, node, x):
+    def _quantize(self, node: Node, x: Tensor) -> Tensor:
         """A quantizer of its own, unless the layer before is wrapped with it."""
         layer = node.layer
         if not self._stands_alone(node):
@@ -75,14 +77,14 @@ class _Wrapping:
             self.copies[layer.name] = QuantizeLayer(quantizer, name=layer.name)
         return self.copies[layer.name](x)
 
-    def _stands_alone(self, node):
+    def _stands_alone(self, node: Node) -> bool:
         source = quantized_node(self.graph, node)
         return len(self._calls(node.layer)) > 1 or source.is_input
 
-    def _calls(self, layer):
+    def _calls(self, layer: Layer) -> list[Node]:
         return [node for node in self.graph.nodes.values() if node.layer is layer]
 
-    def _output_quantizer(self, node):
+    def _output_quantizer(self, node: Node) -> Quantize | None:
         """The `Quantize` layer that a node's wrapper takes over, or None."""
         readers = self.graph.consumers(node.name)
         for reader in readers:
@@ -90,7 +92,7 @@ class _Wrapping:
                 return reader.layer
         return None
 
-    def _block(self, node, x):
+    def _block(self, node: Node, x: Tensor) -> Tensor:
         layer, name = node.layer, known_name(self.graph, node)
         block = copy_layer(layer, name, weight_bits=None, merged=True)
         y = block(x)
@@ -109,7 +111,7 @@ class _Wrapping:
             self._set(name, quantizer)
         return y
 
-    def _sum(self, layer, terms):
+    def _sum(self, layer: QuantizedAdd, terms: Sequence[Tensor]) -> Tensor:
         name, activation = layer.name, keras.activations.serialize(layer.activation)
         y = keras.layers.Add(name=name, dtype=layer.dtype_policy)(list(terms))
         if activation != "linear":
@@ -118,7 +120,13 @@ class _Wrapping:
         self._set(name, layer)
         return y
 
-    def _set(self, name, quantizer, kind=OutputQuantizeConfig, **options):
+    def _set(
+        self,
+        name: str,
+        quantizer: Quantize | None,
+        kind: type[OutputQuantizeConfig] = OutputQuantizeConfig,
+        **options: Any,
+    ) -> None:
         """Notes the config of a layer; `quantizer` is its output's, or None."""
         options["activation_bits"] = None
         if quantizer is not None:
@@ -129,16 +137,17 @@ class _Wrapping:
             )
         self.configs[name] = {"quantize_config": kind(**options)}
 
-    def _start(self, quantizer):
+    def _start(self, quantizer: Quantize) -> dict[str, Any]:
         """The step a quantizer starts with."""
         if quantizer.fixed_step is not None:
             return {"step": quantizer.fixed_step, "learned": False}
         return {"step": float(quantizer.step) if self.calibrated else None}
 
 
-def copy_parts(source, target):
+def copy_parts(source: ReparamConv, target: ReparamConv) -> None:
     """Gives a block the branches and the restored batch norm of an equal one, as frozen."""
     copy_trainable(source, target)  # first: tf_keras orders weights by it
     target.expression.set_weights(source.expression.get_weights())
     if target.restored is not None:
+        assert source.restored is not None  # of an equal block
         target.restored.set_weights(source.restored.get_weights())

@@ -6,7 +6,9 @@ import pickle
 import numpy as np
 import pytest
 
-from repq_tf import models
+from repq_tf import layers, models
+from repq_tf.layers.options import NetworkOptions
+from repq_tf.models.arguments import _option_names
 from repq_tf.models.registry import register
 from tests.models.outline import blocks
 
@@ -176,3 +178,10 @@ def test_tasks_are_known():
 def test_bad_arguments(name, arguments, message):
     with pytest.raises(ValueError, match=message):
         models.build(name, **arguments)
+
+
+def test_the_type_of_options_names_those_of_all_blocks():
+    kinds = [getattr(layers, name) for name in layers.__all__]
+    kinds = [kind for kind in kinds if issubclass(kind, layers.ReparamConv)]
+    assert len(kinds) > 10
+    assert set(NetworkOptions.__annotations__) == set().union(*map(_option_names, kinds))

@@ -1,29 +1,20 @@
 """Sigmoids of stored tensors, in the integer runtime's arithmetic."""
 
-from typing import Unpack
-
 from repq_tf.arithmetic import sums, tables
 from repq_tf.keras_api import LEGACY, Tensor, keras, ops, register
-from repq_tf.layers.options import GridOptions
-from repq_tf.layers.quantized.quantize import Quantize
+from repq_tf.layers.quantized.quantize import FixedGrid
 
 
-class QuantizedGate(Quantize):
-    """A function of a stored tensor onto `0 ... 1`, on a fixed unsigned grid of 8 bits.
+class QuantizedGate(FixedGrid):
+    """A function of single values onto `0 ... 1`.
 
     Inference looks it up: the input has few levels.
 
     Args:
-        **options: those of `Quantize` but for `bits`, `signed` and `step`.
+        **options: those of `FixedGrid`.
 
     Input: the features and their step. Output: `(gate, step)`.
     """
-
-    STEP: float | None = None
-
-    def __init__(self, **options: Unpack[GridOptions]) -> None:
-        options.update({"bits": 8, "signed": False, "step": self.STEP})
-        super().__init__(**options)
 
     def table(self, step_in: Tensor) -> Tensor:
         """The output's levels for the input's levels -128 to 255, as the runtime makes them."""

@@ -20,6 +20,7 @@ from repq_tf.keras_api import (
     overrides,
     register,
 )
+from repq_tf.layers.options import GridOptions
 from repq_tf.quantizers import LSQ
 
 
@@ -146,3 +147,19 @@ class Quantize(Layer):
             "signed": self.signed,
             "step": self.fixed_step,
         }
+
+
+class FixedGrid(Quantize):
+    """A function of a stored tensor onto `0 ... 1`, on a grid that the runtime prescribes.
+
+    It is unsigned and has 8 bits and the class's `STEP`.
+
+    Args:
+        **options: those of `Quantize` but for `bits`, `signed` and `step`.
+    """
+
+    STEP: float | None = None
+
+    def __init__(self, **options: Unpack[GridOptions]) -> None:
+        options.update({"bits": 8, "signed": False, "step": self.STEP})
+        super().__init__(**options)
