@@ -5,13 +5,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from repq_tf.keras_api import Array
-
 Picture: TypeAlias = Any  # a Pillow image
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
-def scale_pixels(images: Array) -> Array:
+def scale_pixels(images: np.ndarray) -> np.ndarray:
     """Maps uint8 pixels to float32 in [-1, 1]: a signed 8-bit grid hits them almost exactly."""
     return images.astype("float32") / np.float32(127.5) - np.float32(1)
 
@@ -51,7 +49,7 @@ def fit(picture: Picture, height: int, width: int) -> Picture:
     return picture.resize((width, height), Image.Resampling.BILINEAR, box=box)
 
 
-def pixels(picture: Picture, channels: int) -> Array:
+def pixels(picture: Picture, channels: int) -> np.ndarray:
     """The pixels of a Pillow image, uint8 `(height, width, channels)`."""
     array = np.asarray(picture)
     return array.reshape(*array.shape[:2], channels)
