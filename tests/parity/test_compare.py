@@ -190,7 +190,7 @@ def test_the_saved_report(qat, folder, tmp_path):
     found = tmp_path / "new" / "folder"
     names = ["parity.csv", "parity.json", "parity.md", "parity.png"]
     assert sorted(path.name for path in found.iterdir()) == names
-    rows = list(csv.DictReader((found / "parity.csv").open()))
+    rows = list(csv.DictReader((found / "parity.csv").read_text("utf-8").splitlines()))
     assert [row["name"] for row in rows if row["kind"] == "layer"] == [
         layer.name for layer in report.layers
     ]
