@@ -138,7 +138,7 @@ def test_other_ends_are_refused(value, tmp_path):
 def test_a_trained_and_saved_model(tmp_path):
     qat = wide(residual)
     before = quantizer_of(qat, "ac").step
-    losses = train(qat, X, steps=3)
+    losses = train(qat, X, steps=3, rate=1e-3)
     assert np.isfinite(losses).all() and quantizer_of(qat, "ac").step != before
     qat.save(tmp_path / "x.keras")
     again = keras.models.load_model(tmp_path / "x.keras")
