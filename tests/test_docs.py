@@ -39,7 +39,7 @@ COMMANDS = {
     "pip install": "a download",
     "pre-commit": "changes the repository",
     "pytest": "this suite",
-    "python -m repq_tf.": "its own tests run it on small files",
+    "python -m repq_tf": "tests of the package and of parity run it",
     "python -m tests.fuzz": "hours; tests/fuzz/test_fuzz.py runs a few",
     "python -m tests.train.kill_trials": "minutes; the tests of runs kill one",
     "python -m venv": "a fresh environment",
