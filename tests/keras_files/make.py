@@ -101,7 +101,16 @@ def quantized_layers():
     return keras.Model(inputs, outputs, name="quantized_layers")
 
 
-MODELS = {model.__name__: model for model in (float_blocks, quantized_blocks, quantized_layers)}
+def softmax():
+    """The softmax, which is younger than the other quantized layers."""
+    inputs = keras.Input(SHAPE, name="image")
+    x, step = layers.Quantize(8, name="image_quantize")(inputs)
+    outputs = {"Softmax": layers.QuantizedSoftmax(name="Softmax")(x, step)[0]}
+    return keras.Model(inputs, outputs, name="softmax")
+
+
+_MAKERS = (float_blocks, quantized_blocks, quantized_layers, softmax)
+MODELS = {make.__name__: make for make in _MAKERS}
 
 
 def images():
