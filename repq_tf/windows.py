@@ -52,6 +52,22 @@ def crop_window(window: Window, outer: Pair, inner: Pair) -> Window:
     return tuple(cropped)
 
 
+def convolved_size(spatial: Shape, window: Window, kernel_size: Pair, strides: Pair) -> Shape:
+    """The pixels that a convolution makes, `(n + zeros - kernel) // stride + 1` on each axis.
+
+    Args:
+        spatial: input height and width; None stays None.
+        window: zeros before and after, for each spatial axis.
+        kernel_size: `(kh, kw)`.
+        strides: `(sh, sw)`.
+    """
+    axes = zip(spatial, window, kernel_size, strides, strict=True)
+    return tuple(
+        None if length is None else (length + sum(zeros) - size) // stride + 1
+        for length, zeros, size, stride in axes
+    )
+
+
 def apply_window(x: Tensor, window: Window) -> Tensor:
     """Pads `x` `(batch, height, width, channels)` with zeros, or crops it."""
     if any(side < 0 for pair in window for side in pair):

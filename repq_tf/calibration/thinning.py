@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from repq_tf.branches import FeatureReading
 from repq_tf.keras_api import Pair, Tensor
-from repq_tf.windows import subsample
+from repq_tf.windows import convolved_size, subsample
 
 # How many values of each channel decide on its moments, in all images together.
 _VALUES = 2**15
@@ -29,12 +29,8 @@ def thin_reading(reading: FeatureReading, size: Pair, images: int) -> FeatureRea
         size: of the block's kernel, `(kh, kw)`.
         images: the number of images in all batches.
     """
-    pixels = [
-        (length + sum(pair) - kernel) // stride + 1
-        for length, pair, kernel, stride in zip(
-            reading.x.shape[1:3], reading.window, size, reading.strides, strict=True
-        )
-    ]
+    spatial = reading.x.shape[1:3]
+    pixels = convolved_size(spatial, reading.window, size, reading.strides)
     (high, wide), (down, right) = reading.strides, _spacing(pixels, images)
     return FeatureReading(reading.x, reading.window, (high * down, wide * right))
 

@@ -7,7 +7,7 @@ from repq_tf.branches import FeatureReading, Reading, WideReading
 from repq_tf.keras_api import Tensor, check_same_keras, keras, ops, overrides, register
 from repq_tf.kernels import AffineKernel
 from repq_tf.layers.expression import ExpressionLayer
-from repq_tf.windows import Window, convolve
+from repq_tf.windows import Window, convolve, convolved_size
 
 
 @register
@@ -123,17 +123,10 @@ class ReparamConv(ExpressionLayer):
         if overrides(type(self), "call", beyond="compute_output_spec"):
             return super().compute_output_spec(inputs, input_step, training=training, wide=wide)
         check_same_keras(inputs, f"the input of {self.name}")
-        spatial = [
-            None if size is None else (size + sum(zeros) - kernel) // stride + 1
-            for size, zeros, kernel, stride in zip(
-                inputs.shape[1:3],
-                self.window(inputs.shape[1:3]),
-                self.kernel_size,
-                self.strides,
-                strict=True,
-            )
-        ]
-        shape = (inputs.shape[0], *spatial, self.filters)
+        spatial = inputs.shape[1:3]
+        window = self.window(spatial)
+        pixels = convolved_size(spatial, window, self.kernel_size, self.strides)
+        shape = (inputs.shape[0], *pixels, self.filters)
         if self.weight_quantizer is None or input_step is None:
             return keras.KerasTensor(shape, self.compute_dtype)
         if training:

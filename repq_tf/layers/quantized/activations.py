@@ -5,10 +5,8 @@ from typing import Any, Unpack
 import numpy as np
 
 from repq_tf.arguments import boolean, number
-from repq_tf.arithmetic import container_top
-from repq_tf.arithmetic import sums as runtime
+from repq_tf.arithmetic import WIDE, container_top, sums
 from repq_tf.arithmetic.rescale import rescale
-from repq_tf.branches import WideReading
 from repq_tf.keras_api import (
     UNCAST,
     Config,
@@ -122,10 +120,10 @@ class QuantizedPReLU(Quantize):
         levels = ops.round(ops.cast(x, step.dtype) / step_in)
         negative = ops.minimum(levels, 0) * sign
         if self.bits <= 8:
-            add, negative = runtime.add, rescale(negative, scale * step_in, step)
+            add, negative = sums.add, rescale(negative, scale * step_in, step)
         else:
-            scale, given = (ops.cast(v, WideReading.dtype) for v in (scale, step_in))
-            add, negative = runtime.add_wide, rescale(negative, scale * given, step, "reduced")
+            scale, given = (ops.cast(v, WIDE) for v in (scale, step_in))
+            add, negative = sums.add_wide, rescale(negative, scale * given, step, "reduced")
         top = container_top(self.bits)
         zero = top - quantizer.high
         negative = ops.cast(ops.clip(negative, -top - 1 - zero, top - zero), "int32")
@@ -171,7 +169,7 @@ class QuantizedLeakyReLU(Layer):
         """The activation: the integer runtime's way, in training in floating point."""
         if training:
             return self.values(x)
-        levels = runtime.whole(x, step)
+        levels = sums.whole(x, step)
         negative = ops.right_shift(ops.minimum(levels, 0) * self.numerator + 128, 8)
         levels = ops.where(levels < 0, negative, levels)
         return ops.cast(levels, step.dtype) * step
