@@ -146,6 +146,13 @@ def test_a_trained_and_saved_model(tmp_path):
     assert_exact(parity(again, tmp_path / "x.tflite", X)[1])
 
 
+def test_a_mean_beyond_its_grid_saturates(tmp_path):
+    qat = wide(residual)
+    quantizer = quantizer_of(qat, "mean").activation_quantizer
+    quantizer.set_step(float(quantizer.step) / 64)
+    assert_exact(parity(qat, tmp_path / "x.tflite", X)[1])
+
+
 def test_it_is_much_closer_to_the_float_model(tmp_path):
     model = network(residual)
     exact = array(repq_tf.merge(model)(X))
