@@ -1,5 +1,7 @@
 """What holds for the blocks as a family: names, outlier-aware batch norms."""
 
+from functools import partial
+
 import keras
 import numpy as np
 import pytest
@@ -119,19 +121,51 @@ def test_shapes_and_dtypes_are_those_of_a_trace(name, policy):
                 assert (one.shape, one.dtype) == (other.shape, other.dtype), kwargs
 
 
+def _tensors(*shapes):
+    return tuple(keras.KerasTensor(shape) for shape in shapes)
+
+
+FEATURES, STEP = (None, 5, None, 3), ()
+OPERATORS = {
+    "Quantize": [_tensors(FEATURES), _tensors(FEATURES, (3,))],
+    "QuantizedAdd": [_tensors(FEATURES, FEATURES, STEP, STEP)],
+    "QuantizedMultiply": [
+        _tensors(FEATURES, (None, 1, 1, 3), STEP, STEP),
+        _tensors((2, 1, 1, 3), (2, 4, None, 1), STEP, STEP),
+        _tensors((None, 5, 6, 3), (None, 5, None, 3), STEP, STEP),
+    ],
+    "QuantizedMean": [_tensors(FEATURES, STEP)],
+    "QuantizedPReLU": [_tensors(FEATURES, STEP)],
+    "QuantizedSigmoid": [_tensors(FEATURES, STEP), _tensors((None, 7), STEP)],
+    "QuantizedHardSigmoid": [_tensors(FEATURES, STEP)],
+    "QuantizedSoftmax": [_tensors((None, 7), STEP)],
+    "DenseBlock": [_tensors((None, 7)), _tensors((4, 7), STEP)],
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
-def test_shapes_and_dtypes_of_quantizers_are_those_of_a_trace(policy):
+def test_shapes_and_dtypes_of_operators_are_those_of_a_trace(name, policy):
     trace = keras.layers.Layer.compute_output_spec
-    layer = layers.Quantize(bits=8, dtype=policy)
-    layer.build((None, 5, 5, 3))
-    x, scale = keras.KerasTensor((None, 5, 5, 3)), keras.KerasTensor((3,))
-    for args, kwargs in (((x,), {}), ((x, scale), {}), ((x, scale), {"training": True})):
-        specs, traced = (
-            layer.compute_output_spec(*args, **kwargs),
-            trace(layer, *args, **kwargs),
-        )
-        for one, other in zip(specs, traced, strict=True):
-            assert (one.shape, one.dtype) == (other.shape, other.dtype)
+    own = {"DenseBlock": [{"filters": 6, "weight_bits": 8}, {"filters": 6}]}
+    own["QuantizedMean"] = [{"keepdims": True}, {}]
+    for options in own.get(name, [{}]):
+        for tensors in OPERATORS[name]:
+            layer = getattr(layers, name)(**options, dtype=policy)
+            layer.build(tensors[0].shape)
+            for kwargs in ({}, {"training": True}):
+                specs, traced = (
+                    keras.tree.flatten(specify(*tensors, **kwargs))
+                    for specify in (layer.compute_output_spec, partial(trace, layer))
+                )
+                for one, other in zip(specs, traced, strict=True):
+                    assert (one.shape, one.dtype) == (other.shape, other.dtype), kwargs
+
+
+@pytest.mark.parametrize("shape", [(None, 3), (None, 4, 6, 3), (None, 5, 6, 2)])
+def test_shapes_that_are_not_broadcast_are_named(shape):
+    with pytest.raises(ValueError, match="QuantizedAdd|quantized_add"):
+        layers.QuantizedAdd()(*_tensors((None, 5, 6, 3), shape, STEP, STEP))
 
 
 def test_a_block_with_a_call_of_its_own_is_traced():

@@ -4,7 +4,7 @@ from typing import Unpack
 
 from repq_tf.arguments import boolean
 from repq_tf.arithmetic import WIDE, sums
-from repq_tf.keras_api import Config, Tensor, ops, register
+from repq_tf.keras_api import Config, Shape, Tensor, ops, register
 from repq_tf.layers.options import QuantizeOptions
 from repq_tf.layers.quantized.quantize import Quantize
 
@@ -39,6 +39,11 @@ class QuantizedMean(Quantize):
     def values(self, x: Tensor, *steps: Tensor) -> Tensor:
         """The mean in floating point."""
         return ops.mean(x, axis=(1, 2), keepdims=self.keepdims)
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        """The shape of the mean."""
+        batch, *pixels, channels = shapes[0]
+        return (batch, *(1 for _ in pixels if self.keepdims), channels)
 
     def integers(self, x: Tensor, step_in: Tensor) -> Tensor:
         """The levels of the mean."""

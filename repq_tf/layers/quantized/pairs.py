@@ -3,7 +3,7 @@
 from typing import Unpack
 
 from repq_tf.arithmetic import sums
-from repq_tf.keras_api import Config, Identifier, Tensor, keras, ops, register
+from repq_tf.keras_api import Config, Identifier, Shape, Tensor, keras, ops, register
 from repq_tf.layers.options import QuantizeOptions
 from repq_tf.layers.quantized.quantize import Quantize
 
@@ -38,12 +38,20 @@ class QuantizedPair(Quantize):
 
     def values(self, a: Tensor, b: Tensor, *steps: Tensor) -> Tensor:
         """The result in floating point."""
-        if len(a.shape) != len(b.shape):
-            raise ValueError(
-                f"layer {self.name!r}: both inputs must have the same number of dimensions. "
-                f"Received: shapes {tuple(a.shape)} and {tuple(b.shape)}"
-            )
+        self.output_shape(a.shape, b.shape)
         return self.activation(self.combine(a, ops.cast(b, a.dtype)))
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        """The shape that both inputs are broadcast to."""
+        left, right = shapes
+        sizes = list(zip(left, right, strict=False))
+        if len(left) != len(right) or not all(a == b or {a, b} & {1, None} for a, b in sizes):
+            raise ValueError(
+                f"layer {self.name!r}: both inputs must have the same number of dimensions, "
+                f"equal but for those of size 1. Received: shapes {tuple(left)} and "
+                f"{tuple(right)}"
+            )
+        return tuple(b if a in (1, None) and b != 1 else a for a, b in sizes)
 
     def integers(self, a: Tensor, b: Tensor, step_a: Tensor, step_b: Tensor) -> Tensor:
         """The levels of the result."""
@@ -61,6 +69,12 @@ class QuantizedPair(Quantize):
         if training:
             return self._fake_quantize(self.values(a, b)), self.step
         return self.integers(a, b, step_a, step_b) * self.step, self.step
+
+    def compute_output_spec(
+        self, a: Tensor, b: Tensor, step_a: Tensor, step_b: Tensor, training: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """The shapes and dtypes of `call`'s outputs, without tracing it."""
+        return self._specs(training, a, b)
 
     def get_config(self) -> Config:
         """The arguments of the constructor."""

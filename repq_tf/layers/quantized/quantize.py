@@ -17,7 +17,6 @@ from repq_tf.keras_api import (
     Tensor,
     keras,
     ops,
-    overrides,
     register,
 )
 from repq_tf.layers.options import GridOptions
@@ -86,7 +85,7 @@ class Quantize(Layer):
         return self.activation_quantizer.step
 
     def values(self, x: Tensor, *steps: Tensor) -> Tensor:
-        """What is rounded, in floating point."""
+        """What is rounded, in floating point; `output_shape` tells its shape."""
         return x
 
     def integers(
@@ -123,15 +122,22 @@ class Quantize(Layer):
             return self._fake_quantize(self.values(x, scale)), self.step
         return self.integers(x, scale, **rounding) * self.step, self.step
 
-    def compute_output_spec(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """The shapes and dtypes of `call`'s outputs, without tracing it where that is easy."""
-        if isinstance(x, tuple | list) or overrides(
-            type(self), "values", "compute_output_spec"
-        ):
-            return super().compute_output_spec(x, *args, **kwargs)
-        training = kwargs.get("training", args[1] if len(args) > 1 else False)
+    def output_shape(self, *shapes: Shape) -> Shape:
+        """The shape of the output, for the shapes of the tensors that `values` reads."""
+        return shapes[0]
+
+    def compute_output_spec(
+        self, x: Tensor, scale: Tensor | None = None, training: bool = False, **rounding: str
+    ) -> Any:
+        """The shapes and dtypes of `call`'s outputs, without tracing it."""
+        if isinstance(x, tuple | list):
+            return super().compute_output_spec(x, scale, training=training, **rounding)
+        return self._specs(training, x)
+
+    def _specs(self, training: bool, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         step = self.activation_quantizer.change.dtype
-        output = keras.KerasTensor(x.shape, self.compute_dtype if training else step)
+        shape = self.output_shape(*(tensor.shape for tensor in tensors))
+        output = keras.KerasTensor(shape, self.compute_dtype if training else step)
         return output, keras.KerasTensor((), step)
 
     def _fake_quantize(self, x: Tensor) -> Tensor:
