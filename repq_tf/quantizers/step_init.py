@@ -1,7 +1,7 @@
 """Initial step sizes: MinError (the paper's choice) and LSQ's own rule."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,10 @@ _SMALLEST = 0.004
 _COARSE = 24
 _FINE = 5
 _REFINEMENTS = 2
+# So many values of an array are searched at once.
+_BLOCK = 2**16
+
+_Error = Callable[[Any], Any]
 
 
 def _candidates() -> Iterator[tuple[float, bool]]:
@@ -70,12 +74,20 @@ def min_error_step(
     xp, rows = _rows(values, per_channel)
     peak = xp.max(xp.abs(rows) if low < 0 else xp.maximum(rows, 0.0), axis=1)
     largest = xp.maximum(peak, 1e-30) / max(high, 1)
+    if xp is np:
+        best = np.empty_like(largest)
+        height = max(1, _BLOCK // rows.shape[1])
+        for k in range(0, len(rows), height):
+            part = slice(k, k + height)
+            error = _array_error(rows[part], low, high)
+            best[part] = _search(np, functools.reduce, error, largest[part])
+    else:
+        best = _search(ops, fold, _tensor_error(rows, low, high), largest)
+    best = _guard(xp, best, peak)
+    return best if per_channel else best[0]
 
-    def error(step: Tensor) -> Tensor:
-        step = step[:, None]
-        residual = xp.round(xp.clip(rows / step, low, high)) * step - rows
-        return xp.sum(xp.square(residual), axis=1)
 
+def _search(xp: Any, reduce: Callable[..., Any], error: _Error, largest: Any) -> Any:
     def try_one(found: tuple[Tensor, ...], candidate: tuple[Any, Any]) -> tuple[Tensor, ...]:
         centre, best, best_error = found
         ratio, refines = candidate
@@ -85,11 +97,31 @@ def min_error_step(
         better = value < best_error
         return centre, xp.where(better, step, best), xp.where(better, value, best_error)
 
-    start = (largest, largest, error(largest))
-    search = functools.reduce if xp is np else fold
-    _, best, _ = search(try_one, _CANDIDATES, start)
-    best = _guard(xp, best, peak)
-    return best if per_channel else best[0]
+    return reduce(try_one, _CANDIDATES, (largest, largest, error(largest)))[1]
+
+
+def _tensor_error(rows: Tensor, low: int, high: int) -> _Error:
+    def error(step: Tensor) -> Tensor:
+        step = step[:, None]
+        residual = ops.round(ops.clip(rows / step, low, high)) * step - rows
+        return ops.sum(ops.square(residual), axis=1)
+
+    return error
+
+
+def _array_error(rows: Array, low: int, high: int) -> _Error:
+    """`_tensor_error` in one piece of memory, which the processor's cache holds."""
+    rows = np.ascontiguousarray(rows)
+    x = np.empty_like(rows)
+
+    def error(step: Array) -> Array:
+        step = step[:, None]
+        np.divide(rows, step, out=x)
+        np.clip(np.rint(x, out=x), low, high, out=x)
+        np.subtract(np.multiply(x, step, out=x), rows, out=x)
+        return np.square(x, out=x).sum(axis=1)
+
+    return error
 
 
 def lsq_step(
