@@ -68,6 +68,7 @@ class RunFolder:
         self.path = os.path.abspath(os.path.expanduser(path))
         self.logs = self.file("logs")
         self.plots = self.file("plots")
+        self._read = {}
 
     def file(self, name):
         """Returns the path of a file in the folder."""
@@ -99,6 +100,17 @@ class RunFolder:
                 old.add(name)
                 with contextlib.suppress(FileNotFoundError):
                     os.remove(self.file(name))
+
+    def read_model(self, name):
+        """Returns a product that is a model, for readers, who do not change it.
+
+        It is loaded once, while its file stays what it is.
+        """
+        found = os.stat(self.file(name)) if self.has(name) else None
+        version = found and (found.st_ino, found.st_mtime_ns, found.st_size)
+        if name not in self._read or self._read[name][0] != version:
+            self._read[name] = version, self.load_model(name)
+        return self._read[name][1]
 
     def load_model(self, name):
         """Loads a product that is a model."""

@@ -40,14 +40,14 @@ def evaluate(run, task, container="int8", verbose=0):
     """
     say = _teller("evaluate", verbose)
     say("merging")
-    model = run.load_model(FLOAT)
+    model = run.read_model(FLOAT)
     merged = repq_tf.merge(model)
     inputs = task.test_inputs(_IMAGES)
     errors = [
         np.abs(_predict(model, batch) - _predict(merged, batch)).max() for batch in inputs
     ]
     say("summary")
-    quantized = run.load_model(QUANTIZED)
+    quantized = run.read_model(QUANTIZED)
     summary = repq_tf.summary(quantized, inputs[0].shape[1:], container)
     with writing(run.file(SUMMARY)) as path:
         summary.save(path)
@@ -84,11 +84,11 @@ def export(run, task, container="int8", input_type=None, verbose=0):
     say = _teller("export", verbose)
     say(FLOAT_FILE)
     with product(run.file(FLOAT_FILE)) as path:
-        repq_tf.export_tflite_float(run.load_model(FLOAT), path)
+        repq_tf.export_tflite_float(run.read_model(FLOAT), path)
     say(FILE)
     with product(run.file(FILE)) as path:
         repq_tf.export_tflite(
-            run.load_model(QUANTIZED),
+            run.read_model(QUANTIZED),
             path,
             input_type=input_type,
             container=container,
@@ -137,14 +137,14 @@ def measure(run, task, verbose=0):
         check_product(file)
     inputs = task.test_inputs(_IMAGES)
     network = Network(files[1], threads=os.cpu_count() or 1)
-    quantized = run.load_model(QUANTIZED)
+    quantized = run.read_model(QUANTIZED)
     say("parity")
     parity = repq_tf.check_parity(quantized, files[1], inputs)
     say("latency")
     latency = measure_latency(files, inputs[0][0])
     say("pictures")
     os.makedirs(run.plots, exist_ok=True)
-    models = {"float": run.load_model(FLOAT), "quantized": quantized}
+    models = {"float": run.read_model(FLOAT), "quantized": quantized}
     networks = {name: functools.partial(_predict, model) for name, model in models.items()}
     task.draw({**networks, "file": network}, run.plots)
     say(FILE)

@@ -1,6 +1,7 @@
 import dataclasses
 import os
 
+import keras
 import pytest
 
 from repq_tf.train.errors import UserError
@@ -123,3 +124,14 @@ def test_what_a_newer_flag_would_imply_follows_the_old_run(tmp_path):
     run.check(settings)
     with pytest.raises(UserError, match="\n  epochs: 120 there, 3 now$"):
         run.check(dataclasses.replace(settings, epochs=3))
+
+
+def test_readers_share_a_model_while_its_file_stays(tmp_path):
+    folder = RunFolder(str(tmp_path))
+    inputs = keras.Input((2,))
+    for units in (1, 3):
+        folder.save_model(keras.Model(inputs, keras.layers.Dense(units)(inputs)), "float.keras")
+        model = folder.read_model("float.keras")
+        assert model.output_shape == (None, units)
+        assert folder.read_model("float.keras") is model
+        assert folder.load_model("float.keras") is not model
