@@ -161,7 +161,7 @@ class _Pipeline:
     def _stage(self, name, work, *products, together=False):
         """Does a stage's work, which may return its seconds, unless its products are there.
 
-        What had been made of its products goes first: it is not of the new ones.
+        First deletes files derived from the old products.
 
         All workers train together; the chief does everything else while they wait.
         """

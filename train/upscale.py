@@ -49,7 +49,7 @@ def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else arguments
     if command.asks_for_help(arguments):
         print(command.describe(__doc__, FLAGS))
-        sys.exit(1)  # as of all programs with abseil's flags
+        return
     try:
         given, names = command.read(arguments, FLAGS)
         values = fill(given, FLAGS)

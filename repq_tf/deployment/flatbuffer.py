@@ -166,7 +166,7 @@ def features(model: schema.ModelT, operator: schema.OperatorT) -> list[int]:
 
 
 def scale_and_zero(tensor: schema.TensorT) -> tuple[float, int]:
-    """The scale and the zero point of a tensor, (0, 0) of one without."""
+    """Scale and zero point of a tensor; (0, 0) if unquantized."""
     have = tensor.quantization
     if have is None or have.scale is None or have.zeroPoint is None:
         return 0.0, 0

@@ -187,7 +187,7 @@ class ExpressionLayer(Layer):
             )
         self.restored: BatchNorm | None = None
         if self._restores():
-            # Of any gain: it is the convolution's scale, no part of the kernel.
+            # Unclipped: its gain scales the convolution, not the kernel.
             self.restored = BatchNorm(
                 Identity(), name="restored_bn", **self._batch_norm_options
             )

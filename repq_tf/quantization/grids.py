@@ -76,10 +76,7 @@ def input_quantizer(graph: Graph, node: Node) -> Quantize | None:
 
 
 def quantized_node(graph: Graph, node: Node) -> Node:
-    """The node whose tensor a `Quantize` node rounds: itself, if it is an operator.
-
-    Itself, too, where it rounds what an operator has put on a grid of its own.
-    """
+    """The node a `Quantize` rounds: its input, or itself if it is an operator or regrids one."""
     if type(node.layer) is not Quantize:
         return node
     before = graph.nodes[node.inputs[0].node]

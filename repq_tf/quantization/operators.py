@@ -44,8 +44,8 @@ class Operator:
             inputs; "fixed" on one that the runtime prescribes.
         make: `make(site, input_zero_point, **options)` returns the quantized layer; None
             where the layer itself only moves numbers, or takes some of them.
-        wide_input: whether a tensor that only such operators read gets 8 bits by default,
-            since it is no result but an intermediate one; None for what may read it as well.
+        wide_input: True: tensors read only by such operators default to 8 bits, being
+            intermediate results. None: no say.
         check: `check(layer)` returns why the layer cannot be quantized, or None.
         int16: whether it takes activations of 16 bits.
         step: of a "fixed" grid.

@@ -68,8 +68,8 @@ def apply_rules(
 ) -> dict[str, LayerBits]:
     """The settings of each layer; later rules win.
 
-    A rule for a layer that has become several is one for all their kernels and for the output
-    of the last, since the others' are intermediate; None, floating point, is for all of them.
+    A rule for an expanded layer sets all kernels but only the last output, since the others
+    are intermediate; None, floating point, applies to all.
 
     Args:
         rules: pairs from `check_rules`.
