@@ -70,7 +70,7 @@ class Group:
             site.step = step
 
     def prescribe(self, floats: Collection[str]) -> None:
-        """Gives tensors sharing a prescribed scale that scale and 8 bits, except in float layers.
+        """Gives tensors sharing a prescribed scale that scale and 8 bits; not float layers.
 
         Args:
             floats: names of parts of layers that stay in floating point, and have none.
