@@ -3,7 +3,13 @@
 Every name in `list_models()` is a function here: `repq_tf.models.ac_resnet18(classes=10)`.
 """
 
-from repq_tf.models import mobileone, repopt, repvgg, resnet  # noqa: F401  they fill the table
+from repq_tf.models import (  # noqa: F401  they fill the table
+    mlperf_tiny,
+    mobileone,
+    repopt,
+    repvgg,
+    resnet,
+)
 from repq_tf.models.ecbsr import ecbsr
 from repq_tf.models.registry import ModelFunction, build, find, list_models, plain_twin
 from repq_tf.models.repvgg_sr import repvgg_sr

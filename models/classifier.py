@@ -29,11 +29,16 @@ _DOCUMENTATION = """{summary}
     """
 
 
+def _mean(x: Tensor) -> Tensor:
+    return keras.layers.GlobalAveragePooling2D(name="mean")(x)
+
+
 def classifier(
     name: str,
     summary: str,
     block: type[ReparamConv],
     features: Callable[..., Tensor],
+    pool: Callable[[Tensor], Tensor] = _mean,
     **defaults: Any,
 ) -> ModelFunction:
     """Makes and registers the function that builds a classification network.
@@ -44,6 +49,7 @@ def classifier(
         block: the class of its blocks.
         features: `features(images, width, block, options)` returns the last feature map;
             `options` are those of the blocks.
+        pool: a function from it to `(batch, channels)`; by default the mean.
         **defaults: options of the blocks where the user gives none.
 
     Returns:
@@ -62,11 +68,8 @@ def classifier(
         check_block_options(name, block, block_options)
         images = keras.Input(input_shape, name="image")
         x = features(images, width, block, {**defaults, **block_options})
-        x = keras.layers.GlobalAveragePooling2D(name="mean")(x)
-        logits = keras.layers.Dense(classes, kernel_initializer=torch_uniform(), name="logits")(
-            x
-        )
-        return keras.Model(images, logits, name=name)
+        logits = keras.layers.Dense(classes, kernel_initializer=torch_uniform(), name="logits")
+        return keras.Model(images, logits(pool(x)), name=name)
 
     build.__name__ = build.__qualname__ = name
     build.__module__ = "repq_tf.models"

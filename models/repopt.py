@@ -13,7 +13,7 @@ from typing import Any
 from repq_tf.layers import ConvBNBlock, CSLABlock
 from repq_tf.models.classifier import classifier
 from repq_tf.models.parts import torch_uniform
-from repq_tf.models.repvgg import features
+from repq_tf.models.repvgg import features, stages
 
 
 def _start(position: int) -> dict[str, float]:
@@ -49,7 +49,7 @@ def _networks(size: str, **arguments: Any) -> None:
     )
 
 
-_networks("b1", depths=(4, 6, 16, 1), a=2, b=4)
-_networks("b2", depths=(4, 6, 16, 1), a=2.5, b=5)
-_networks("l1", depths=(8, 14, 24, 1), a=2, b=4)
-_networks("l2", depths=(8, 14, 24, 1), a=2.5, b=5)
+_networks("b1", **stages((4, 6, 16, 1), 2, 4))
+_networks("b2", **stages((4, 6, 16, 1), 2.5, 5))
+_networks("l1", **stages((8, 14, 24, 1), 2, 4))
+_networks("l2", **stages((8, 14, 24, 1), 2.5, 5))

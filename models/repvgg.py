@@ -1,6 +1,6 @@
 """The RepVGG family (arXiv 2101.03697), its descendants, and its plain twins.
 
-A network is a stem and four stages, all of 3x3 blocks and ReLUs. QARepVGG
+A network is a stem and four stages (RepVGG-Tiny: three), all of 3x3 blocks and ReLUs. QARepVGG
 (arXiv 2212.01593) and OREPA-RepVGG (arXiv 2204.00826) are the same networks of other
 blocks, the stem included. Padding is explicit, one pixel a side, as in PyTorch, so that
 public weights fit.
@@ -32,8 +32,7 @@ def features(
     block: type[ReparamConv],
     options: Mapping[str, Any],
     depths: Sequence[int],
-    a: float,
-    b: float,
+    channels: Sequence[float],
     groups: int = 1,
     squeeze: bool = False,
     own_options: Callable[[int], Mapping[str, Any]] | None = None,
@@ -45,19 +44,17 @@ def features(
         width: what the channels are multiplied by.
         block: class of the blocks.
         options: for the blocks.
-        depths: number of blocks of each stage.
-        a: the paper's multiplier of all channels but the last stage's.
-        b: the paper's multiplier of the last stage's channels.
+        depths: number of blocks of the stem, which is 1, and of each stage.
+        channels: of the stem and of each stage.
         groups: of every other convolution.
         squeeze: whether squeeze and excite follows every block.
         own_options: a function from a block's position in its stage, 1 the first, to options
             of its own, where the user gives none.
     """
-    depths = (1, *depths)
-    channels = (min(64, 64 * a), 64 * a, 128 * a, 256 * a, 512 * b)
     x, layer = images, 0
+    strides = stage_strides(images)[: len(depths)]
     for stage, (depth, filters, stride) in enumerate(
-        zip(depths, channels, stage_strides(images), strict=True)
+        zip(depths, channels, strides, strict=True)
     ):
         for index in range(1, depth + 1):
             x = relu_block(
@@ -76,6 +73,18 @@ def features(
     return x
 
 
+def stages(depths: Sequence[int], a: float, b: float) -> dict[str, Sequence[float]]:
+    """The stem and the four stages of the papers' networks: arguments of `features`.
+
+    Args:
+        depths: number of blocks of each stage.
+        a: the multiplier of all channels but the last stage's.
+        b: the multiplier of the last stage's channels.
+    """
+    channels = (min(64, 64 * a), 64 * a, 128 * a, 256 * a, 512 * b)
+    return {"depths": (1, *depths), "channels": channels}
+
+
 def _networks(size: str, **arguments: Any) -> None:
     """Registers all networks of one size, whose arguments are those of `features`."""
     title = f"RepVGG-{size.capitalize()}"
@@ -90,21 +99,32 @@ def _networks(size: str, **arguments: Any) -> None:
     like_torch(f"repvgg_{size}", f"{title} (arXiv 2101.03697).", RepVGGBlock)
     if not arguments.get("squeeze"):
         like_torch(f"qarepvgg_{size}", f"QA{title} (arXiv 2212.01593).", QARepVGGBlock)
-    if arguments["depths"] == _DEPTHS_A:
+    if size.startswith("a"):
         make(f"orepa_repvgg_{size}", f"OREPA-{title} (arXiv 2204.00826).", OREPARepVGGBlock)
 
 
-_networks("a0", depths=_DEPTHS_A, a=0.75, b=2.5)
-_networks("a1", depths=_DEPTHS_A, a=1, b=2.5)
-_networks("a2", depths=_DEPTHS_A, a=1.5, b=2.75)
-_networks("b0", depths=_DEPTHS_B, a=1, b=2.5)
-_networks("b1", depths=_DEPTHS_B, a=2, b=4)
-_networks("b1g2", depths=_DEPTHS_B, a=2, b=4, groups=2)
-_networks("b1g4", depths=_DEPTHS_B, a=2, b=4, groups=4)
-_networks("b2", depths=_DEPTHS_B, a=2.5, b=5)
-_networks("b2g2", depths=_DEPTHS_B, a=2.5, b=5, groups=2)
-_networks("b2g4", depths=_DEPTHS_B, a=2.5, b=5, groups=4)
-_networks("b3", depths=_DEPTHS_B, a=3, b=5)
-_networks("b3g2", depths=_DEPTHS_B, a=3, b=5, groups=2)
-_networks("b3g4", depths=_DEPTHS_B, a=3, b=5, groups=4)
-_networks("d2se", depths=_DEPTHS_D, a=2.5, b=5, squeeze=True)
+# For microcontrollers and for tables that a laptop makes: ten blocks, of MLPerf Tiny's widths.
+_TINY = {"depths": (1, 3, 3, 3), "channels": (16, 16, 32, 64)}
+_networks("tiny", **_TINY)
+classifier(
+    "oabn_repvgg_tiny",
+    "RepVGG-Tiny with outlier-aware batch norms, whose gains stay below 2.",
+    RepVGGBlock,
+    partial(features, **_TINY),
+    kernel_initializer=torch_uniform(),
+    oabn_k=2.0,
+)
+_networks("a0", **stages(_DEPTHS_A, 0.75, 2.5))
+_networks("a1", **stages(_DEPTHS_A, 1, 2.5))
+_networks("a2", **stages(_DEPTHS_A, 1.5, 2.75))
+_networks("b0", **stages(_DEPTHS_B, 1, 2.5))
+_networks("b1", **stages(_DEPTHS_B, 2, 4))
+_networks("b1g2", **stages(_DEPTHS_B, 2, 4), groups=2)
+_networks("b1g4", **stages(_DEPTHS_B, 2, 4), groups=4)
+_networks("b2", **stages(_DEPTHS_B, 2.5, 5))
+_networks("b2g2", **stages(_DEPTHS_B, 2.5, 5), groups=2)
+_networks("b2g4", **stages(_DEPTHS_B, 2.5, 5), groups=4)
+_networks("b3", **stages(_DEPTHS_B, 3, 5))
+_networks("b3g2", **stages(_DEPTHS_B, 3, 5), groups=2)
+_networks("b3g4", **stages(_DEPTHS_B, 3, 5), groups=4)
+_networks("d2se", **stages(_DEPTHS_D, 2.5, 5), squeeze=True)

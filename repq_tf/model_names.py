@@ -28,19 +28,22 @@ def _resnets() -> Iterator[tuple[str, ModelName]]:
         plain = f"resnet{size}"
         for family in ("", "ac_", "dbb_", "orepa_"):
             yield f"{family}{plain}", ModelName(plain)
+    for family in ("", "ac_", "dbb_", "orepa_", "repvgg_"):
+        yield f"{family}resnet8", ModelName("resnet8")
 
 
 def _repvggs() -> Iterator[tuple[str, ModelName]]:
     a = ("a0", "a1", "a2")
     b = ("b0", "b1", "b1g2", "b1g4", "b2", "b2g2", "b2g4", "b3", "b3g2", "b3g4")
-    for size in (*a, *b, "d2se"):
+    for size in ("tiny", *a, *b, "d2se"):
         plain = f"repvgg_{size}_plain"
         yield plain, ModelName(plain)
         yield f"repvgg_{size}", ModelName(plain)
-        if size in (*a, *b):
+        if size != "d2se":
             yield f"qarepvgg_{size}", ModelName(plain)
         if size in a:
             yield f"orepa_repvgg_{size}", ModelName(plain)
+    yield "oabn_repvgg_tiny", ModelName("repvgg_tiny_plain")
 
 
 def _repopts() -> Iterator[tuple[str, ModelName]]:

@@ -23,8 +23,10 @@ PLAIN_TWINS = {
         for family in ("", "ac_", "dbb_", "orepa_")
         for depth in (18, 34, 50)
     },
-    **{f"repvgg_{size}": f"repvgg_{size}_plain" for size in [*SIZES, "d2se"]},
-    **{f"qarepvgg_{size}": f"repvgg_{size}_plain" for size in SIZES},
+    **{f"{family}_resnet8": "resnet8" for family in ("ac", "dbb", "orepa", "repvgg")},
+    "oabn_repvgg_tiny": "repvgg_tiny_plain",
+    **{f"repvgg_{size}": f"repvgg_{size}_plain" for size in [*SIZES, "d2se", "tiny"]},
+    **{f"qarepvgg_{size}": f"repvgg_{size}_plain" for size in [*SIZES, "tiny"]},
     **{f"orepa_repvgg_{size}": f"repvgg_{size}_plain" for size in ("a0", "a1", "a2")},
     **{name: f"{name}_plain" for name in (*MOBILEONE, *ECBSR, *REPVGG_SR)},
 }
