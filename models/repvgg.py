@@ -73,7 +73,7 @@ def features(
     return x
 
 
-def stages(depths: Sequence[int], a: float, b: float) -> dict[str, Sequence[float]]:
+def stages(depths: Sequence[int], a: float, b: float) -> dict[str, Any]:
     """The stem and the four stages of the papers' networks: arguments of `features`.
 
     Args:
@@ -104,7 +104,7 @@ def _networks(size: str, **arguments: Any) -> None:
 
 
 # For microcontrollers and for tables that a laptop makes: ten blocks, of MLPerf Tiny's widths.
-_TINY = {"depths": (1, 3, 3, 3), "channels": (16, 16, 32, 64)}
+_TINY: dict[str, Any] = {"depths": (1, 3, 3, 3), "channels": (16, 16, 32, 64)}
 _networks("tiny", **_TINY)
 classifier(
     "oabn_repvgg_tiny",
