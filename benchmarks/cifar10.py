@@ -18,8 +18,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import training_runs
 from absl import app, flags
 
+from repq_tf.arguments import check_bits
 from repq_tf.files import write_atomically
-from repq_tf.model_names import MODELS
+from repq_tf.model_names import MODELS, list_models
 
 FLAGS = flags.FLAGS
 _RESNETS = ["resnet8", "ac_resnet8", "dbb_resnet8", "orepa_resnet8", "repvgg_resnet8"]
@@ -61,11 +62,26 @@ def row(model, seed, method, bits, folder, options, source=None):
     return dict(zip(COLUMNS, (model, seed, method, bits, *figures), strict=True))
 
 
+def _check():
+    """Refuses what would end a later row, before the first is trained."""
+    known = list_models("classification")
+    for name in FLAGS.models:
+        if name not in known:
+            raise SystemExit(f"--models must be among {', '.join(known)}. Received: {name!r}")
+    for flag in ("bits", "seeds"):
+        for value in FLAGS[flag].value:
+            if not value.isdecimal():
+                raise SystemExit(f"--{flag} must be whole numbers. Received: {value!r}")
+    for bits in FLAGS.bits:
+        try:
+            check_bits(int(bits), "--bits")
+        except ValueError as error:
+            raise SystemExit(str(error)) from error
+
+
 def main(arguments):
     """Prints the table, and writes it as JSON after each row if asked to."""
-    unknown = sorted(set(FLAGS.models) - set(MODELS))
-    if unknown:
-        raise SystemExit(f"--models must be among {', '.join(MODELS)}. Received: {unknown}")
+    _check()
     table = []
     for model in FLAGS.models:
         for seed in FLAGS.seeds:

@@ -24,6 +24,8 @@ from repq_tf.models.arguments import common_options
 from repq_tf.models.classifier import classifier
 from repq_tf.models.parts import scale_channels
 
+_HE = "he_normal"  # the benchmark's
+
 
 def _features(
     images: Tensor, width: float, block: type[ReparamConv], options: Mapping[str, Any]
@@ -47,7 +49,7 @@ def _features(
                 strides=stride,
                 padding="same",
                 name=f"{name}_shortcut",
-                **{"kernel_initializer": "he_normal", **common_options(options)},
+                **{"kernel_initializer": _HE, **common_options(options)},
             )
             x = shortcut(x)
         x = keras.layers.Add(name=f"{name}_add")([x, y])
@@ -65,7 +67,6 @@ def _network(prefix: str, of_blocks: str, block: type[ReparamConv], **defaults: 
     classifier(f"{prefix}resnet8", summary, block, _features, _pool, **defaults)
 
 
-_HE = "he_normal"  # the benchmark's
 _network("", "", ConvBNBlock, use_bias=True, kernel_initializer=_HE)
 _network("ac_", " of ACNet's asymmetric blocks", ACBlock, kernel_initializer=_HE)
 _network("dbb_", " of diverse branch blocks", DiverseBranchBlock, kernel_initializer=_HE)

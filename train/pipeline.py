@@ -227,7 +227,7 @@ class _Pipeline:
         return seconds
 
     def _quantize(self):
-        settings, model = self.settings, self.folder.read_model(FLOAT)
+        settings, model = self.settings, self.folder.load_model(FLOAT)
         options = {"step_gradient": settings.step_gradient, **self.task.quantize_options()}
         if settings.method == "repq":
             options["bn_statistics"] = settings.bn_statistics

@@ -4,7 +4,7 @@ from typing import Any
 
 from repq_tf.arithmetic import WIDE, integer_weights
 from repq_tf.branches import FeatureReading, Reading, WideReading
-from repq_tf.keras_api import Tensor, check_same_keras, keras, ops, overrides, register
+from repq_tf.keras_api import Shape, Tensor, check_same_keras, keras, ops, overrides, register
 from repq_tf.kernels import AffineKernel
 from repq_tf.layers.expression import ExpressionLayer
 from repq_tf.windows import Window, convolve, convolved_size
@@ -123,10 +123,7 @@ class ReparamConv(ExpressionLayer):
         if overrides(type(self), "call", beyond="compute_output_spec"):
             return super().compute_output_spec(inputs, input_step, training=training, wide=wide)
         check_same_keras(inputs, f"the input of {self.name}")
-        spatial = inputs.shape[1:3]
-        window = self.window(spatial)
-        pixels = convolved_size(spatial, window, self.kernel_size, self.strides)
-        shape = (inputs.shape[0], *pixels, self.filters)
+        shape = self._output_shape(inputs.shape)
         if self.weight_quantizer is None or input_step is None:
             return keras.KerasTensor(shape, self.compute_dtype)
         if training:
@@ -134,6 +131,11 @@ class ReparamConv(ExpressionLayer):
             return keras.KerasTensor(shape, self.compute_dtype), step
         dtype = WIDE if wide else "float32"
         return keras.KerasTensor(shape, dtype), keras.KerasTensor((self.filters,), dtype)
+
+    def _output_shape(self, input_shape: Shape) -> Shape:
+        pixels = input_shape[1:3]
+        size = convolved_size(pixels, self.window(pixels), self.kernel_size, self.strides)
+        return input_shape[0], *size, self.filters
 
     def _merged_convolution(self, x: Tensor, window: Window, training: bool) -> Tensor:
         reading = FeatureReading(x, window, self.strides) if training else Reading()

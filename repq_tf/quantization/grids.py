@@ -76,7 +76,10 @@ def input_quantizer(graph: Graph, node: Node) -> Quantize | None:
 
 
 def quantized_node(graph: Graph, node: Node) -> Node:
-    """The node a `Quantize` rounds: its input, or itself if an operator or regridding one."""
+    """The node a `Quantize` rounds: its input.
+
+    It is the node itself if that is an operator, or regrids one.
+    """
     if type(node.layer) is not Quantize:
         return node
     before = graph.nodes[node.inputs[0].node]

@@ -174,3 +174,19 @@ def test_a_block_with_a_call_of_its_own_is_traced():
             return keras.ops.concatenate([super().call(inputs, *args, **kwargs)] * 2, axis=-1)
 
     assert Twice(3)(keras.Input((5, 5, 2))).shape == (None, 5, 5, 6)
+
+
+def test_layers_made_of_ours_are_traced_where_their_shape_is_their_own():
+    class Half(layers.Quantize):
+        def values(self, x, *steps):
+            return x[:, ::2]
+
+        def integers(self, x, *steps, **rounding):
+            return super().integers(x[:, ::2], *steps, **rounding)
+
+    class TwiceDense(layers.DenseBlock):
+        def call(self, inputs, *args, **kwargs):
+            return keras.ops.concatenate([super().call(inputs, *args, **kwargs)] * 2, axis=-1)
+
+    assert Half()(keras.Input((8, 3)))[0].shape == (None, 4, 3)
+    assert TwiceDense(5)(keras.Input((3,))).shape == (None, 10)

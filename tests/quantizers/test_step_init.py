@@ -62,8 +62,9 @@ def test_a_long_tail_is_searched_far_below_the_maximum(bits, rng):
     assert error(values, step, low, high) <= 1.02 * brute_force(values, low, high)
 
 
-def test_channels_are_searched_apart(rng):
-    values = rng.normal(size=(3, 3, 8, 5)).astype("float32") * np.float32([1e-3, 0.1, 1, 5, 40])
+@pytest.mark.parametrize("shape", [(3, 3, 8, 5), (20_000, 5)])  # in one part, and in two
+def test_channels_are_searched_apart(shape, rng):
+    values = rng.normal(size=shape).astype("float32") * np.float32([1e-3, 0.1, 1, 5, 40])
     steps = array(min_error_step(values, -8, 7, per_channel=True))
     single = [float(min_error_step(values[..., c], -8, 7)) for c in range(5)]
     np.testing.assert_allclose(steps, single, rtol=1e-6)

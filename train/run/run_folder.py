@@ -102,15 +102,10 @@ class RunFolder:
                     os.remove(self.file(name))
 
     def read_model(self, name):
-        """Returns a product that is a model, for readers, who do not change it.
-
-        It is loaded once, while its file stays what it is.
-        """
-        found = os.stat(self.file(name)) if self.has(name) else None
-        version = found and (found.st_ino, found.st_mtime_ns, found.st_size)
-        if name not in self._read or self._read[name][0] != version:
-            self._read[name] = version, self.load_model(name)
-        return self._read[name][1]
+        """Returns a product that is a model, loaded once for readers, who do not change it."""
+        if name not in self._read:
+            self._read[name] = self.load_model(name)
+        return self._read[name]
 
     def load_model(self, name):
         """Loads a product that is a model."""
@@ -124,6 +119,7 @@ class RunFolder:
         from repq_tf.train.run import checkpoint
 
         checkpoint.save_model(model, self.file(name))
+        self._read.pop(name, None)
 
     def state(self, stage):
         """Returns the path of a training stage's checkpoint."""

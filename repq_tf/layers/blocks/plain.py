@@ -1,10 +1,10 @@
 """Plain convolutions as blocks: the trivial expressions."""
 
-from typing import Any, Unpack
+from typing import Unpack
 
 from repq_tf.arguments import boolean
 from repq_tf.branches import Branch
-from repq_tf.keras_api import Config, Pair, Shape, Tensor, keras, ops, register
+from repq_tf.keras_api import Config, Pair, Shape, Tensor, ops, register
 from repq_tf.layers.options import ReparamConvOptions
 from repq_tf.layers.reparam_conv import ReparamConv
 
@@ -103,21 +103,10 @@ class DenseBlock(ConvBlock):
             return ops.squeeze(y[0], (1, 2)), y[1]
         return ops.squeeze(y, (1, 2))
 
-    def compute_output_spec(
-        self,
-        inputs: Tensor,
-        input_step: Tensor | None = None,
-        training: bool = False,
-        wide: bool = False,
-    ) -> Any:
-        """The shape and dtype of `call`'s outputs, without tracing it."""
-        pixel = keras.KerasTensor((inputs.shape[0], 1, 1, inputs.shape[-1]), inputs.dtype)
-        specs = super().compute_output_spec(pixel, input_step, training, wide)
+    compute_output_spec = ConvBlock.compute_output_spec  # with the shape of this one's output
 
-        def flat(spec: Tensor) -> Tensor:
-            return keras.KerasTensor((spec.shape[0], spec.shape[-1]), spec.dtype)
-
-        return (flat(specs[0]), specs[1]) if isinstance(specs, tuple) else flat(specs)
+    def _output_shape(self, input_shape: Shape) -> Shape:
+        return input_shape[0], self.filters
 
     def build_from_config(self, config: Config | None) -> None:
         """Builds the layer for a saved input shape, and freezes its parts."""

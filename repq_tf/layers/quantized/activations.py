@@ -104,6 +104,8 @@ class QuantizedPReLU(Quantize):
         """The activation in floating point."""
         return _leaky(x, ops.cast(self.alpha, x.dtype))
 
+    values_shape = Quantize.values_shape  # it is a function of single values
+
     def integer_slope(self) -> tuple[Tensor, Tensor]:
         """The sign of alpha, -1, 0 or 1, and its positive scale; `(channels,)` each."""
         alpha = ops.reshape(self.alpha, (-1,))

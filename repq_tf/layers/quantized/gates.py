@@ -44,6 +44,8 @@ class QuantizedSigmoid(QuantizedGate):
         """The function in floating point."""
         return ops.sigmoid(x)
 
+    values_shape = FixedGrid.values_shape  # it is a function of single values
+
     def table(self, step_in: Tensor) -> Tensor:
         """The levels of the output."""
         return tables.sigmoid(step_in)
@@ -72,6 +74,8 @@ class QuantizedHardSigmoid(QuantizedGate):
     def values(self, x: Tensor, *steps: Tensor) -> Tensor:
         """The function in floating point."""
         return keras.activations.hard_sigmoid(x)
+
+    values_shape = FixedGrid.values_shape  # it is a function of single values
 
     def table(self, step_in: Tensor) -> Tensor:
         """The levels of the output."""

@@ -40,7 +40,7 @@ class QuantizedMean(Quantize):
         """The mean in floating point."""
         return ops.mean(x, axis=(1, 2), keepdims=self.keepdims)
 
-    def output_shape(self, *shapes: Shape) -> Shape:
+    def values_shape(self, *shapes: Shape) -> Shape:
         """The shape of the mean."""
         batch, *pixels, channels = shapes[0]
         return (batch, *(1 for _ in pixels if self.keepdims), channels)

@@ -38,10 +38,10 @@ class QuantizedPair(Quantize):
 
     def values(self, a: Tensor, b: Tensor, *steps: Tensor) -> Tensor:
         """The result in floating point."""
-        self.output_shape(a.shape, b.shape)
+        self.values_shape(a.shape, b.shape)
         return self.activation(self.combine(a, ops.cast(b, a.dtype)))
 
-    def output_shape(self, *shapes: Shape) -> Shape:
+    def values_shape(self, *shapes: Shape) -> Shape:
         """The shape that both inputs are broadcast to."""
         left, right = shapes
         sizes = list(zip(left, right, strict=False))

@@ -17,6 +17,7 @@ from repq_tf.keras_api import (
     Tensor,
     keras,
     ops,
+    overrides,
     register,
 )
 from repq_tf.layers.options import GridOptions
@@ -85,7 +86,7 @@ class Quantize(Layer):
         return self.activation_quantizer.step
 
     def values(self, x: Tensor, *steps: Tensor) -> Tensor:
-        """What is rounded, in floating point; `output_shape` tells its shape."""
+        """What is rounded, in floating point; `values_shape` tells its shape."""
         return x
 
     def integers(
@@ -122,21 +123,25 @@ class Quantize(Layer):
             return self._fake_quantize(self.values(x, scale)), self.step
         return self.integers(x, scale, **rounding) * self.step, self.step
 
-    def output_shape(self, *shapes: Shape) -> Shape:
-        """The shape of the output, for the shapes of the tensors that `values` reads."""
+    def values_shape(self, *shapes: Shape) -> Shape:
+        """The shape of `values`, for the shapes of the tensors that it reads."""
         return shapes[0]
 
     def compute_output_spec(
         self, x: Tensor, scale: Tensor | None = None, training: bool = False, **rounding: str
     ) -> Any:
-        """The shapes and dtypes of `call`'s outputs, without tracing it."""
-        if isinstance(x, tuple | list):
+        """The shapes and dtypes of `call`'s outputs, without tracing it.
+
+        A subclass with `values` of its own is traced, unless it says what their shape is.
+        """
+        traced = overrides(type(self), "values", beyond="values_shape")
+        if isinstance(x, tuple | list) or traced:
             return super().compute_output_spec(x, scale, training=training, **rounding)
         return self._specs(training, x)
 
     def _specs(self, training: bool, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         step = self.activation_quantizer.change.dtype
-        shape = self.output_shape(*(tensor.shape for tensor in tensors))
+        shape = self.values_shape(*(tensor.shape for tensor in tensors))
         output = keras.KerasTensor(shape, self.compute_dtype if training else step)
         return output, keras.KerasTensor((), step)
 

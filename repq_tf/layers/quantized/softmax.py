@@ -23,6 +23,8 @@ class QuantizedSoftmax(FixedGrid):
         """The softmax in floating point, in full precision."""
         return ops.softmax(ops.cast(x, self.variable_dtype), axis=-1)
 
+    values_shape = FixedGrid.values_shape  # the sum does not change it
+
     def integers(self, x: Tensor, step_in: Tensor) -> Tensor:
         """The levels of the output."""
         return tables.softmax(sums.whole(x, step_in), step_in)
