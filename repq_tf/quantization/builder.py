@@ -168,7 +168,7 @@ class Builder:
 
     def _on_grid(self, site: Site) -> bool:
         """Whether the output of a site lies on the grid of its input without rounding."""
-        # The number 6, and what an operator computes, do not.
+        # ReLU6's bound and computed results are off that grid.
         moves = site.operator is None or site.operator.make is None
         return site.kind == "same_scale" and moves and site.activation != "relu6"
 

@@ -196,7 +196,7 @@ def _add_site(placement: Placement, graph: Graph, node: Node) -> None:
         elif before is not None:
             fused_into(before, activation=activation)
         else:
-            # The runtime rescales integers with eight bits of precision: never, then.
+            # Never its own grid: the runtime would rescale with 8-bit precision.
             add("same_scale", activation=activation)
     else:
         _refuse(node, f"it cannot be quantized; layers that can: {', '.join(_SUPPORTED)}")
