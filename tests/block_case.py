@@ -259,17 +259,20 @@ class BlockCase:
     def test_jit_compile(self):
         x = self.features()
         mode = "sample" if "sample" in self.modes else self.modes[0]  # it slices the batch
-        for options in ({}, {"weight_bits": 4, "bn_statistics": mode, "quantized": True}):
-            results = []
-            for jit_compile in (False, True):
-                model = self.model(**options)
-                # Eager steps are cheaper than a graph that nothing but this test runs.
-                how = {"jit_compile": jit_compile, "run_eagerly": not jit_compile}
-                model.compile(keras.optimizers.SGD(0.01), "mse", **how)
-                model.fit(x, self.targets(model), batch_size=8, epochs=2, verbose=0)
-                results.append([array(v) for v in model.variables])
-            for one, other in zip(*results, strict=True):
-                np.testing.assert_allclose(one, other, rtol=2e-3, atol=2e-4)
+        quantized = {"weight_bits": 4, "bn_statistics": mode, "quantized": True}
+        results = []
+        for jit_compile in (False, True):
+            parts = [self.model(), self.model(**quantized)]
+            inputs = keras.Input(self.input_shape)
+            model = keras.Model(inputs, [part(inputs) for part in parts])  # compiled as one
+            # Eager steps are cheaper than a graph that nothing but this test runs.
+            how = {"jit_compile": jit_compile, "run_eagerly": not jit_compile}
+            model.compile(keras.optimizers.SGD(0.01), ["mse", "mse"], **how)
+            targets = [self.targets(part) for part in parts]
+            model.fit(x, targets, batch_size=8, epochs=2, verbose=0)
+            results.append([array(v) for v in model.variables])
+        for one, other in zip(*results, strict=True):
+            np.testing.assert_allclose(one, other, rtol=2e-3, atol=2e-4)
 
     @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
     def test_mixed_precision(self, policy):
@@ -325,7 +328,6 @@ class BlockCase:
 
             return two_replicas.experimental_distribute_values_from_function(half)
 
-        @tf.function
         def run(x, weights):
             gradients = two_replicas.run(step, (mirrored, x, weights))
             return [two_replicas.reduce("SUM", g, axis=None) for g in gradients]
@@ -454,7 +456,7 @@ class BlockCase:
         qat = repq_tf.quantize(model, rules=rules, calibration_data=x, verbose=False)
         error = array(qat(x)) - y
         assert np.sqrt(np.mean(error**2)) < {8: 0.02, 4: 0.3}[bits] * np.std(y)
-        qat.compile(keras.optimizers.SGD(1e-3), "mse")
+        qat.compile(keras.optimizers.SGD(1e-3), "mse", run_eagerly=True)
         qat.fit(x, y * 0.9, batch_size=16, verbose=0)
         repq_tf.export_tflite(qat, tmp_path / "model.tflite")
         report = repq_tf.check_parity(qat, tmp_path / "model.tflite", x)

@@ -117,7 +117,7 @@ def calibrate_block(
     else:
         affine = block.inner.merge()
     if block.weight_quantizer is not None:
-        block.weight_quantizer.initialize(ops.convert_to_numpy(affine.kernel))
+        block.weight_quantizer.initialize(affine.kernel)
     unrounded, quantized, sampler = _measured(block, affine, readings, images)
     unused = block.root is block.restored and not block.uses_merged_kernel
     if block.root is None or unused:

@@ -267,6 +267,7 @@ class LSQ(Layer):
         if method not in methods:
             raise ValueError(f"method must be one of {list(methods)}. Received: {method!r}")
         per_channel = self.channels is not None
+        values = ops.convert_to_numpy(values)  # a search of many small steps costs less there
         self.set_step(methods[method](values, self.low, self.high, per_channel))
 
     def integers(self, x: Tensor) -> Tensor:
