@@ -9,7 +9,7 @@ from repq_tf.deployment import (
     export_tflite,
     export_tflite_float,
 )
-from repq_tf.inspection import summary
+from repq_tf.inspection import analyze, summary
 from repq_tf.parity import check_parity
 from repq_tf.quantization import quantization_table, quantize, with_container
 from repq_tf.reparameterization import merge, reparameterize
@@ -17,6 +17,7 @@ from repq_tf.version import __version__
 
 __all__ = [
     "__version__",
+    "analyze",
     "branches",
     "check_parity",
     "export_c_array",
