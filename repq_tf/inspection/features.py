@@ -101,7 +101,7 @@ class FeatureStatistics:
         return FeatureFigures(
             bits=bits,
             channels=len(ranges),
-            low=float(self._low.min()),
+            low=float(self._low.min()) + 0.0,  # of minus zero, zero
             high=float(self._high.max()),
             std=math.sqrt(max(self._squares / self._count - mean**2, 0.0)),
             quantile=float(np.sort(self._largest)[-1 - beyond]),

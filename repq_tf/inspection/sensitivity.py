@@ -1,0 +1,240 @@
+"""`sensitivity`: what each quantizer alone does to the outputs of a float network."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from repq_tf.arguments import boolean, check_bits, number
+from repq_tf.calibration.execution import Stored, fitting
+from repq_tf.calibration.images import store_images
+from repq_tf.calibration.prepared import Run, prepare, prepare_float, prepare_rounded
+from repq_tf.calibration.steps import calibrate
+from repq_tf.graphs import Graph, Node, read_graph
+from repq_tf.inspection.costs import linear_maps
+from repq_tf.inspection.noise import Ratio
+from repq_tf.inspection.sensitivity_table import (
+    FEATURES,
+    SQNR,
+    WEIGHTS,
+    LayerCost,
+    Sensitivity,
+    SensitivityRow,
+)
+from repq_tf.inspection.shapes import output_shapes
+from repq_tf.inspection.tails import Tails, tail_of
+from repq_tf.keras_api import Array, Tensor, keras, ops
+from repq_tf.layers import Quantize, ReparamConv
+from repq_tf.progress import Progress
+from repq_tf.quantization.grids import known_name, quantized_node
+from repq_tf.quantization.placement import place
+from repq_tf.quantization.quantize import default_bits, read_float, uncalibrated
+
+# `metric(float_outputs, outputs)`: how much worse the latter are.
+Metric: TypeAlias = Callable[[Any, Any], float]
+# All activations of a batch are kept, where other runs keep a few.
+_SHARE = 4
+
+
+def sensitivity(
+    model: keras.Model,
+    data: Any,
+    bits: Sequence[int] = (2, 3, 4, 6, 8),
+    metric: str | Metric = SQNR,
+    calibration_images: int | None = 64,
+    verbose: bool = True,
+) -> Sensitivity:
+    """Measures what each quantizer alone does to the outputs of a float network.
+
+    For each layer with weights and each number of bits, its weights are quantized as
+    `repq_tf.quantize` would if it were the only layer, the correction of its batch norm or bias
+    included; and so is each tensor that has a grid of its own. All others stay in floating
+    point. Only the layers behind the quantizer are run again.
+
+    Args:
+        model: a Functional or Sequential float Keras model, with branches or merged.
+        data: images, as for `repq_tf.quantize`. They set steps too.
+        bits: the numbers of bits to try, each 2 to 8.
+        metric: "sqnr", the noise power at the outputs as a part of the signal's (the mean over
+            outputs); or a function `metric(float_outputs, outputs)` of arrays
+            `(images, ...)` (lists of them for several outputs) that returns a finite number,
+            the larger, the worse: the part of the images whose class changes, say.
+        calibration_images: how many images to read at most; None reads all.
+        verbose: whether to show progress bars after two seconds.
+
+    Returns:
+        A `Sensitivity`: print it, `plot("bits.png")`, or give it to `repq_tf.allocate_bits`.
+
+    Raises:
+        ValueError: an argument is bad, or a layer cannot be quantized (it is named).
+
+    Example:
+        >>> table = repq_tf.sensitivity(model, images, bits=(2, 4, 8))
+        >>> table.rows[0].sqnr
+        21.3
+        >>> classes = lambda x, y: np.mean(x.argmax(-1) != y.argmax(-1))
+        >>> repq_tf.sensitivity(model, images, metric=classes)
+    """
+    bits = _check_bits(bits)
+    if metric != SQNR and not callable(metric):
+        raise ValueError(f"metric must be {SQNR!r} or a function. Received: {metric!r}")
+    boolean(verbose, "verbose")
+    graph = read_float(model)
+    wide = _wide_inputs(graph)
+    fits = fitting(graph)
+    images, lowest = store_images(
+        data, model, lambda shape: max(1, fits(shape) // _SHARE), calibration_images, "data"
+    )
+    trials = _trials(graph, images, bits, bool(lowest < 0), verbose)
+    outcomes = [_Function(metric) if callable(metric) else _Power() for _ in trials.rows]
+    progress = Progress("sensitivity", len(images) * len(trials.rows), "trial", verbose)
+    for k in range(len(images)):
+        tails = Tails(trials.graph, trials.floats, images[k])
+        real = _arrays(tails.outputs({}, ()))
+        for (_, runs), outcome in zip(trials.rows, outcomes, strict=True):
+            outputs = tails.outputs(runs, tail_of(trials.graph, runs))
+            outcome.add(real, _arrays(outputs))
+            progress.advance()
+    rows = tuple(
+        SensitivityRow(*row, number(outcome.noise(), f"the noise of metric {metric!r}"))
+        for (row, _), outcome in zip(trials.rows, outcomes, strict=True)
+    )
+    label = metric if isinstance(metric, str) else getattr(metric, "__name__", "metric")
+    costs = _costs(trials, wide, images[0].shape[1:])
+    return Sensitivity(model.name, images.images, label, rows, costs)
+
+
+def _check_bits(bits: Any) -> list[int]:
+    if not isinstance(bits, Iterable) or isinstance(bits, str):
+        bits = [bits]
+    found = sorted({check_bits(b) for b in bits})
+    if not found:
+        raise ValueError("bits must be numbers from 2 to 8. Received: none")
+    return found
+
+
+def _wide_inputs(graph: Graph) -> dict[str, bool]:
+    """Whether the input of each convolution has 8 bits where others have fewer."""
+    inputs = {node.name: True for node in graph.nodes.values() if node.is_input}
+    sites = place(graph, default_bits(2), (), inputs).sites
+    return {
+        site.name: sites[site.inputs[0]].bits.activation_bits != 2
+        for site in sites.values()
+        if site.kind == "convolution"
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Trials:
+    """Quantizers, each of them alone in a network that is otherwise in floating point.
+
+    Attributes:
+        graph: of a quantized model.
+        floats: what its nodes compute with quantizers off, by name.
+        rows: `((layer, kind, bits), {node: what it computes with its quantizer on})`.
+        blocks: its blocks, by the names of their layers.
+    """
+
+    graph: Graph
+    floats: dict[str, Run]
+    rows: list[tuple[tuple[str, str, int], dict[str, Run]]]
+    blocks: dict[str, Node]
+
+
+def _trials(
+    graph: Graph, images: Stored, bits: Sequence[int], signed: bool, verbose: bool
+) -> _Trials:
+    """Quantizes the network with each number of bits, each layer as if it was the only one."""
+    found: list[tuple[int, int, str, str, dict[str, Run]]] = []
+    for b in bits:
+        rules = [("*", {"weight_bits": b, "activation_bits": b})]
+        model, builder = uncalibrated(graph, default_bits(b), rules, signed, "restored")
+        merged = calibrate(model, graph, builder, images, verbose, alone=True)
+        quantized = read_graph(model)
+        places = {name: index for index, name in enumerate(quantized.nodes)}
+        for name, kind, runs in _quantizers(quantized, b):
+            found.append((places[next(iter(runs))], b, name, kind, runs))
+    floats = {
+        node.name: prepare_float(node.layer, merged.get(node.name))
+        for node in quantized.nodes.values()
+    }
+    blocks = {
+        known_name(quantized, node): node
+        for node in quantized.nodes.values()
+        if isinstance(node.layer, ReparamConv)
+    }
+    found.sort(key=lambda trial: trial[:2])
+    rows = [((name, kind, b), runs) for _, b, name, kind, runs in found]
+    return _Trials(quantized, floats, rows, blocks)
+
+
+def _quantizers(graph: Graph, bits: int) -> Iterator[tuple[str, str, dict[str, Run]]]:
+    """Those of a number of bits: a layer, a kind, and nodes as they compute with it on."""
+    seen = set()
+    for node in graph.nodes.values():
+        layer = node.layer
+        if isinstance(layer, ReparamConv):
+            yield known_name(graph, node), WEIGHTS, {node.name: prepare(layer)}
+        elif isinstance(layer, Quantize) and layer.name not in seen:
+            seen.add(layer.name)
+            if layer.bits == bits and layer.fixed_step is None:
+                calls = [n.name for n in graph.nodes.values() if n.layer is layer]
+                name = known_name(graph, quantized_node(graph, node))
+                yield name, FEATURES, dict.fromkeys(calls, prepare_rounded(layer))
+
+
+def _costs(trials: _Trials, wide: Mapping[str, bool], size: Any) -> dict[str, LayerCost]:
+    graph = trials.graph
+    shapes = output_shapes(graph, size)
+    costs = {}
+    for name, node in trials.blocks.items():
+        channels = shapes[node.inputs[0].node][-1]
+        for linear in linear_maps(node.layer, channels, shapes[node.name]) or ():
+            costs[name] = LayerCost(linear.kernel, linear.bias, linear.macs, wide[name])
+    return costs
+
+
+def _arrays(outputs: Sequence[Tensor]) -> list[Array]:
+    return [ops.convert_to_numpy(output) for output in outputs]
+
+
+class _Power:
+    """Noise power as a part of the signal's, the mean over outputs."""
+
+    def __init__(self) -> None:
+        self._ratios: list[Ratio] = []
+
+    def add(self, real: list[Array], outputs: list[Array]) -> None:
+        self._ratios = self._ratios or [Ratio() for _ in real]
+        for ratio, one, two in zip(self._ratios, real, outputs, strict=True):
+            ratio.add(one, two)
+
+    def noise(self) -> float:
+        if not all(ratio.signal for ratio in self._ratios):
+            raise ValueError("data: an output of the float model is 0 on all images")
+        return float(np.mean([ratio.noise / ratio.signal for ratio in self._ratios]))
+
+
+class _Function:
+    """What a function of all outputs returns."""
+
+    def __init__(self, metric: Metric) -> None:
+        self._metric = metric
+        self._real: list[list[Array]] = []
+        self._outputs: list[list[Array]] = []
+
+    def add(self, real: list[Array], outputs: list[Array]) -> None:
+        self._real.append(real)
+        self._outputs.append(outputs)
+
+    def noise(self) -> Any:
+        return self._metric(_all(self._real), _all(self._outputs))
+
+
+def _all(batches: list[list[Array]]) -> Any:
+    """The arrays of all images; of a model with one output, that one."""
+    if len({output.shape[1:] for batch in batches for output in batch}) > len(batches[0]):
+        raise ValueError(f"metric must be {SQNR!r} where images have several sizes")
+    outputs = [np.concatenate(found) for found in zip(*batches, strict=True)]
+    return outputs[0] if len(outputs) == 1 else outputs
