@@ -11,7 +11,7 @@ from repq_tf.calibration.execution import Stored, fitting
 from repq_tf.calibration.images import store_images
 from repq_tf.calibration.prepared import Run, prepare, prepare_float, prepare_rounded
 from repq_tf.calibration.steps import calibrate
-from repq_tf.graphs import Graph, Node, read_graph
+from repq_tf.graphs import Graph, read_graph
 from repq_tf.inspection.costs import linear_maps
 from repq_tf.inspection.noise import Ratio
 from repq_tf.inspection.sensitivity_table import (
@@ -34,7 +34,7 @@ from repq_tf.quantization.quantize import default_bits, read_float, uncalibrated
 # `metric(float_outputs, outputs)`: how much worse the latter are.
 Metric: TypeAlias = Callable[[Any, Any], float]
 # All activations of a batch are kept, where other runs keep a few.
-_SHARE = 4
+_SHARE = 2
 
 
 def sensitivity(
@@ -59,7 +59,8 @@ def sensitivity(
         metric: "sqnr", the noise power at the outputs as a part of the signal's (the mean over
             outputs); or a function `metric(float_outputs, outputs)` of arrays
             `(images, ...)` (lists of them for several outputs) that returns a finite number,
-            the larger, the worse: the part of the images whose class changes, say.
+            the larger, the worse: the part of the images whose class changes, say. Memory
+            then holds the outputs for all quantizers.
         calibration_images: how many images to read at most; None reads all.
         verbose: whether to show progress bars after two seconds.
 
@@ -82,26 +83,28 @@ def sensitivity(
     boolean(verbose, "verbose")
     graph = read_float(model)
     wide = _wide_inputs(graph)
+    if not wide:
+        raise ValueError(f"model {model.name!r} must have layers with weights")
     fits = fitting(graph)
     images, lowest = store_images(
         data, model, lambda shape: max(1, fits(shape) // _SHARE), calibration_images, "data"
     )
-    trials = _trials(graph, images, bits, bool(lowest < 0), verbose)
-    outcomes = [_Function(metric) if callable(metric) else _Power() for _ in trials.rows]
-    progress = Progress("sensitivity", len(images) * len(trials.rows), "trial", verbose)
+    network = _Network(graph, images, bits, bool(lowest < 0), verbose)
+    trials = network.trials
+    outcomes = [_Function(metric) if callable(metric) else _Power() for _ in trials]
+    progress = Progress("sensitivity", len(images) * len(trials), "trial", verbose)
     for k in range(len(images)):
-        tails = Tails(trials.graph, trials.floats, images[k])
+        tails = Tails(network.graph, network.floats, images[k])
         real = _arrays(tails.outputs({}, ()))
-        for (_, runs), outcome in zip(trials.rows, outcomes, strict=True):
-            outputs = tails.outputs(runs, tail_of(trials.graph, runs))
-            outcome.add(real, _arrays(outputs))
+        for trial, outcome in zip(trials, outcomes, strict=True):
+            outcome.add(real, _arrays(tails.outputs(trial.runs, trial.tail)))
             progress.advance()
     rows = tuple(
-        SensitivityRow(*row, number(outcome.noise(), f"the noise of metric {metric!r}"))
-        for (row, _), outcome in zip(trials.rows, outcomes, strict=True)
+        trial.row(number(outcome.noise(), f"the noise of metric {metric!r}"))
+        for trial, outcome in zip(trials, outcomes, strict=True)
     )
     label = metric if isinstance(metric, str) else getattr(metric, "__name__", "metric")
-    costs = _costs(trials, wide, images[0].shape[1:])
+    costs = network.costs(wide, images[0].shape[1:])
     return Sensitivity(model.name, images.images, label, rows, costs)
 
 
@@ -126,73 +129,94 @@ def _wide_inputs(graph: Graph) -> dict[str, bool]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Trials:
-    """Quantizers, each of them alone in a network that is otherwise in floating point.
+class _Trial:
+    """One quantizer, alone in a network that is otherwise in floating point.
 
     Attributes:
-        graph: of a quantized model.
-        floats: what its nodes compute with quantizers off, by name.
-        rows: `((layer, kind, bits), {node: what it computes with its quantizer on})`.
-        blocks: its blocks, by the names of their layers.
+        name: the layer.
+        kind: `WEIGHTS` or `FEATURES`.
+        bits: of the quantizer.
+        runs: the nodes that it stands in, by name, with it on.
+        tail: the names of these nodes and of all behind them.
     """
 
-    graph: Graph
-    floats: dict[str, Run]
-    rows: list[tuple[tuple[str, str, int], dict[str, Run]]]
-    blocks: dict[str, Node]
+    name: str
+    kind: str
+    bits: int
+    runs: dict[str, Run]
+    tail: list[str]
+
+    def row(self, noise: float) -> SensitivityRow:
+        return SensitivityRow(self.name, self.kind, self.bits, float(noise))
 
 
-def _trials(
-    graph: Graph, images: Stored, bits: Sequence[int], signed: bool, verbose: bool
-) -> _Trials:
-    """Quantizes the network with each number of bits, each layer as if it was the only one."""
-    found: list[tuple[int, int, str, str, dict[str, Run]]] = []
-    for b in bits:
-        rules = [("*", {"weight_bits": b, "activation_bits": b})]
-        model, builder = uncalibrated(graph, default_bits(b), rules, signed, "restored")
-        merged = calibrate(model, graph, builder, images, verbose, alone=True)
-        quantized = read_graph(model)
-        places = {name: index for index, name in enumerate(quantized.nodes)}
-        for name, kind, runs in _quantizers(quantized, b):
-            found.append((places[next(iter(runs))], b, name, kind, runs))
-    floats = {
-        node.name: prepare_float(node.layer, merged.get(node.name))
-        for node in quantized.nodes.values()
-    }
-    blocks = {
-        known_name(quantized, node): node
-        for node in quantized.nodes.values()
-        if isinstance(node.layer, ReparamConv)
-    }
-    found.sort(key=lambda trial: trial[:2])
-    rows = [((name, kind, b), runs) for _, b, name, kind, runs in found]
-    return _Trials(quantized, floats, rows, blocks)
+class _Network:
+    """A float network in the form of a quantized one, and its quantizers.
+
+    Args:
+        graph: the float model's graph.
+        images: their `Stored` batches.
+        bits: the numbers of bits to try.
+        signed: whether the input has negative values.
+        verbose: whether to show progress bars.
+
+    Attributes:
+        graph: of the quantized model.
+        floats: what its nodes compute with quantizers off, by name.
+        trials: a `_Trial` for each quantizer and number of bits, in the model's order.
+    """
+
+    def __init__(
+        self, graph: Graph, images: Stored, bits: Sequence[int], signed: bool, verbose: bool
+    ) -> None:
+        self.trials: list[_Trial] = []
+        for b in bits:
+            rules = [("*", {"weight_bits": b, "activation_bits": b})]
+            model, builder = uncalibrated(graph, default_bits(b), rules, signed, "restored")
+            merged = calibrate(model, graph, builder, images, verbose, alone=True)
+            self.graph = read_graph(model)
+            self.trials += _trials(self.graph, b)
+        self.floats = {
+            node.name: prepare_float(node.layer, merged.get(node.name))
+            for node in self.graph.nodes.values()
+        }
+        places = {name: index for index, name in enumerate(self.graph.nodes)}
+        self.trials.sort(key=lambda trial: (places[trial.tail[0]], trial.bits))
+
+    def costs(self, wide: Mapping[str, bool], size: Sequence[int]) -> dict[str, LayerCost]:
+        """What the kernels of its blocks are made of.
+
+        Args:
+            wide: of `_wide_inputs`.
+            size: the shape of an image.
+        """
+        shapes, found = output_shapes(self.graph, size), {}
+        for node in self.graph.nodes.values():
+            if not isinstance(node.layer, ReparamConv):
+                continue
+            name, channels = known_name(self.graph, node), shapes[node.inputs[0].node][-1]
+            for linear in linear_maps(node.layer, channels, shapes[node.name]) or ():
+                found[name] = LayerCost(linear.kernel, linear.bias, linear.macs, wide[name])
+        return found
 
 
-def _quantizers(graph: Graph, bits: int) -> Iterator[tuple[str, str, dict[str, Run]]]:
-    """Those of a number of bits: a layer, a kind, and nodes as they compute with it on."""
+def _trials(graph: Graph, bits: int) -> Iterator[_Trial]:
+    """Those of the quantizers that have a number of bits."""
     seen = set()
     for node in graph.nodes.values():
         layer = node.layer
         if isinstance(layer, ReparamConv):
-            yield known_name(graph, node), WEIGHTS, {node.name: prepare(layer)}
+            name, kind, runs = known_name(graph, node), WEIGHTS, {node.name: prepare(layer)}
         elif isinstance(layer, Quantize) and layer.name not in seen:
             seen.add(layer.name)
-            if layer.bits == bits and layer.fixed_step is None:
-                calls = [n.name for n in graph.nodes.values() if n.layer is layer]
-                name = known_name(graph, quantized_node(graph, node))
-                yield name, FEATURES, dict.fromkeys(calls, prepare_rounded(layer))
-
-
-def _costs(trials: _Trials, wide: Mapping[str, bool], size: Any) -> dict[str, LayerCost]:
-    graph = trials.graph
-    shapes = output_shapes(graph, size)
-    costs = {}
-    for name, node in trials.blocks.items():
-        channels = shapes[node.inputs[0].node][-1]
-        for linear in linear_maps(node.layer, channels, shapes[node.name]) or ():
-            costs[name] = LayerCost(linear.kernel, linear.bias, linear.macs, wide[name])
-    return costs
+            if layer.bits != bits or layer.fixed_step is not None:
+                continue
+            name, kind = known_name(graph, quantized_node(graph, node)), FEATURES
+            calls = [other.name for other in graph.nodes.values() if other.layer is layer]
+            runs = dict.fromkeys(calls, prepare_rounded(layer))
+        else:
+            continue
+        yield _Trial(name, kind, bits, runs, tail_of(graph, runs))
 
 
 def _arrays(outputs: Sequence[Tensor]) -> list[Array]:

@@ -189,14 +189,10 @@ def test_the_table_as_data_and_picture(table, tmp_path):
     data = json.loads(json.dumps(table.as_dict()))
     assert data == table.as_dict() and Sensitivity.from_dict(data) == table
     assert repq_tf.allocate_bits(Sensitivity.from_dict(data), size=100)
-    for name, start in (
-        ("bits.png", b"\x89PNG"),
-        ("bits.svg", b"<?xml"),
-        ("bits.pdf", b"%PDF"),
-    ):
+    for name, start in (("bits.png", b"\x89PNG"), ("bits.svg", b"<?xml")):
         table.plot(tmp_path / name)
         assert (tmp_path / name).read_bytes().startswith(start)
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 2
     header, *lines = str(table).splitlines()[1:]
     assert header.split() == ["layer", "quantized", "2", "bits", "4", "bits", "8", "bits"]
     assert len(lines) == 6 and lines[1].split()[:2] == ["a", "weights"]
