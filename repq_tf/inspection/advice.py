@@ -12,8 +12,9 @@ _UNEQUAL = 30.0
 _OUTLIER = 8.0
 _MANY_DEAD = 0.1
 _MUCH_CLIPPED = 0.01
-# Decibels: below, a layer alone spoils the network; beside, 8 bits leave about 40.
+# Decibels that spoil a network; 8 bits leave 40 and more.
 _NOISY = 15.0
+_WEIGHTS, _ACTIVATIONS = "weight_bits", "activation_bits"
 
 
 def advise(row: Any) -> tuple[str, ...]:
@@ -47,7 +48,8 @@ def _weights(row: Any) -> Iterator[str]:
     if weights.constant:
         yield (
             f"{weights.constant} of {weights.channels} channels of {row.name} are constant, "
-            "their weights being nothing beside the others': prune them"
+            "their weights being nothing beside the others': prune them, or set these weights "
+            "to 0"
         )
     if weights.range_ratio > _UNEQUAL and weights.bits is not None and not weights.per_channel:
         yield (
@@ -62,10 +64,11 @@ def _features(row: Any) -> Iterator[str]:
     if features.quantile and largest > _OUTLIER * features.quantile:
         yield (
             f"outputs of {row.name} reach {largest:.3g}, and 99.99 % of them "
-            f"{features.quantile:.3g}: a grid for all of them is coarse for most; clip it to "
-            "such a percentile, or give the layer more activation_bits"
+            f"{features.quantile:.3g}: a grid for all of them is coarse for most; choose its "
+            f"range by a percentile, equalize, or {_more_bits(row, _ACTIVATIONS)}"
         )
-    if features.dead > _MANY_DEAD * features.channels:
+    constant = 0 if row.weights is None else row.weights.constant
+    if features.dead - constant > _MANY_DEAD * features.channels:
         yield (
             f"{features.dead} of {features.channels} channels of {row.name} are 0 on all "
             "images: prune them, or make the network narrower"
@@ -73,18 +76,27 @@ def _features(row: Any) -> Iterator[str]:
     if features.clipped is not None and features.clipped > _MUCH_CLIPPED:
         yield (
             f"{row.name} clips {100 * features.clipped:.3g} % of its outputs: calibrate with "
-            "images like these, or give the layer more activation_bits"
+            f"images like these, or {_more_bits(row, _ACTIVATIONS)}"
         )
 
 
 def _noise(row: Any) -> Iterator[str]:
     noise = row.noise
     for kind, key, alone in (
-        ("weights", "weight_bits", noise.weights_alone),
-        ("outputs", "activation_bits", noise.features_alone),
+        ("weights", _WEIGHTS, noise.weights_alone),
+        ("outputs", _ACTIVATIONS, noise.features_alone),
     ):
         if alone is not None and alone < _NOISY:
             yield (
-                f"the quantized {kind} of {row.name} alone leave {alone:.1f} dB: give them "
-                f"more bits, rules=[({row.name!r}, {{{key!r}: ...}})], or train quantized"
+                f"the quantized {kind} of {row.name} alone leave {alone:.1f} dB: "
+                f"{_more_bits(row, key)}, equalize, or train quantized"
             )
+
+
+def _more_bits(row: Any, key: str) -> str:
+    """How to give a layer more bits, or to do without."""
+    found = row.weights if key == _WEIGHTS else row.features
+    if (found.bits or 8) < 8:
+        return f"give it more bits, rules=[({row.name!r}, {{{key!r}: ...}})]"
+    everywhere = key == _ACTIVATIONS
+    return "use activation_bits=16 everywhere" if everywhere else "round it by what it outputs"

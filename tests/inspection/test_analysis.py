@@ -63,7 +63,7 @@ def test_figures_of_a_kernel(floating):
 
 @pytest.fixture(scope="module")
 def broken():
-    """An identity branch of gain 692, a channel without weights, a dead and a constant one."""
+    """An identity branch of gain 692, and channels without weights, one dead, one constant."""
 
     def function(x):
         x = layers.Conv2D(4, 1, activation="relu", name="first")(x)
@@ -111,8 +111,15 @@ def test_channels_that_say_nothing(broken):
     first = rows(analysis)["first"]
     assert first.weights.constant == 2 and first.weights.range_ratio < 100
     assert (first.features.dead, first.features.constant) == (1, 1)
-    assert "2 of 4 channels of first are constant" in "".join(first.warnings)
-    assert "1 of 4 channels of first are 0 on all images" in "".join(first.warnings)
+    (warning,) = first.warnings
+    assert warning.startswith("2 of 4 channels of first are constant")
+    model = network(pixels, SHAPE)
+    a = model.get_layer("a")
+    a.bias.assign([0.1, -100, 0.1, -100, 0.1])
+    a = rows(analyze(model))["a"]
+    assert a.features.dead == 2 and a.weights.constant == 0
+    (warning,) = a.warnings
+    assert warning.startswith("2 of 5 channels of a are 0 on all images: prune them")
 
 
 # Features.
