@@ -9,7 +9,7 @@ from repq_tf.deployment import (
     export_tflite,
     export_tflite_float,
 )
-from repq_tf.inspection import summary
+from repq_tf.inspection import allocate_bits, analyze, sensitivity, summary
 from repq_tf.parity import check_parity
 from repq_tf.quantization import quantization_table, quantize, with_container
 from repq_tf.reparameterization import merge, reparameterize
@@ -17,6 +17,8 @@ from repq_tf.version import __version__
 
 __all__ = [
     "__version__",
+    "allocate_bits",
+    "analyze",
     "branches",
     "check_parity",
     "export_c_array",
@@ -33,6 +35,7 @@ __all__ = [
     "quantizers",
     "reestimate_batch_norm",
     "reparameterize",
+    "sensitivity",
     "summary",
     "with_container",
 ]

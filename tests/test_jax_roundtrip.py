@@ -62,6 +62,11 @@ qat.save(f"{folder}/qat.keras")
 merged = repq_tf.merge(qat)
 merged.save(f"{folder}/qat_merged.keras")
 outputs["qat"], outputs["qat_merged"] = qat(x), merged(x)
+analysis = repq_tf.analyze(qat, x, verbose=False)
+outputs["noise"] = [row.noise.total for row in analysis.rows]
+table = repq_tf.sensitivity(model, x[:8], bits=[2, 4], verbose=False)
+(rule, *_) = repq_tf.allocate_bits(table, bit_operations=1e6)
+assert rule == ("ac", {"weight_bits": 4}), rule
 np.savez(f"{folder}/outputs.npz", x=x, **{k: array(v) for k, v in outputs.items()})
 try:
     repq_tf.export_tflite(qat, f"{folder}/no.tflite")
@@ -97,6 +102,8 @@ def test_a_model_from_jax_is_deployed_under_tensorflow(tmp_path):
     qat = keras.models.load_model(tmp_path / "qat.keras")
     operators = repq_tf.export_tflite(qat, tmp_path / "x.tflite")
     assert operators["CONV_2D"] == 2 and "DEQUANTIZE" not in operators
+    noise = [row.noise.total for row in repq_tf.analyze(qat, x, verbose=False).rows]
+    np.testing.assert_allclose(noise, outputs["noise"], atol=0.1)
     report = repq_tf.check_parity(qat, tmp_path / "x.tflite", x)
     assert not any(row.different for row in report.layers), str(report)
     assert report.equal_outputs == 1.0

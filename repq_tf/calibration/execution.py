@@ -1,6 +1,7 @@
 """Running a model over images, in inference: batch by batch, or layer by layer."""
 
 import functools
+import math
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator
@@ -8,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from repq_tf.calibration.prepared import call, positional, prepare
+from repq_tf.calibration.prepared import Run, call, positional, prepare
 from repq_tf.graphs import Graph, Node, evaluate
-from repq_tf.keras_api import Array, Layer, Tensor, ops
+from repq_tf.keras_api import Array, Tensor, ops
 from repq_tf.layers import Quantize, ReparamConv
 from repq_tf.progress import Progress
 
@@ -59,6 +60,11 @@ class Stored(Batches):
         """The number of images in all batches."""
         return sum(shape[0] for _, shape in self._places)
 
+    @property
+    def size(self) -> int:
+        """The number of values in all batches."""
+        return sum(math.prod(shape) for _, shape in self._places)
+
     def __getitem__(self, k: int) -> Array:
         start, shape = self._places[k]
         self._file.seek(start)
@@ -97,8 +103,8 @@ def _pick(structure: Any, k: int) -> Any:
 class _Computed:
     """A layer's outputs, computed when they are asked for; those of one batch are kept."""
 
-    def __init__(self, layer: Layer, calls: Calls) -> None:
-        self._run, self._calls = prepare(layer), calls
+    def __init__(self, run: Run, calls: Calls) -> None:
+        self._run, self._calls = run, calls
         self._last: tuple[Any, Any] = (None, None)
 
     def outputs(self, k: int) -> tuple[Any, ...]:
@@ -124,7 +130,11 @@ class _Constant(Batches):
 
 
 def run_layers(
-    graph: Graph, images: Stored, visit: Callable[[Node, Calls], None], progress: Progress
+    graph: Graph,
+    images: Stored,
+    visit: Callable[[Node, Calls], None],
+    progress: Progress,
+    make_run: Callable[[Node], Run] | None = None,
 ) -> None:
     """Runs a graph layer by layer, each on all images before the next.
 
@@ -137,13 +147,17 @@ def run_layers(
         images: their `Stored` batches.
         visit: `visit(node, calls)` is given a node and its `Calls`, before it runs.
         progress: a `Progress`; advanced by each layer.
+        make_run: `make_run(node)` returns what runs in a node's place, as `prepare` does.
     """
 
     def apply(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Batches, ...]:
         calls = Calls(*positional(node.layer, args, kwargs), len(images))
         visit(node, calls)
-        quantize = isinstance(node.layer, Quantize)
-        columns = _rounded(node.layer, calls) if quantize else _computed(graph, node, calls)
+        if make_run is None and isinstance(node.layer, Quantize):
+            columns = _rounded(node.layer, calls)
+        else:
+            run = prepare(node.layer) if make_run is None else make_run(node)
+            columns = _computed(graph, node, calls, run)
         progress.advance()
         return columns
 
@@ -166,13 +180,13 @@ def _rounded(layer: Quantize, calls: Calls) -> tuple[Batches, ...]:
     return stored, _Constant(step)
 
 
-def _computed(graph: Graph, node: Node, calls: Calls) -> tuple[Batches, ...]:
-    computed = _Computed(node.layer, calls)
+def _computed(graph: Graph, node: Node, calls: Calls, run: Run) -> tuple[Batches, ...]:
+    computed = _Computed(run, calls)
     count = len(computed.outputs(0))
     columns: list[Batches] = [_Column(computed, index) for index in range(count)]
-    block = isinstance(node.layer, ReparamConv)
-    if _is_stored(graph, node) and (block or count == 1):
-        # What follows the tensor of a block is its step, equal for all batches.
+    has_step = isinstance(node.layer, ReparamConv | Quantize)
+    if _is_stored(graph, node) and (has_step or count == 1):
+        # What follows the tensor is its step, equal for all batches.
         columns[1:] = [_Constant(column[0]) for column in columns[1:]]
         stored = Stored()
         for k in range(len(calls)):

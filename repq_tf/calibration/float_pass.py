@@ -35,16 +35,13 @@ class FloatPass:
             by the name of the block.
         samples: a `Sampler` of each tensor that shares a quantizer with others, by the name
             of the quantizer: `{layer name: list}`.
+        merged: each block in floating point, by its name.
     """
 
     def __init__(self, graph: Graph, builder: Any, images: int) -> None:
         self._graph, self._builder, self._images = graph, builder, images
-        self._fresh_roots = builder.fresh_roots
         self._sites = builder.placement.sites
-        self._merged = {name: self._prepared(b) for name, b in builder.blocks.items()}
-        for name, merged in self._merged.items():
-            if not np.isfinite(ops.convert_to_numpy(merged.kernel)).all():
-                raise ValueError(f"layer {name!r}: its merged kernel holds NaN or infinity")
+        self.merged = float_blocks(builder)
         self.moments = {block.name: Moments() for block in builder.blocks.values()}
         self._samplers: dict[str, Sampler] = {}
         self.samples: dict[str, list[Sampler]] = {}
@@ -76,17 +73,12 @@ class FloatPass:
         return value
 
     def _convolution(self, name: str, x: Tensor) -> Tensor:
-        block, merged = self._builder.blocks[name], self._merged[name]
+        block = self._builder.blocks[name]
+        merged = self.merged[block.name]
         y = merged.convolution(x)
         mean, variance = feature_moments(thin(y, self._images))
         self.moments[block.name].add(len(y), mean + merged.bias, variance)
         return merged.finish(y)
-
-    def _prepared(self, block: ReparamConv) -> MergedBlock:
-        return MergedBlock(block, self._learned_root(block), quantized=False)
-
-    def _learned_root(self, block: ReparamConv) -> BatchNorm | None:
-        return None if block.name in self._fresh_roots else block.root
 
     def check(self) -> None:
         """Judges what was measured.
@@ -117,7 +109,7 @@ class FloatPass:
 
     def _size(self, block: ReparamConv) -> float | None:
         """The features' root mean square as a part of what batch norms know; or None."""
-        moments, root = self.moments[block.name], self._learned_root(block)
+        moments, root = self.moments[block.name], _learned_root(self._builder, block)
         # The last ones of branches, whose sum has about these moments.
         last = [
             node for node in block.merged_batch_norms if node.gamma.shape[0] == block.filters
@@ -137,3 +129,25 @@ class FloatPass:
             return None
         alive = known > block.epsilon
         return float(np.median(np.sqrt(squares[alive] / known[alive]))) if alive.any() else None
+
+
+def float_blocks(builder: Any) -> dict[str, MergedBlock]:
+    """The float network's convolutions, by the names of their blocks in the quantized model.
+
+    Args:
+        builder: the `Builder` of the quantized model, before calibration.
+
+    Raises:
+        ValueError: a merged kernel is not finite; the layer is named.
+    """
+    found = {}
+    for name, block in builder.blocks.items():
+        merged = MergedBlock(block, _learned_root(builder, block), quantized=False)
+        if not np.isfinite(ops.convert_to_numpy(merged.kernel)).all():
+            raise ValueError(f"layer {name!r}: its merged kernel holds NaN or infinity")
+        found[block.name] = merged
+    return found
+
+
+def _learned_root(builder: Any, block: ReparamConv) -> BatchNorm | None:
+    return None if block.name in builder.fresh_roots else block.root

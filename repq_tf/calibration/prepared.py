@@ -3,12 +3,15 @@
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from repq_tf.branches import BatchNorm, FeatureReading
 from repq_tf.keras_api import Array, Layer, Tensor, ops
 from repq_tf.layers import DenseBlock, Quantize, ReparamConv
 from repq_tf.windows import convolve
+
+# A layer as a function of the arguments of its call, which returns a tuple.
+Run: TypeAlias = Callable[[tuple[Any, ...], dict[str, Any]], tuple[Any, ...]]
 
 
 class MergedBlock:
@@ -75,15 +78,47 @@ def feature_reading(block: ReparamConv, x: Tensor) -> FeatureReading:
     return FeatureReading(x, block.window(x.shape[1:3]), block.strides)
 
 
-def prepare(layer: Layer) -> Callable[[tuple[Any, ...], dict[str, Any]], tuple[Any, ...]]:
+def prepare(layer: Layer) -> Run:
     """Returns `run(args, kwargs)`, the outputs of a layer in inference, a tuple."""
     if not (isinstance(layer, ReparamConv) and layer.uses_merged_kernel):
         return functools.partial(call, layer)
-    merged = MergedBlock(layer, layer.root)
+    return _run_merged(layer, MergedBlock(layer, layer.root))
 
+
+def prepare_float(layer: Layer, merged: MergedBlock | None = None) -> Run:
+    """Returns the same with the layer's quantizers switched off.
+
+    Args:
+        layer: a layer of a quantized model.
+        merged: what a block is in floating point; default: itself, its kernel not rounded.
+    """
+    if isinstance(layer, ReparamConv):
+        if merged is None and layer.weight_quantizer is None:
+            return prepare(layer)
+        return _run_merged(layer, merged or MergedBlock(layer, layer.root, quantized=False))
+    if isinstance(layer, Quantize):
+        return lambda args, kwargs: (layer.values(*args), layer.step)
+    if hasattr(layer, "values"):  # it computes on its input's grid
+        return lambda args, kwargs: (layer.values(args[0]),)
+    return functools.partial(call, layer)
+
+
+def prepare_rounded(layer: Layer) -> Run:
+    """Returns the same with a `Quantize` that rounds as in training.
+
+    That costs less than the integer runtime's arithmetic and differs from it in the last
+    place.
+    """
+    if not isinstance(layer, Quantize):
+        return prepare(layer)
+    quantizer, step = layer.activation_quantizer, layer.step
+    return lambda args, kwargs: (quantizer.integers(layer.values(*args)) * step, step)
+
+
+def _run_merged(block: ReparamConv, merged: MergedBlock) -> Run:
     def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         y = merged(args[0])
-        return (y,) if len(args) == 1 else (y, ops.broadcast_to(args[1], (layer.filters,)))
+        return (y,) if len(args) == 1 else (y, ops.broadcast_to(args[1], (block.filters,)))
 
     return run
 

@@ -20,7 +20,7 @@ from repq_tf.calibration.batch_norm import (
 from repq_tf.calibration.execution import Calls, Stored, fitting, run_batch, run_layers
 from repq_tf.calibration.float_pass import FloatPass
 from repq_tf.calibration.images import read_images
-from repq_tf.calibration.prepared import MergedBlock
+from repq_tf.calibration.prepared import MergedBlock, Run, prepare_float
 from repq_tf.calibration.samples import Sampler
 from repq_tf.calibration.thinning import thin_reading
 from repq_tf.graphs import Graph, Node, read_graph
@@ -32,8 +32,13 @@ from repq_tf.windows import convolve
 
 
 def calibrate(
-    model: keras.Model, graph: Graph, builder: Any, images: Stored, verbose: bool = True
-) -> None:
+    model: keras.Model,
+    graph: Graph,
+    builder: Any,
+    images: Stored,
+    verbose: bool = True,
+    alone: bool = False,
+) -> dict[str, MergedBlock]:
     """Calibrates a quantized model, layer by layer.
 
     Args:
@@ -42,6 +47,11 @@ def calibrate(
         builder: the `Builder` that made the quantized model, with the float one's weights.
         images: their `Stored` batches.
         verbose: whether to show progress bars.
+        alone: whether each layer is calibrated as if it alone was quantized: on the features
+            of the float network.
+
+    Returns:
+        What each block was in floating point, by its name.
     """
     real = FloatPass(graph, builder, images.images)
     progress = Progress("float features", len(images), "batch", verbose)
@@ -54,7 +64,7 @@ def calibrate(
     def visit(node: Node, calls: Calls) -> None:
         layer = node.layer
         if isinstance(layer, ReparamConv):
-            drawn[node.name] = calibrate_block(
+            values = calibrate_block(
                 layer,
                 calls,
                 images.images,
@@ -62,6 +72,7 @@ def calibrate(
                 layer.name in builder.fresh_roots,
                 layer.name in builder.true_moments,
             )
+            drawn[node.name] = None if alone else values
         elif isinstance(layer, Quantize) and layer.fixed_step is None:
             if layer.name not in calibrated:
                 calibrated.add(layer.name)
@@ -77,9 +88,13 @@ def calibrate(
                 return values
         return _sampled(layer, calls, images)
 
+    def make_float(node: Node) -> Run:
+        return prepare_float(node.layer, real.merged.get(node.name))
+
     quantized = read_graph(model)
     progress = Progress("quantized layers", len(quantized.nodes) - 1, "layer", verbose)
-    run_layers(quantized, images, visit, progress)
+    run_layers(quantized, images, visit, progress, make_float if alone else None)
+    return real.merged
 
 
 def calibrate_block(

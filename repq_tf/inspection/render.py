@@ -1,9 +1,9 @@
 """A `Summary` as text and as a page."""
 
-import html
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
+from repq_tf.inspection.pages import glossary, heading, page, paragraphs, table
 from repq_tf.text import columns, quantity
 
 _HEADER = (
@@ -37,18 +37,6 @@ _GLOSSARY = {
     "k, M, G, T": "thousand, million, 10^9, 10^12",
 }
 
-_STYLE = """
-body { font: 14px sans-serif; margin: 2em; }
-table { border-collapse: collapse; }
-th, td { padding: 0.25em 0.75em; text-align: right; border-bottom: 1px solid #ddd; }
-th:nth-child(-n+3), td:nth-child(-n+3) { text-align: left; }
-thead th { position: sticky; top: 0; background: #fff; border-bottom: 2px solid #444; }
-tfoot td { font-weight: bold; border-top: 2px solid #444; }
-dl { display: grid; grid-template-columns: max-content auto; gap: 0.25em 1.5em; }
-dt { font-weight: bold; }
-dd { margin: 0; }
-"""
-
 
 def as_text(summary: Any) -> str:
     """The table in columns."""
@@ -59,36 +47,13 @@ def as_text(summary: Any) -> str:
 
 def as_html(summary: Any) -> str:
     """The table as an HTML page."""
-    name = html.escape(summary.name)
-    body = "\n".join(_row(cells) for cells in _body(summary))
-    notes = "".join(f"<p>{html.escape(note)}</p>\n" for note in _notes(summary))
-    glossary = "\n".join(
-        f"<dt>{html.escape(term)}</dt><dd>{html.escape(meaning)}</dd>"
-        for term, meaning in _GLOSSARY.items()
+    return page(
+        summary.name,
+        table(_HEADER, _body(summary), _TEXTS, _foot(summary)),
+        paragraphs(_notes(summary)),
+        heading("Glossary"),
+        glossary(_GLOSSARY),
     )
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head><meta charset="utf-8"><title>{name}</title><style>{_STYLE}</style></head>
-<body>
-<h1>{name}</h1>
-<table>
-<thead>{_row(_HEADER, "th")}</thead>
-<tbody>
-{body}
-</tbody>
-<tfoot>{_row(_foot(summary))}</tfoot>
-</table>
-{notes}<h2>Glossary</h2>
-<dl>
-{glossary}
-</dl>
-</body>
-</html>
-"""
-
-
-def _row(cells: Iterable[str], tag: str = "td") -> str:
-    return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
 
 def _body(summary: Any) -> list[tuple[str, ...]]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from repq_tf.branches import NumpyReading
 from repq_tf.graphs import Graph, Node, read_graph
-from repq_tf.keras_api import keras
+from repq_tf.keras_api import Array, keras
 from repq_tf.layers import Quantize, ReparamConv
 from repq_tf.layers.freezing import frozen_note
 from repq_tf.quantization.grids import known_name, own_quantizer
@@ -103,7 +103,8 @@ def _row(graph: Graph, node: Node) -> Row:
     if layer.weight_quantizer is None:
         return Row(name, kind, "floating point", output, frozen=frozen)
     weight = f"{layer.weight_bits} bits, per {'channel' if layer.per_channel else 'tensor'}"
-    gain, peak = largest_gain(layer), peak_to_rms(layer)
+    kernel = layer.inner.merge(NumpyReading()).kernel
+    gain, peak = largest_gain(layer), peak_to_rms(kernel, layer.per_channel)
     warning = _warning(layer, gain, peak)
     return Row(name, kind, weight, output, gain, peak, frozen, warning)
 
@@ -131,10 +132,9 @@ def largest_gain(block: ReparamConv) -> float | None:
     return float(max(gains)) if gains else None
 
 
-def peak_to_rms(block: ReparamConv) -> float:
-    """The merged kernel's max/rms; the worst channel's where steps are per channel."""
-    kernel = block.inner.merge(NumpyReading()).kernel
-    rows = kernel.reshape(-1, kernel.shape[-1]) if block.per_channel else kernel.reshape(-1, 1)
+def peak_to_rms(kernel: Array, per_channel: bool) -> float:
+    """A kernel's max/rms; the worst channel's where steps are per channel."""
+    rows = kernel.reshape(-1, kernel.shape[-1]) if per_channel else kernel.reshape(-1, 1)
     peak, rms = np.abs(rows).max(axis=0), np.sqrt(np.mean(rows**2, axis=0))
     return float(np.max(peak / np.where(rms > 0, rms, np.inf)))
 

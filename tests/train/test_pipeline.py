@@ -163,6 +163,9 @@ def test_what_lies_beside_the_file(tmp_path):
     page = (tmp_path / "report.md").read_text()
     assert report["summary"]["text"] in page and "bit-operations" in page
     assert "<table>" in (tmp_path / "summary.html").read_text()
+    assert report["analysis"]["text"] in page and "(analysis.html)" in page
+    assert "tiny_ac_quantized, quantized, on 16 images" in page
+    assert "<img" in (tmp_path / "analysis.html").read_text()
     assert not (tmp_path / run_folder.C_ARRAY).exists()
     before = (tmp_path / run_folder.FILE).stat().st_mtime_ns
     _run(tmp_path, epochs=0.5, qat_epochs=0, c_array=True)  # of a finished run

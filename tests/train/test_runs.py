@@ -40,7 +40,7 @@ def test_every_stage_leaves_its_product(whole):
     for name in (
         "settings.json float.keras history_float.csv quantized_start.keras history_qat.csv"
         " quantized.keras merged.keras model.tflite model.json model_float.tflite summary.html"
-        " report.md report.json logs plots"
+        " analysis.html report.md report.json logs plots"
     ).split():
         assert name in names
     assert not [n for n in names if n.startswith((".", "state"))]

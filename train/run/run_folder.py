@@ -19,6 +19,7 @@ METADATA = "model.json"
 C_ARRAY = "model.h"
 EVALUATION = "evaluation.json"
 SUMMARY = "summary.html"
+ANALYSIS = "analysis.html"
 MEASUREMENT = "measurement.json"
 WEIGHTS_PLOT = os.path.join("plots", "weights.png")
 REPORT = "report.md"
@@ -37,6 +38,7 @@ _MADE_OF = {
     MERGED: {QUANTIZED},
     EVALUATION: {FLOAT, QUANTIZED},
     SUMMARY: {QUANTIZED},
+    ANALYSIS: {QUANTIZED},
     FLOAT_FILE: {FLOAT},
     FILE: {QUANTIZED},
     METADATA: {FILE},

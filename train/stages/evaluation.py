@@ -12,6 +12,7 @@ from repq_tf.train.run import plots, text_files
 from repq_tf.train.run.products import check_product, product, writing
 from repq_tf.train.run.records import read_history
 from repq_tf.train.run.run_folder import (
+    ANALYSIS,
     C_ARRAY,
     EVALUATION,
     FILE,
@@ -27,6 +28,7 @@ from repq_tf.train.run.run_folder import (
 )
 
 _IMAGES = 500
+_ANALYSIS_IMAGES = 16
 
 
 def evaluate(run, task, container="int8", verbose=0):
@@ -51,6 +53,11 @@ def evaluate(run, task, container="int8", verbose=0):
     summary = repq_tf.summary(quantized, inputs[0].shape[1:], container)
     with writing(run.file(SUMMARY)) as path:
         summary.save(path)
+    say("analysis")
+    few = task.test_inputs(_ANALYSIS_IMAGES)
+    analysis = repq_tf.analyze(quantized, few, verbose=bool(verbose))
+    with writing(run.file(ANALYSIS)) as path:
+        analysis.save(path)
     metrics = {}
     for name, judged in (("float", model), ("float_merged", merged), ("quantized", quantized)):
         say(name)
@@ -62,6 +69,7 @@ def evaluate(run, task, container="int8", verbose=0):
         "merge_error": float(max(errors)),
         "quantization": str(repq_tf.quantization_table(quantized)),
         "summary": {"totals": summary.totals, "text": str(summary)},
+        "analysis": {"warnings": analysis.warnings, "text": str(analysis)},
     }
     text_files.write_json(run.file(EVALUATION), record)
 

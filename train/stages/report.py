@@ -10,7 +10,7 @@ from repq_tf.keras_api import backend, keras
 from repq_tf.text import quantity
 from repq_tf.train.run import text_files
 from repq_tf.train.run.plots import with_unit
-from repq_tf.train.run.run_folder import REPORT, REPORT_DATA
+from repq_tf.train.run.run_folder import ANALYSIS, REPORT, REPORT_DATA
 from repq_tf.version import __version__
 
 _ROWS = (
@@ -148,6 +148,11 @@ def _markdown(settings, record, table, run):
     if "summary" in record:
         sections.append(f"## Summary\n\n```\n{record['summary']['text']}\n```")
     sections.append(f"## Quantization\n\n```\n{record['quantization']}\n```")
+    if "analysis" in record:
+        sections.append(
+            f"## Analysis\n\nWith plots: [{ANALYSIS}]({ANALYSIS})\n\n"
+            f"```\n{record['analysis']['text']}\n```"
+        )
     if "parity" in record:
         sections.append(f"## Parity, layer by layer\n\n```\n{record['parity']['text']}\n```")
     for part, title, head in _PARTS:

@@ -70,6 +70,7 @@ _FLOAT = {"settings.json", "seconds.json", "history_float.csv", "float.keras"}
 _START = _FLOAT | {"model_float.tflite", "quantized_start.keras"}
 _TRAINED = _START | {"state_qat.npz", "history_qat.csv", "quantized.keras"}
 _JUDGED = _TRAINED | {"merged.keras", "evaluation.json", "summary.html", "plots/weights.png"}
+_JUDGED |= {"analysis.html"}
 _FILE = _JUDGED | {"model.tflite"}
 _ALL = _FILE | {"model.json", "model.h", "measurement.json", "report.md", "report.json"}
 
