@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from repq_tf.branches import BatchNorm, feature_moments
+from repq_tf.branches import BatchNorm
 from repq_tf.calibration.batch_norm import Moments
 from repq_tf.calibration.prepared import MergedBlock, call
 from repq_tf.calibration.samples import Sampler
@@ -76,8 +76,7 @@ class FloatPass:
         block = self._builder.blocks[name]
         merged = self.merged[block.name]
         y = merged.convolution(x)
-        mean, variance = feature_moments(thin(y, self._images))
-        self.moments[block.name].add(len(y), mean + merged.bias, variance)
+        self.moments[block.name].add_features(thin(y, self._images), merged.bias)
         return merged.finish(y)
 
     def check(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from repq_tf.branches import BatchNorm, feature_moments
+from repq_tf.branches import BatchNorm
 from repq_tf.calibration.batch_norm import (
     KeepingReading,
     Moments,
@@ -164,8 +164,7 @@ def _measured(
         r = thin_reading(reading, affine.size, images)
         for kernel, moments in zip(kernels, found, strict=True):
             y = convolve(r.x, kernel, affine.groups, r.strides, r.window)
-            mean, variance = feature_moments(y)
-            moments.add(len(y), mean + affine.bias, variance)
+            moments.add_features(y, affine.bias)
         sampler.add(y)
     return *found, sampler
 
