@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from repq_tf.inspection.weights import BranchFigures, WeightFigures
+from repq_tf.quantization.table import LARGE_GAIN
 
-_LARGE_GAIN = 100.0
 # Ratios of ranges that one step for all channels leaves few levels of.
 _UNEQUAL = 30.0
 # How far the largest feature may lie beyond the others'.
@@ -28,7 +28,7 @@ def advise(row: Any) -> tuple[str, ...]:
 
 def _branches(row: Any) -> Iterator[str]:
     for branch in row.branches:
-        if branch.gain is not None and branch.gain > _LARGE_GAIN:
+        if branch.gain is not None and branch.gain > LARGE_GAIN:
             yield (
                 f"{branch.name} branch of {row.name} has gain {branch.gain:.3g} at channel "
                 f"{branch.channel}{_nearly_constant(branch)}: its taps dwarf the others of the "

@@ -24,9 +24,8 @@ class _Section:
     Attributes:
         title: its heading.
         items: `items(analysis)` yields `(row, item)` for each line.
-        first: the columns of words.
-        columns: those of numbers, which are given the item.
-        plot: what draws it.
+        columns: those behind the layer's name and class; their cells are made of the item.
+        plot: what draws an analysis.
         caption: what the plot shows.
     """
 

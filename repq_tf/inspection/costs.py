@@ -10,7 +10,7 @@ from repq_tf.layers.stock import STOCK
 from repq_tf.quantizers import LSQ
 
 FLOAT_BITS = 32
-_BYTES_OF_BIAS = 4  # int32, or float32
+BYTES_OF_BIAS = 4  # int32, or float32
 _ELEMENTWISE = (keras.layers.PReLU, QuantizedPReLU)
 
 
@@ -91,4 +91,4 @@ def stored_bytes(
     if not maps or weight_bits is None:
         return FLOAT_BITS // 8 * deployed_parameters(layer, maps)
     per_byte = 2 if packed else 1
-    return sum(-(-each.kernel // per_byte) + each.bias * _BYTES_OF_BIAS for each in maps)
+    return sum(-(-each.kernel // per_byte) + each.bias * BYTES_OF_BIAS for each in maps)

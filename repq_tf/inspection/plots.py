@@ -5,10 +5,10 @@ from typing import Any
 
 from repq_tf.inspection.pages import Figure
 from repq_tf.inspection.trade_off import Choice, allocate
+from repq_tf.quantization.table import LARGE_GAIN
 
 Axes = Any
 SUFFIXES = (".pdf", ".png", ".svg")
-_LARGE_GAIN = 100.0
 
 
 def draw_weights(analysis: Any) -> Figure:
@@ -40,7 +40,7 @@ def draw_branches(analysis: Any) -> Figure:
         },
         "o",
     )
-    axis.axhline(_LARGE_GAIN, color="0.7", linestyle="--", label="a large gain")
+    axis.axhline(LARGE_GAIN, color="0.7", linestyle="--", label="a large gain")
     axis.set_yscale("log")
     axis.set_title("branches")
     axis.legend()
@@ -120,7 +120,8 @@ def _figure(names: Sequence[str], count: int = 1) -> list[Any]:
     from matplotlib.figure import Figure as New  # without pyplot: no window, no global state
 
     width = max(6.0, 2.5 + 0.25 * len(names))
-    figure = New(figsize=(width + 6 * (count - 1), 4.5), layout="constrained")
+    height = 4.0 + 0.08 * max(map(len, names), default=0)  # with their names below
+    figure = New(figsize=(width + 6 * (count - 1), height), layout="constrained")
     axes = figure.subplots(1, count, squeeze=False, width_ratios=(width, *[6] * (count - 1)))
     axes[0, 0].set_xticks(range(len(names)), names, rotation=90, fontsize=8)
     axes[0, 0].grid(alpha=0.3)

@@ -42,7 +42,7 @@ def sensitivity(
     data: Any,
     bits: Sequence[int] = (2, 3, 4, 6, 8),
     metric: str | Metric = SQNR,
-    calibration_images: int | None = 64,
+    calibration_images: int | None = 32,
     verbose: bool = True,
 ) -> Sensitivity:
     """Measures what each quantizer alone does to the outputs of a float network.

@@ -8,12 +8,12 @@ from typing import Any, Self
 
 from repq_tf.files import new_file, replacing
 from repq_tf.inspection import plots
+from repq_tf.inspection.costs import BYTES_OF_BIAS
 from repq_tf.inspection.trade_off import Choice
 from repq_tf.text import columns
 
 SQNR = "sqnr"
 WEIGHTS, FEATURES = "weights", "features"
-_BYTES_OF_BIAS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class LayerCost:
 
     def size(self, bits: int) -> int:
         """Bytes of its weights, packed, and of its biases (int32)."""
-        return -(-self.weights * bits // 8) + _BYTES_OF_BIAS * self.biases
+        return -(-self.weights * bits // 8) + BYTES_OF_BIAS * self.biases
 
     def bit_operations(self, bits: int, activation_bits: int) -> int:
         """`macs * weight bits * input bits`."""

@@ -12,7 +12,8 @@ from repq_tf.layers.freezing import frozen_note
 from repq_tf.quantization.grids import known_name, own_quantizer
 from repq_tf.text import columns
 
-_LARGE_GAIN = 100.0
+# Of a batch norm: beyond, a channel is nearly constant.
+LARGE_GAIN = 100.0
 _LEGEND = (
     "BN gain: largest |gamma| / sqrt(variance + epsilon) of the batch norms in the kernel",
     "max/rms: largest weight of the merged kernel (of its worst channel) over the root mean"
@@ -141,7 +142,7 @@ def peak_to_rms(kernel: Array, per_channel: bool) -> float:
 
 def _warning(block: ReparamConv, gain: float | None, peak: float) -> str:
     found = []
-    if gain is not None and gain > _LARGE_GAIN:
+    if gain is not None and gain > LARGE_GAIN:
         found.append(
             f"a batch norm's gain is {gain:.3g}: a channel is nearly constant, and its tap "
             "may dwarf the others in the merged kernel"
