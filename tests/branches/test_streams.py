@@ -102,7 +102,10 @@ def test_a_scaled_branch_computes_the_same(float64):
         (lambda: Sum([Convolution(2, 3), Identity()]), ("--", "--")),
         (lambda: Sum([BatchNorm(Convolution(2, 3)), BatchNorm(Identity())]), ("xx", "xx")),
         (lambda: BatchNorm(Sum([Convolution(2, 3), Identity()])), ("xx", "xx")),
-        (lambda: Chain([Sum([Convolution(2, 1), Identity()]), Convolution(2, 3)]), ("xx", "xx")),
+        (
+            lambda: Chain([Sum([Convolution(2, 1), Identity()]), Convolution(2, 3)]),
+            ("xx", "xx"),
+        ),
         (lambda: Fixed.average((2, 2), 2), ("--", "--")),
         (lambda: Fixed.dirac(2, 3), ("--", "--x")),
         (lambda: Fixed(np.ones((1, 1, 2, 2))), ("--", "--")),
