@@ -26,8 +26,9 @@ class StreamScales:
             none.
         spread: the ratio of the largest and the smallest range of their weights, the worse
             one of both sides, before and after; None where nothing is scaled.
-        bounded: how many scales are larger than ranges alone would have them, since the
-            features must not grow.
+        bounded: how many scales are larger than ranges alone would have them, since features
+            must not grow.
+        left: how many channels have weights too small for a scale.
         folded: how many channels were constants that moved into biases.
         kept: how many are constants that could not move.
         absorbed: how many begin at 0 now, what they never fell below being in biases.
@@ -41,6 +42,7 @@ class StreamScales:
     scales: tuple[float, float] = (1.0, 1.0)
     spread: tuple[float, float] | None = None
     bounded: int = 0
+    left: int = 0
     folded: int = 0
     kept: int = 0
     absorbed: int = 0
@@ -51,6 +53,7 @@ class StreamScales:
         """The rest of what there is to say, in words."""
         told = {
             "held by features": self.bounded,
+            "left, too small": self.left,
             "constants folded": self.folded,
             "constants kept": self.kept,
             "biases absorbed": self.absorbed,
@@ -124,20 +127,24 @@ def describe(
             tuple(dict.fromkeys(side.weights.name for side in sides))
             for sides in (group.makers, group.readers)
         )
-        alive = group.alive
-        held = (bounds[alive] == scales[alive]) & (scales[alive] != 0)
-        row = StreamScales(makers, readers, len(group.streams), int((scales[alive] != 0).sum()))
-        if row.scaled:
-            ends = float(np.exp(scales[alive].min())), float(np.exp(scales[alive].max()))
-            spread = _spread(group, np.zeros_like(scales)), _spread(group, scales)
-            row = dataclasses.replace(row, scales=ends, spread=spread, bounded=int(held.sum()))
-        counts = [folded.get(name, (0, 0)) for name in makers]
-        found[makers[0]] = dataclasses.replace(
-            row,
+        alive, counts = group.alive, [folded.get(name, (0, 0)) for name in makers]
+        constant = sum(map(sum, counts))
+        row = StreamScales(
+            makers,
+            readers,
+            channels=len(group.streams),
+            scaled=int((scales[alive] != 0).sum()),
+            bounded=int((bounds[alive] == scales[alive]).sum()),
+            left=max(len(group.streams) - len(alive) - constant, 0),
             folded=sum(count for count, _ in counts),
             kept=sum(count for _, count in counts),
             absorbed=sum(absorbed.get(name, 0) for name in makers),
         )
+        if row.scaled:
+            ends = float(np.exp(scales[alive].min())), float(np.exp(scales[alive].max()))
+            spread = _spread(group, np.zeros_like(scales)), _spread(group, scales)
+            row = dataclasses.replace(row, scales=ends, spread=spread)
+        found[makers[0]] = row
     told = {name for row in found.values() for name in row.makers}
     for linear in network.maps:
         why = [reasons[root] for root in roots[linear.outputs].tolist() if root in reasons]

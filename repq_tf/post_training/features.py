@@ -60,7 +60,7 @@ def measure_features(
     def observed(node: Node, values: tuple[Any, ...]) -> tuple[Any, ...]:
         for index, value in enumerate(values):
             features = found.setdefault(Tensor(node.name, index), Features())
-            features.add(ops.convert_to_numpy(value))
+            features.add(np.asarray(ops.convert_to_numpy(value), np.float32))
             if not np.isfinite(features.highest - features.lowest).all():
                 raise ValueError(
                     f"layer {node.name!r}: features there hold NaN or infinity on "
