@@ -11,6 +11,7 @@ from repq_tf.deployment import (
 )
 from repq_tf.inspection import allocate_bits, analyze, sensitivity, summary
 from repq_tf.parity import check_parity
+from repq_tf.post_training import equalize, restore_batch_norm
 from repq_tf.quantization import quantization_table, quantize, with_container
 from repq_tf.reparameterization import merge, reparameterize
 from repq_tf.version import __version__
@@ -21,6 +22,7 @@ __all__ = [
     "analyze",
     "branches",
     "check_parity",
+    "equalize",
     "export_c_array",
     "export_metadata",
     "export_tflite",
@@ -35,6 +37,7 @@ __all__ = [
     "quantizers",
     "reestimate_batch_norm",
     "reparameterize",
+    "restore_batch_norm",
     "sensitivity",
     "summary",
     "with_container",

@@ -1,8 +1,9 @@
 """Checks of arguments: they return the value, or raise a ValueError that names the argument."""
 
+import fnmatch
 import math
 import numbers
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -97,6 +98,34 @@ def pair(value: Any, argument: str) -> Pair:
             f"{argument} must be a positive whole number or a pair of them. Received: {value!r}"
         )
     return int(sizes[0]), int(sizes[1])
+
+
+def name_patterns(value: Any, argument: str) -> tuple[str, ...]:
+    """A shell-style pattern of layer names, or several, as a tuple."""
+    patterns = (value,) if isinstance(value, str) else value
+    several = isinstance(patterns, list | tuple | set) and len(patterns) > 0
+    if not several or not all(isinstance(pattern, str) for pattern in patterns):
+        raise ValueError(f"{argument} must be name patterns. Received: {value!r}")
+    return tuple(patterns)
+
+
+def matching(names: Sequence[str], patterns: Iterable[str], argument: str) -> set[str]:
+    """The names of convolutions that patterns match, each of them some.
+
+    Args:
+        names: of the convolutions that there are.
+        patterns: of `name_patterns`.
+        argument: what the error calls them.
+    """
+    found: set[str] = set()
+    for pattern in patterns:
+        matched = fnmatch.filter(names, pattern)
+        if not matched:
+            raise ValueError(
+                f"{argument}: {pattern!r} matches no convolution. These are: {', '.join(names)}"
+            )
+        found.update(matched)
+    return found
 
 
 def tuples(value: Any) -> Any:

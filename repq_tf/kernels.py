@@ -86,6 +86,11 @@ class AffineKernel:
             self.kernel * gain, bias if shift is None else bias + shift, self.groups
         )
 
+    def scale_inputs(self, gain: Tensor) -> "AffineKernel":
+        """The map of `gain * x`, gain `(in_channels,)`."""
+        inputs = AffineKernel.identity(self.in_channels, dtype_name(self.kernel))
+        return inputs.scale(gain).then(self)
+
     def embed(self, size: Pair) -> "AffineKernel":
         """The same map, written as a kernel of a larger size `(kh, kw)`, zero outside."""
         if any(new < old for new, old in zip(size, self.size, strict=True)):

@@ -54,6 +54,11 @@ for network in (model, deployed):
     assert repq_tf.summary(network).totals["macs"] == 36 * 9 * (3 * 4 + 4 * 4) + 4 * 5
 deployed.save(f"{folder}/merged.keras")
 outputs = {"merged": model(x)}
+equal = repq_tf.equalize(model, x, verbose=False).model
+rooted = repq_tf.restore_batch_norm(deployed, x, verbose=False)
+for network in (equal, rooted):
+    difference = np.abs(array(network(x)) - array(model(x))).max()
+    assert difference <= 1e-5 * np.abs(array(model(x))).max()
 repq_tf.reestimate_batch_norm(model, x)
 qat = repq_tf.quantize(model, bits=BITS, calibration_data=x, verbose=False)
 kept = [array(v).copy() for v in model.weights]

@@ -135,6 +135,8 @@ def test_the_algebra_obeys_its_laws(data, sizes, seed):
     if a.size == b.size:
         same((a + b).then(c), a.then(c) + b.then(AffineKernel(c.kernel, 0 * c.bias, c.groups)))
     same(a.then(c.scale(2 * np.ones(6))), a.then(c).scale(2 * np.ones(6)))
+    x, gain = np.random.default_rng(seed).normal(size=(1, 4, 4, 6)), np.arange(1.0, 7.0)
+    close(run(a.scale_inputs(gain), x), run(a, x * gain))
 
 
 def test_response_is_the_output_to_constant_channels(rng):

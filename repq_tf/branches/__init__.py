@@ -7,6 +7,7 @@ from repq_tf.branches.fixed import LAPLACIAN, SOBEL_X, SOBEL_Y, Fixed
 from repq_tf.branches.moments import estimated_moments, exact_moments, feature_moments
 from repq_tf.branches.readings import FeatureReading, NumpyReading, Reading, WideReading
 from repq_tf.branches.statistics import MODES, BatchNormStatistics, check_batch_norm, check_mode
+from repq_tf.branches.streams import Streams
 from repq_tf.branches.structure import Chain, Sum
 from repq_tf.branches.wrappers import Online, Scale, UnitNorm
 
@@ -28,6 +29,7 @@ __all__ = [
     "Online",
     "Reading",
     "Scale",
+    "Streams",
     "Sum",
     "UnitNorm",
     "WideReading",

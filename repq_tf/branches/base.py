@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from repq_tf.branches.readings import Reading
-from repq_tf.keras_api import LEGACY, Layer, Pair, Shape, Tensor, Variable
+from repq_tf.branches.streams import Streams
+from repq_tf.keras_api import LEGACY, Array, Layer, Pair, Shape, Tensor, Variable
 from repq_tf.kernels import AffineKernel
 from repq_tf.windows import VALID, Window
 
@@ -79,6 +80,24 @@ class Branch(_Node):
             Whether one could.
         """
         return False
+
+    def join_streams(self, inputs: Array, streams: Streams) -> Array:
+        """Says which of its channels can only be scaled alike.
+
+        Weights at its ends are noted in `streams`, which can scale them.
+
+        Args:
+            inputs: the channels of its input, `(in_channels,)` of the streams' numbers.
+            streams: the `Streams`.
+
+        Returns:
+            Those of its output, `(out_channels,)`. Of a branch that does not say, no channel
+            can be scaled.
+        """
+        outputs = streams.new(self.output_channels(len(inputs)))
+        for channels in (inputs, outputs):
+            streams.fix(channels, f"branch {self.name!r} ({type(self).__name__}) is not known")
+        return outputs
 
     def walk(self) -> Iterator["Branch"]:
         """Yields the branch and everything below it, children first."""

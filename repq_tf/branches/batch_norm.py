@@ -2,11 +2,14 @@
 
 from typing import Any, TypedDict, Unpack
 
+import numpy as np
+
 from repq_tf.arguments import number
 from repq_tf.branches.base import Branch, Wrapper, check_branch
-from repq_tf.branches.readings import Reading
+from repq_tf.branches.readings import NumpyReading, Reading
 from repq_tf.branches.statistics import BatchNormStatistics, check_batch_norm
-from repq_tf.keras_api import Identifier, Pair, Shape, Tensor, add_parameter, keras, ops
+from repq_tf.branches.streams import Streams
+from repq_tf.keras_api import Array, Identifier, Pair, Shape, Tensor, add_parameter, keras, ops
 from repq_tf.kernels import AffineKernel
 from repq_tf.windows import VALID, Window
 
@@ -97,6 +100,31 @@ class BatchNorm(Wrapper):
         self.beta.assign(self.beta + offset)
         return True
 
+    def join_streams(self, inputs: Array, streams: Streams) -> Array:
+        """The outputs are free, whatever the child's are: it normalizes these."""
+        normalized = self.child.join_streams(inputs, streams)
+        outputs = streams.new(len(normalized))
+        streams.read(normalized, self.scale_inputs)
+        streams.make(outputs, self.scale_outputs)
+        return outputs
+
+    def scale_inputs(self, gain: Array) -> None:
+        """Takes features of the child that are divided by `gain` as it took them before.
+
+        In training it does so but for epsilon, which is another part of another variance.
+        """
+        mean, variance = NumpyReading().moving(self.statistics)
+        self.statistics.moving_mean.assign(mean / gain)
+        self.statistics.moving_variance.assign(variance / gain**2)
+        _, scaled = NumpyReading().moving(self.statistics)
+        ratio = np.sqrt((scaled + self.epsilon) / (variance + self.epsilon))
+        self.gamma.assign(NumpyReading().value(self.gamma) * gain * ratio)
+
+    def scale_outputs(self, gain: Array) -> None:
+        """Multiplies gamma and beta."""
+        for variable in (self.gamma, self.beta):
+            variable.assign(NumpyReading().value(variable) * gain)
+
     def effective_gamma(self, reading: Reading) -> Tensor:
         """The gamma that normalized features are multiplied by."""
         return reading.value(self.gamma)
@@ -142,6 +170,14 @@ class OABN(BatchNorm):
     ) -> None:
         super().__init__(child, **options)
         self.k = number(k, "k", above=0)
+
+    def join_streams(self, inputs: Array, streams: Streams) -> Array:
+        """Its bound is on the gain between features as they are: neither side is free."""
+        normalized = self.child.join_streams(inputs, streams)
+        outputs = streams.new(len(normalized))
+        for channels in (normalized, outputs):
+            streams.fix(channels, f"the gain of {self.name!r} (OABN) is bounded")
+        return outputs
 
     def effective_gamma(self, reading: Reading) -> Tensor:
         """The clipped gamma."""

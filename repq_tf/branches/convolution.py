@@ -6,8 +6,10 @@ import numpy as np
 
 from repq_tf.arguments import boolean, pair, positive
 from repq_tf.branches.base import Branch
-from repq_tf.branches.readings import Reading
+from repq_tf.branches.readings import NumpyReading, Reading
+from repq_tf.branches.streams import Streams
 from repq_tf.keras_api import (
+    Array,
     Identifier,
     Layer,
     Pair,
@@ -109,6 +111,24 @@ class Convolution(Branch):
         self.bias.assign(self.bias + offset)
         return True
 
+    def join_streams(self, inputs: Array, streams: Streams) -> Array:
+        """Both sides are free."""
+        outputs = streams.new(self.filters)
+        streams.read(inputs, self.scale_inputs)
+        streams.make(outputs, self.scale_outputs)
+        return outputs
+
+    def scale_inputs(self, gain: Array) -> None:
+        """Multiplies the kernel so that the inputs count as multiplied by `gain`."""
+        self.kernel.assign(self.merge(NumpyReading()).scale_inputs(gain).kernel)
+
+    def scale_outputs(self, gain: Array) -> None:
+        """Multiplies the kernel and the bias."""
+        affine = self.merge(NumpyReading()).scale(gain)
+        self.kernel.assign(affine.kernel)
+        if self.bias is not None:
+            self.bias.assign(affine.bias)
+
     def merge(self, reading: Reading | None = None) -> AffineKernel:
         """The kernel and the bias themselves."""
         reading = reading or Reading()
@@ -144,6 +164,10 @@ class Identity(Branch):
     ) -> Tensor:
         """Returns the window itself."""
         return subsample(apply_window(x, window), strides)
+
+    def join_streams(self, inputs: Array, streams: Streams) -> Array:
+        """The output's channels are the input's."""
+        return inputs
 
     def merge(self, reading: Reading | None = None) -> AffineKernel:
         """The depthwise kernel of ones."""

@@ -7,6 +7,7 @@ import numpy as np
 from repq_tf.arguments import positive
 from repq_tf.branches.base import Branch
 from repq_tf.branches.readings import Reading
+from repq_tf.branches.streams import Streams
 from repq_tf.keras_api import Array, Pair, Shape, Tensor, dtype_name
 from repq_tf.kernels import AffineKernel
 from repq_tf.windows import VALID, Window, convolve
@@ -89,6 +90,14 @@ class Fixed(Branch):
     ) -> Tensor:
         """Convolves the window with the filters."""
         return convolve(x, self.merge().kernel, self.groups, strides, window)
+
+    def join_streams(self, inputs: Array, streams: Streams) -> Array:
+        """Each output belongs to the streams of all inputs that its filter reads."""
+        rows, outputs = self.array.shape[2], streams.new(self.array.shape[3])
+        for row, output in zip(*np.nonzero(self.array.any(axis=(0, 1))), strict=True):
+            group = output // (len(outputs) // self.groups)
+            streams.join(inputs[[group * rows + row]], outputs[[output]])
+        return outputs
 
     def merge(self, reading: Reading | None = None) -> AffineKernel:
         """The filters themselves."""

@@ -5,7 +5,8 @@ from typing import Any
 
 from repq_tf.branches.base import Branch, check_branches
 from repq_tf.branches.readings import Reading
-from repq_tf.keras_api import Pair, Shape, Tensor
+from repq_tf.branches.streams import Streams
+from repq_tf.keras_api import Array, Pair, Shape, Tensor
 from repq_tf.kernels import AffineKernel
 from repq_tf.windows import VALID, Window, crop_window
 
@@ -62,6 +63,10 @@ class Sum(Branch):
     def shift(self, offset: Tensor) -> bool:
         """Adds to the output of one branch."""
         return any(child.shift(offset) for child in self.children)
+
+    def join_streams(self, inputs: Array, streams: Streams) -> Array:
+        """The outputs of all branches are scaled alike."""
+        return streams.join(*(child.join_streams(inputs, streams) for child in self.children))
 
     def merge(self, reading: Reading | None = None) -> AffineKernel:
         """Adds the kernels of the branches."""
@@ -126,6 +131,12 @@ class Chain(Branch):
     def shift(self, offset: Tensor) -> bool:
         """Adds to the output of the last link."""
         return self.children[-1].shift(offset)
+
+    def join_streams(self, inputs: Array, streams: Streams) -> Array:
+        """Each link reads what the one before makes."""
+        for child in self.children:
+            inputs = child.join_streams(inputs, streams)
+        return inputs
 
     def merge(self, reading: Reading | None = None) -> AffineKernel:
         """Composes the kernels of the links."""

@@ -5,8 +5,9 @@ from typing import Any
 from repq_tf.arguments import boolean
 from repq_tf.branches.base import Branch, Wrapper, check_branch
 from repq_tf.branches.batch_norm import BatchNorm
-from repq_tf.branches.readings import Reading
-from repq_tf.keras_api import Identifier, Pair, Shape, Tensor, add_parameter, keras, ops
+from repq_tf.branches.readings import NumpyReading, Reading
+from repq_tf.branches.streams import Streams
+from repq_tf.keras_api import Array, Identifier, Pair, Shape, Tensor, add_parameter, keras, ops
 from repq_tf.kernels import AffineKernel
 from repq_tf.windows import VALID, Window, convolve
 
@@ -70,6 +71,24 @@ class Scale(Wrapper):
         self.bias.assign(self.bias + offset)
         return True
 
+    def join_streams(self, inputs: Array, streams: Streams) -> Array:
+        """The outputs are free, whatever the child's are: the gain follows."""
+        scaled = self.child.join_streams(inputs, streams)
+        outputs = streams.new(len(scaled))
+        streams.read(scaled, self.scale_inputs)
+        streams.make(outputs, self.scale_outputs)
+        return outputs
+
+    def scale_inputs(self, gain: Array) -> None:
+        """Takes outputs of the child that are divided by `gain`: multiplies its own."""
+        self.gain.assign(NumpyReading().value(self.gain) * gain)
+
+    def scale_outputs(self, gain: Array) -> None:
+        """Multiplies the gain and the shift."""
+        for variable in (self.gain, self.bias):
+            if variable is not None:
+                variable.assign(NumpyReading().value(variable) * gain)
+
     def merge(self, reading: Reading | None = None) -> AffineKernel:
         """The child's kernel, scaled and shifted."""
         reading = reading or Reading()
@@ -109,6 +128,10 @@ class Online(Wrapper):
         """Adds to the child's output."""
         return self.child.shift(offset)
 
+    def join_streams(self, inputs: Array, streams: Streams) -> Array:
+        """Those of the child."""
+        return self.child.join_streams(inputs, streams)
+
     def merge(self, reading: Reading | None = None) -> AffineKernel:
         """The child's kernel."""
         return self.child.merge(reading or Reading())
@@ -130,6 +153,13 @@ class UnitNorm(Online):
 
     def __init__(self, child: Branch, name: str | None = None, dtype: Any = None) -> None:
         super().__init__(check_branch(child, "child"), name or f"{child.name}_unit", dtype)
+
+    def join_streams(self, inputs: Array, streams: Streams) -> Array:
+        """Another scale of an input would be another norm: neither side is free."""
+        outputs = streams.new(self.output_channels(len(inputs)))
+        for channels in (inputs, outputs):
+            streams.fix(channels, f"the filters of {self.name!r} are normalized")
+        return outputs
 
     def merge(self, reading: Reading | None = None) -> AffineKernel:
         """The child's kernel, each filter of norm 1."""

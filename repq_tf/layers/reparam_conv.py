@@ -3,8 +3,17 @@
 from typing import Any
 
 from repq_tf.arithmetic import WIDE, integer_weights
-from repq_tf.branches import FeatureReading, Reading, WideReading
-from repq_tf.keras_api import Shape, Tensor, check_same_keras, keras, ops, overrides, register
+from repq_tf.branches import FeatureReading, Reading, Streams, WideReading
+from repq_tf.keras_api import (
+    Array,
+    Shape,
+    Tensor,
+    check_same_keras,
+    keras,
+    ops,
+    overrides,
+    register,
+)
 from repq_tf.kernels import AffineKernel
 from repq_tf.layers.expression import ExpressionLayer
 from repq_tf.windows import Window, convolve, convolved_size
@@ -179,6 +188,13 @@ class ReparamConv(ExpressionLayer):
         if root is None or (root is self.restored and not self.uses_merged_kernel):
             return affine
         return affine.scale(*root.gain_and_shift(reading=reading))
+
+    def join_streams(self, inputs: Array, streams: Streams) -> Array:
+        """Says which channels of the float block can only be scaled alike; see `Branch`."""
+        outputs = self.expression.join_streams(inputs, streams)
+        if self.root is self.restored and self.restored is not None and self.uses_merged_kernel:
+            outputs = self.restored.join_streams(outputs, streams)
+        return outputs
 
     def integer_weights(self, input_step: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
         """The weights of the deployed integer layer; see `repq_tf.arithmetic.weights`."""

@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from repq_tf.branches import NumpyReading
 from repq_tf.keras_api import LEGACY, Array, Config, Layer, Variable, keras, ops
+from repq_tf.kernels import AffineKernel
 from repq_tf.layers.blocks.plain import ConvBlock, ConvBNBlock, DenseBlock
 
 CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
@@ -113,6 +115,57 @@ def copy_stock(layer: Layer, norm: Layer | None, block: ConvBlock) -> None:
     if norm is not None:
         block.expression.trainable = norm.trainable
     block.inner.trainable = layer.trainable
+
+
+class StockConvolution:
+    """A stock convolution or dense layer that is scaled as a `Convolution` branch is.
+
+    Args:
+        layer: a built Conv2D, DepthwiseConv2D or Dense.
+    """
+
+    def __init__(self, layer: Layer) -> None:
+        self.layer = layer
+        self.bias = layer.bias if layer.use_bias else None
+
+    def merge(self, reading: NumpyReading | None = None) -> AffineKernel:
+        """Its `AffineKernel` in float64."""
+        reading = reading or NumpyReading()
+        kernel = reading.constant(stock_kernel(self.layer))
+        if kernel.ndim == 2:
+            kernel = kernel[None, None]
+        bias = np.zeros(kernel.shape[3]) if self.bias is None else reading.value(self.bias)
+        if isinstance(self.layer, keras.layers.Dense):
+            return AffineKernel(kernel, bias)
+        return AffineKernel(kernel, bias, stock_options(self.layer)["groups"])
+
+    def scale_inputs(self, gain: Array) -> None:
+        """Multiplies the kernel so that the inputs count as multiplied by `gain`."""
+        self._assign(self.merge().scale_inputs(gain))
+
+    def scale_outputs(self, gain: Array) -> None:
+        """Multiplies the kernel and the bias."""
+        self._assign(self.merge().scale(gain))
+
+    def shift(self, offset: Array) -> bool:
+        """Adds to the bias; returns whether there is one."""
+        if self.bias is None:
+            return False
+        self.bias.assign(self.bias + offset)
+        return True
+
+    def _assign(self, affine: AffineKernel) -> None:
+        kernel = _variable(self.layer)
+        kernel.assign(np.reshape(affine.kernel, kernel.shape))
+        if self.bias is not None:
+            self.bias.assign(affine.bias)
+
+
+def scale_batch_norm(layer: Layer, gain: Array) -> None:
+    """Multiplies the outputs of a BatchNormalization, which has a gamma, by `(channels,)`."""
+    for variable in (layer.gamma, layer.beta):
+        if variable is not None:
+            variable.assign(NumpyReading().value(variable) * gain)
 
 
 def assign(targets: Iterable[Variable], sources: Iterable[Variable]) -> None:

@@ -162,11 +162,16 @@ def read_float(model: keras.Model) -> Graph:
         ValueError: it is quantized already, or no model whose graph can be read.
     """
     graph = read_graph(model)
+    check_float(graph)
+    return expand(graph)
+
+
+def check_float(graph: Graph) -> None:
+    """Raises a ValueError if the model that a graph was read from is quantized."""
     if any(isinstance(node.layer, Quantize) for node in graph.nodes.values()):
         raise ValueError(
             f"model {graph.name!r} is quantized already; give the float model it was made of"
         )
-    return expand(graph)
 
 
 def default_bits(

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from repq_tf.arguments import positive
+from repq_tf.arguments import name_patterns, positive
 from repq_tf.layers import (
     ECB,
     ACBlock,
@@ -72,11 +72,7 @@ def read_settings(settings: str | type[ReparamConv] | dict[str, Any]) -> Setting
     if unknown:
         raise ValueError(f"settings must be among {_KEYS}. Received: {unknown}")
     block = _block(given.get("pattern"))
-    layers = given.get("layers", "*")
-    layers = (layers,) if isinstance(layers, str) else layers
-    several = isinstance(layers, list | tuple | set) and len(layers) > 0
-    if not several or not all(isinstance(pattern, str) for pattern in layers):
-        raise ValueError(f"layers must be name patterns. Received: {given['layers']!r}")
+    layers = name_patterns(given.get("layers", "*"), "layers")
     options = given.get("options") or {}
     if not isinstance(options, dict):
         raise ValueError(f"options must be a dict. Received: {options!r}")
@@ -88,7 +84,7 @@ def read_settings(settings: str | type[ReparamConv] | dict[str, Any]) -> Setting
         raise ValueError(f"initialize must be a function. Received: {initialize!r}")
     smallest = 1 if block in _POINTWISE or block not in PATTERNS.values() else 2
     smallest = positive(given.get("min_kernel_size", smallest), "min_kernel_size")
-    return Settings(block, tuple(layers), dict(options), smallest, initialize)
+    return Settings(block, layers, dict(options), smallest, initialize)
 
 
 def _block(pattern: Any) -> type[ReparamConv]:

@@ -1,12 +1,10 @@
 """`reparameterize`: the convolutions of a trained network become blocks; its function stays."""
 
-import fnmatch
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from repq_tf.arguments import boolean
+from repq_tf.arguments import boolean, matching
 from repq_tf.branches import NumpyReading
 from repq_tf.calibration.execution import fitting
 from repq_tf.calibration.images import store_images
@@ -104,7 +102,8 @@ class _Builder:
         self.settings = settings
         self.calibrated = calibrated
         self.sources = Sources(graph)
-        self.chosen = _chosen(graph, settings.layers)
+        names = [n.name for n in graph.nodes.values() if isinstance(n.layer, CONVOLUTIONS)]
+        self.chosen = matching(names, settings.layers, "layers")
         self.copies: dict[int, Layer] = {}
         self.fused: set[str] = set()
         self.fits: dict[str, Fit] = {}
@@ -154,20 +153,6 @@ class _Builder:
         if norm is not None and not fit.known and not fit.guessed:
             return "its batch norm is folded: the block has none"
         return ""
-
-
-def _chosen(graph: Graph, patterns: Iterable[str]) -> set[str]:
-    """The names of the convolutions that the patterns match."""
-    names = [node.name for node in graph.nodes.values() if isinstance(node.layer, CONVOLUTIONS)]
-    chosen = set()
-    for pattern in patterns:
-        matched = fnmatch.filter(names, pattern)
-        if not matched:
-            raise ValueError(
-                f"layers: {pattern!r} matches no convolution. These are: {', '.join(names)}"
-            )
-        chosen.update(matched)
-    return chosen
 
 
 def _check_equal(block: ReparamConv, wanted: AffineKernel) -> None:

@@ -6,14 +6,7 @@ import numpy as np
 
 from repq_tf.graphs import Graph, Node
 from repq_tf.keras_api import Array, Layer, Variable, keras, ops
-from repq_tf.kernels import AffineKernel
-from repq_tf.layers.stock import (
-    CONVOLUTIONS,
-    extras,
-    normalized_axis,
-    stock_kernel,
-    stock_options,
-)
+from repq_tf.layers.stock import CONVOLUTIONS, StockConvolution, extras, normalized_axis
 from repq_tf.reparameterization.fit import Target
 
 
@@ -69,10 +62,8 @@ class Sources:
 
 
 def target(layer: Layer, norm: Layer | None = None) -> Target:
-    """The `Target` that a convolution and the batch norm behind it are."""
-    kernel = np.asarray(stock_kernel(layer), np.float64)
-    bias = _array(layer.bias) if layer.use_bias else np.zeros(kernel.shape[3])
-    affine = AffineKernel(kernel, bias, stock_options(layer)["groups"])
+    """The `Target` that a convolution, or a dense layer, and the batch norm behind it are."""
+    affine = StockConvolution(layer).merge()
     if norm is None:
         return Target(affine)
     mean, variance = _array(norm.moving_mean), _array(norm.moving_variance)

@@ -1,0 +1,7 @@
+"""Post-training: what is done to a float network so that it is quantized better."""
+
+from repq_tf.post_training.equalization import Equalization, StreamScales
+from repq_tf.post_training.equalize import equalize
+from repq_tf.post_training.restore import restore_batch_norm
+
+__all__ = ["Equalization", "StreamScales", "equalize", "restore_batch_norm"]
