@@ -102,3 +102,29 @@ def train(model, x, outputs=5, steps=2, rate=0.01, seed=1):
     model.compile(keras.optimizers.SGD(rate, momentum=0.9), "mse", run_eagerly=True)
     history = model.fit(x, y, batch_size=-(-len(x) // steps), verbose=0)
     return history.history["loss"]
+
+
+def values(model):
+    """The weights of a model, as arrays."""
+    return [array(v) for v in model.weights]
+
+
+def equal(one, other):
+    """Whether two lists of arrays are the same."""
+    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def stock(x):
+    """Stock layers, with batch norms of several kinds."""
+    x = layers.Conv2D(8, 3, padding="same", strides=2, use_bias=False, name="c")(x)
+    x = layers.BatchNormalization(epsilon=1e-2, name="c_bn")(x)
+    x = layers.ReLU(6.0, name="c_relu")(x)
+    x = layers.DepthwiseConv2D(3, padding="same", name="d1")(x)
+    x = layers.BatchNormalization(scale=False, name="d1_bn")(x)
+    x = layers.Activation("relu", name="d1_relu")(x)
+    x = layers.DepthwiseConv2D((2, 3), depth_multiplier=2, activation="relu", name="d2")(x)
+    x = layers.Conv2D(8, 1, groups=4, activation="relu", name="g")(x)
+    x = layers.BatchNormalization(center=False, name="p_bn")(layers.Conv2D(8, 1, name="p")(x))
+    x = layers.Flatten(name="flat")(layers.MaxPooling2D(2, name="pool")(layers.Dropout(0.1)(x)))
+    x = layers.Dense(12, activation="relu", name="f1")(x)
+    return layers.Dense(5, activation="softmax", name="f2")(x)
