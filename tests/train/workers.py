@@ -29,7 +29,8 @@ def tensorflow_cluster(count):
 
 def jax_cluster(count, devices=1):
     """The environments of JAX processes, each with a number of devices."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = os.environ.get("XLA_FLAGS", "")
+    flags += f" --xla_force_host_platform_device_count={devices}"
     jax = {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     if count == 1:
         return [jax]
