@@ -48,7 +48,9 @@ class FloatPass:
         for group, quantizer in builder.quantizers.items():
             origins = builder.placement.origins(group)
             for site in origins if len(origins) > 1 else ():
-                sampler = self._samplers[site.name] = Sampler(site.name, images, len(origins))
+                rule = builder.ranges[quantizer.name]
+                sampler = Sampler(site.name, images, len(origins), rule)
+                self._samplers[site.name] = sampler
                 self.samples.setdefault(quantizer.name, []).append(sampler)
 
     def add(self, batch: Array) -> None:

@@ -4,8 +4,9 @@ import numpy as np
 
 from repq_tf.keras_api import Array, Tensor, ops
 
-# How many values decide on a quantizer's step.
+# How many values decide on a quantizer's step, and where the rarest of them do.
 _VALUES = 2**16
+_OF_TAILS = 2**20
 
 
 class Sampler:
@@ -15,11 +16,15 @@ class Sampler:
         name: of the layer that the tensor belongs to.
         images: the number of images to come.
         tensors: how many tensors share the step that the values decide on.
+        rule: the range rule by which they do.
     """
 
-    def __init__(self, name: str, images: int, tensors: int = 1) -> None:
-        self._name = name
-        self._of_an_image = max(1, _VALUES // (images * tensors))
+    def __init__(
+        self, name: str, images: int, tensors: int = 1, rule: str = "min_error"
+    ) -> None:
+        self._name, self._rule = name, rule
+        values = _OF_TAILS if rule in ("percentile", "kl") else _VALUES
+        self._of_an_image = max(1, values // (images * tensors))
         self._random = np.random.default_rng(0)
         self._chosen: list[Array] = []
         self._channels: list[Array] = []
@@ -51,12 +56,13 @@ class Sampler:
     def values(self, bits: int) -> Array:
         """What was drawn, for the step of a grid.
 
-        The largest magnitude stands among them at 16 bits, where clipping is the only error
-        that counts, and where they are nothing but zeros. Below it does not: one that is the
-        largest of a million would weigh as much as one of a thousand does.
+        The largest magnitude stands among them for `max`, at 16 bits, where clipping is the
+        only error that counts, and where they are nothing but zeros. Else it does not: one
+        that is the largest of a million would weigh as much as one of a thousand does.
 
         Args:
             bits: of the grid.
         """
         values = np.concatenate(self._chosen)
-        return values if bits <= 8 and values.any() else np.append(values, self._largest)
+        clips = bits <= 8 and self._rule != "max" or self._rule == "percentile"
+        return values if clips and values.any() else np.append(values, self._largest)

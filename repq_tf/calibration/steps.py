@@ -71,22 +71,24 @@ def calibrate(
                 real.moments[node.name],
                 layer.name in builder.fresh_roots,
                 layer.name in builder.true_moments,
+                builder.ranges[layer.name],
             )
             drawn[node.name] = None if alone else values
         elif isinstance(layer, Quantize) and layer.fixed_step is None:
             if layer.name not in calibrated:
                 calibrated.add(layer.name)
-                layer.activation_quantizer.initialize(values_of(node, calls))
+                rule = builder.ranges[layer.name]
+                layer.activation_quantizer.initialize(values_of(node, calls, rule), rule)
 
-    def values_of(node: Node, calls: Calls) -> Array:
+    def values_of(node: Node, calls: Calls, rule: str) -> Array:
         layer = node.layer
         if layer.name in real.samples:
             return np.concatenate([s.values(layer.bits) for s in real.samples[layer.name]])
-        if type(layer) is Quantize and layer.bits <= 8:
+        if type(layer) is Quantize and layer.bits <= 8 and rule in ("min_error", "mae"):
             values = drawn.get(node.inputs[0].node)
             if values is not None and values.any():
                 return values
-        return _sampled(layer, calls, images)
+        return _sampled(layer, calls, images, rule)
 
     def make_float(node: Node) -> Run:
         return prepare_float(node.layer, real.merged.get(node.name))
@@ -104,6 +106,7 @@ def calibrate_block(
     real: Moments,
     fresh_root: bool,
     true_moments: bool,
+    rule: str = "min_error",
 ) -> Array | None:
     """Sets a quantized block's weight steps and corrects what quantization shifts and scales.
 
@@ -119,6 +122,7 @@ def calibrate_block(
         real: `Moments` of the float convolution's output.
         fresh_root: whether its restored batch norm is new and starts as the identity.
         true_moments: whether the float block was trained with exact moments.
+        rule: the range rule of its weights.
 
     Returns:
         Values of its output, at random places; None if it runs its branches.
@@ -132,7 +136,7 @@ def calibrate_block(
     else:
         affine = block.inner.merge()
     if block.weight_quantizer is not None:
-        block.weight_quantizer.initialize(affine.kernel)
+        block.weight_quantizer.initialize(affine.kernel, rule)
     unrounded, quantized, sampler = _measured(block, affine, readings, images)
     unused = block.root is block.restored and not block.uses_merged_kernel
     if block.root is None or unused:
@@ -169,8 +173,8 @@ def _measured(
     return *found, sampler
 
 
-def _sampled(layer: Quantize, calls: Calls, images: Stored) -> Array:
-    sampler = Sampler(layer.name, images.images)
+def _sampled(layer: Quantize, calls: Calls, images: Stored, rule: str) -> Array:
+    sampler = Sampler(layer.name, images.images, rule=rule)
     for args, _ in calls:
         sampler.add(layer.values(*args))
     return sampler.values(layer.bits)

@@ -31,6 +31,8 @@ class Builder:
         self.steps: dict[str, Tensor] = {}
         self.zero_points: dict[str, int] = {}
         self.blocks: dict[str, ReparamConv] = {}
+        # The range rules of kernels and of stored tensors, by the name of the quantized layer.
+        self.ranges: dict[str, str] = {}
 
     def apply(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Applies what a source node becomes."""
@@ -64,6 +66,7 @@ class Builder:
     def _convolution(self, site: Site, x: Tensor) -> Tensor:
         step = self.steps.get(self._input_group(site))
         block = self.blocks[site.name] = self._block(site)
+        self.ranges[block.name] = site.bits.weight_range
         if step is None or block.weight_quantizer is None:
             return self.quantize_output(site, block(x))
         if site.bits.activation_bits == 16:
@@ -104,6 +107,7 @@ class Builder:
         )
         tensors = args[0] if isinstance(args[0], list | tuple) else args[:1]
         y, step = layer(*tensors, *(self.steps[group] for group in groups))
+        self.ranges[layer.name] = site.bits.activation_range
         if site.layer.weights:
             layer.copy_weights(site.layer)
         if shared and layer.bits == 16:
@@ -141,6 +145,7 @@ class Builder:
             assert bits is not None  # or nothing is rounded
             layer = Quantize(bits, site.signed, site.step, name=name)
             self.quantizers[site.group] = layer
+            self.ranges[layer.name] = site.bits.activation_range
         quantizer = self.quantizers[site.group]
         self.zero_points[site.group] = zero_point(quantizer.bits, quantizer.signed)
         args = (y,) if scale is None else (y, scale)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from repq_tf.quantization.sites import Site
 
@@ -52,7 +53,13 @@ class Group:
             return
         given = [site.bits.activation_bits for site in self.origins]
         known = [bits for bits in given if bits is not None]
-        self._set_bits(max(known, default=8) if known == given else None)
+        self._set(activation_bits=max(known, default=8) if known == given else None)
+
+    def share_range(self, default: str) -> None:
+        """Gives the group the range rule of the last origin that has not the default."""
+        given = [site.bits.activation_range for site in self.origins]
+        named = [rule for rule in given if rule != default]
+        self._set(activation_range=(named or [default])[-1])
 
     def fix_step(self, name: str, step: float) -> None:
         """Fixes the step of the group's grid.
@@ -79,11 +86,11 @@ class Group:
             assert fixed.operator is not None  # which makes it fixed
             for site in self.sites:
                 site.step = fixed.operator.step
-            self._set_bits(None if fixed.name in floats else 8)
+            self._set(activation_bits=None if fixed.name in floats else 8)
 
-    def _set_bits(self, bits: int | None) -> None:
+    def _set(self, **settings: Any) -> None:
         for site in self.sites:
-            site.bits = dataclasses.replace(site.bits, activation_bits=bits)
+            site.bits = dataclasses.replace(site.bits, **settings)
 
 
 def form_groups(sites: Mapping[str, Site]) -> dict[str, Group]:

@@ -63,11 +63,13 @@ def place(
     floats = [name for name in sites if outputs.get(graph.nodes[name].part_of, 8) is None]
     for group in groups.values():
         group.share_bits()
+        group.share_range(bits.activation_range)
     for name, step in steps:
         groups[sites[placement.alias[name]].group].fix_step(name, step)
     _check_wide(sites.values())
     for group in groups.values():
         group.prescribe(floats)
+    _check_ranges(sites.values())
     return placement
 
 
@@ -85,6 +87,20 @@ def _sign(placement: Placement, signed_inputs: Mapping[str, bool]) -> None:
             site.signed = any(sites[source].signed for source in site.inputs)
     for group in placement.groups.values():
         group.share_sign()
+
+
+def _check_ranges(sites: Collection[Site]) -> None:
+    """Refuses the divergence of distributions but for 8 bits, for which it is defined."""
+    for site in sites:
+        kinds = {"weight"} if site.kind == "convolution" else set()
+        kinds |= {"activation"} if site.kind != "fixed" and site.step is None else set()
+        for kind in sorted(kinds):
+            bits = getattr(site.bits, f"{kind}_bits")
+            if getattr(site.bits, f"{kind}_range") == "kl" and bits not in (None, 8):
+                raise ValueError(
+                    f'layer {site.name!r}: {kind}_range "kl" is for 8 bits. Received: '
+                    f"{kind}_bits={bits}"
+                )
 
 
 def _check_wide(sites: Collection[Site]) -> None:

@@ -19,7 +19,7 @@ from repq_tf.quantization.expand import expand
 from repq_tf.quantization.placement import place
 from repq_tf.quantization.rules import CheckedRules, LayerBits, Rules, check_rules
 from repq_tf.quantization.table import quantization_table
-from repq_tf.quantizers import check_step_gradient
+from repq_tf.quantizers import check_range, check_step_gradient
 
 
 def quantize(
@@ -31,6 +31,8 @@ def quantize(
     bn_statistics: str = "restored",
     restore_batch_norm: bool | None = None,
     per_channel: bool = True,
+    weight_range: str = "min_error",
+    activation_range: str = "min_error",
     calibration_data: Any = None,
     calibration_images: int | None = 512,
     input_step: float | None = None,
@@ -45,9 +47,8 @@ def quantize(
     batch norms are corrected for what quantization does to the mean and the deviation of
     what they normalize, and where there is none, a bias for what it does to the mean (those
     of frozen layers too; a convolution with neither gets no correction). Channels that are
-    constant lose their (huge) gain, and steps start at the least squared error on the
-    calibration data. Outputs keep their names, and what is frozen of the model is not
-    trained. The given model is left as it is.
+    constant lose their (huge) gain, and a range rule sets the first steps. Outputs keep their
+    names, and what is frozen of the model is not trained. The given model is left as it is.
 
     Args:
         model: a Functional or Sequential Keras 3 model of our blocks and stock layers.
@@ -56,13 +57,13 @@ def quantize(
         activation_bits: of activations, 2 to 8, or 16 for all of them (the file is then
             slower, since the runtime's fastest kernels do not take int16); default `bits`.
         rules: `(name pattern, settings)` pairs or a dict of them; a shell-style pattern
-            and a dict with some of `weight_bits`, `activation_bits` (of the layer's
-            output) and `per_channel`; later ones win. First and last layers get 8 bits
-            unless a rule names them. None instead of bits leaves a layer in floating
-            point (such a model cannot be exported to integers). Where the runtime needs
-            several operators for a layer x, a rule for x is one for all its weights and
-            for its output; `x_mean`, `x_reduce` and `x_expand` name the inner layers of
-            a `SqueezeExcite`.
+            and a dict with some of `weight_bits`, `weight_range`, `per_channel`, and, of
+            the layer's output, `activation_bits` and `activation_range`; later ones win.
+            First and last layers get 8 bits unless a rule names them. None instead of bits
+            leaves a layer in floating point (such a model cannot be exported to integers).
+            Where the runtime needs several operators for a layer x, a rule for x is one for
+            all its weights and for its output; `x_mean`, `x_reduce` and `x_expand` name the
+            inner layers of a `SqueezeExcite`.
         bn_statistics: where merged batch norms get their moments during training:
             "restored" (default), "batch" (RepQ-BN), "estimate" (RepQ-BNEst), "sample"
             or "running".
@@ -71,6 +72,15 @@ def quantize(
             inside, when `bn_statistics="restored"`. True also for plain ones: the
             Merged baseline needs it.
         per_channel: whether each output channel's weights have a step of their own.
+        weight_range: the rule by which weights get their first steps, and so the range
+            beyond which they are clipped:
+            "min_error", the least squared error;
+            "mae", the least mean absolute error;
+            "max", nothing is clipped;
+            "percentile", one of ten thousand is;
+            "kl", the least divergence of distributions, as TensorRT calibrates (8 bits alone).
+        activation_range: likewise, of activations. Tensors that share a step get the rule of
+            the last of them that has another than this one.
         calibration_data: a few hundred images as the model will see them: an array;
             `(images, labels)`, a tuple as for `fit`; or an iterable of batches, each an array
             or a tuple whose first item is one: a list, a generator, a `tf.data.Dataset`, a
@@ -100,7 +110,9 @@ def quantize(
         >>> qat.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss)
         >>> qat.fit(images, labels)
     """
-    default = default_bits(bits, weight_bits, activation_bits, per_channel)
+    default = default_bits(
+        bits, weight_bits, activation_bits, per_channel, weight_range, activation_range
+    )
     check_mode(bn_statistics)
     boolean(restore_batch_norm, "restore_batch_norm", optional=True)
     check_step_gradient(step_gradient)
@@ -179,6 +191,8 @@ def default_bits(
     weight_bits: int | None = None,
     activation_bits: int | None = None,
     per_channel: bool = True,
+    weight_range: str = "min_error",
+    activation_range: str = "min_error",
 ) -> LayerBits:
     """The `LayerBits` of layers that no rule names, from the arguments of `quantize`."""
 
@@ -190,6 +204,8 @@ def default_bits(
         checked(weight_bits, "weight_bits", BITS),
         checked(activation_bits, "activation_bits", ACTIVATION_BITS),
         boolean(per_channel, "per_channel"),
+        check_range(weight_range, "weight_range"),
+        check_range(activation_range, "activation_range"),
     )
 
 

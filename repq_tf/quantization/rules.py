@@ -1,4 +1,4 @@
-"""Bits for each layer: defaults, and rules that override them by layer name."""
+"""Bits and ranges for each layer: defaults, and rules that override them by layer name."""
 
 import dataclasses
 import fnmatch
@@ -7,8 +7,11 @@ from typing import Any, TypeAlias
 
 from repq_tf.arguments import boolean, check_bits
 from repq_tf.arithmetic import ACTIVATION_BITS, BITS
+from repq_tf.quantizers import check_range
 
-_KEYS = ("weight_bits", "activation_bits", "per_channel")
+_OF_WEIGHTS = ("weight_bits", "weight_range", "per_channel")
+_OF_ACTIVATIONS = ("activation_bits", "activation_range")
+_KEYS = (*_OF_WEIGHTS, *_OF_ACTIVATIONS)
 # A pattern of layer names, and settings: as users write them, and checked.
 Rules: TypeAlias = dict[str, dict[str, Any]] | Iterable[tuple[str, dict[str, Any]]]
 CheckedRules: TypeAlias = Sequence[tuple[str, dict[str, Any]]]
@@ -22,11 +25,15 @@ class LayerBits:
         weight_bits: of its kernel; None leaves it in floating point.
         activation_bits: of its output; None leaves it in floating point.
         per_channel: whether each output channel's kernel has a step of its own.
+        weight_range: the range rule that sets the kernel's steps.
+        activation_range: that of its output's.
     """
 
     weight_bits: int | None = 8
     activation_bits: int | None = 8
     per_channel: bool = True
+    weight_range: str = "min_error"
+    activation_range: str = "min_error"
 
 
 def check_rules(rules: Rules | None) -> CheckedRules:
@@ -34,8 +41,8 @@ def check_rules(rules: Rules | None) -> CheckedRules:
 
     Args:
         rules: None, a dict or a sequence of pairs, `pattern -> settings`: a shell-style
-            pattern of layer names and a dict with some of `weight_bits`,
-            `activation_bits` and `per_channel`.
+            pattern of layer names and a dict with some of `weight_bits`, `weight_range`,
+            `per_channel`, `activation_bits` and `activation_range`.
     """
     pairs: Any = rules.items() if isinstance(rules, dict) else () if rules is None else rules
     pairs = list(pairs) if isinstance(pairs, Iterable) else [pairs]
@@ -55,6 +62,9 @@ def check_rules(rules: Rules | None) -> CheckedRules:
         for key, allowed in (("weight_bits", BITS), ("activation_bits", ACTIVATION_BITS)):
             if settings.get(key) is not None:
                 check_bits(settings[key], f"rule {pattern!r}: {key}", allowed)
+        for key in ("weight_range", "activation_range"):
+            if key in settings:
+                check_range(settings[key], f"rule {pattern!r}: {key}")
         if "per_channel" in settings:
             boolean(settings["per_channel"], f"rule {pattern!r}: per_channel")
     return pairs
@@ -91,7 +101,7 @@ def apply_rules(
                 f"{', '.join(wholes)}"
             )
         matched = [name for name in wholes if name in parts or wholes[name] in layers]
-        of_weights = [k for k in ("weight_bits", "per_channel") if values.get(k) is not None]
+        of_weights = [key for key in _OF_WEIGHTS if values.get(key) is not None]
         if of_weights and not weighted.intersection(matched):
             raise ValueError(
                 f"rule {pattern!r}: {' and '.join(of_weights)} must be for layers with weights."
@@ -99,7 +109,9 @@ def apply_rules(
             )
         for name in matched:
             given, whole = dict(values), wholes[name]
-            if whole in layers and name != last[whole] and given.get("activation_bits"):
-                del given["activation_bits"]
+            if whole in layers and name != last[whole]:
+                for key in _OF_ACTIVATIONS:
+                    if given.get(key) is not None:
+                        del given[key]
             settings[name] = dataclasses.replace(settings[name], **given)
     return settings

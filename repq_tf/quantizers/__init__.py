@@ -11,21 +11,37 @@ from repq_tf.arithmetic import (
 )
 from repq_tf.quantizers.find import find
 from repq_tf.quantizers.lsq import LSQ, check_step_gradient, fake_quantize, lsq
-from repq_tf.quantizers.step_init import lsq_step, min_error_step
+from repq_tf.quantizers.ranges import (
+    RANGES,
+    VALUE_RULES,
+    check_range,
+    kl_step,
+    max_step,
+    percentile_step,
+)
+from repq_tf.quantizers.step_init import lsq_step, mae_step, min_error_step, search_step
 
 __all__ = [
     "ACTIVATION_BITS",
     "BITS",
     "LSQ",
+    "RANGES",
+    "VALUE_RULES",
     "check_bits",
+    "check_range",
     "check_step_gradient",
     "container_top",
     "fake_quantize",
     "find",
+    "kl_step",
     "levels",
     "lsq",
     "lsq_step",
+    "mae_step",
+    "max_step",
     "min_error_step",
+    "percentile_step",
     "quantize_levels",
+    "search_step",
     "zero_point",
 ]

@@ -24,7 +24,8 @@ from repq_tf.keras_api import (
     ops,
     register,
 )
-from repq_tf.quantizers.step_init import lsq_step, min_error_step
+from repq_tf.quantizers.ranges import VALUE_RULES
+from repq_tf.quantizers.step_init import lsq_step
 
 STEP_GRADIENTS = ("bounded", "lsq")
 
@@ -256,14 +257,15 @@ class LSQ(Layer):
         self.change.assign(ops.zeros(self.change.shape, self.change.dtype))
 
     def initialize(self, values: Tensor, method: str = "min_error") -> None:
-        """Sets the step from data: `min_error` (default) or `lsq`.
+        """Sets the step from data: by `min_error` (default), another range rule or `lsq`.
 
         Args:
             values: a tensor; of the weight, or of the first calibration batch.
             method: "min_error" minimises the squared error by a logarithmic search;
-                "lsq" is `2 mean|v| / sqrt(Q_P)`.
+                "max", "percentile", "mae" and "kl" are the range rules of
+                `repq_tf.quantize`; "lsq" is `2 mean|v| / sqrt(Q_P)`.
         """
-        methods = {"min_error": min_error_step, "lsq": lsq_step}
+        methods = {**VALUE_RULES, "lsq": lsq_step}
         if method not in methods:
             raise ValueError(f"method must be one of {list(methods)}. Received: {method!r}")
         per_channel = self.channels is not None

@@ -1,4 +1,4 @@
-"""Initial step sizes: MinError (the paper's choice) and LSQ's own rule."""
+"""Initial step sizes: the least error (MinError is the paper's choice) and LSQ's own rule."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -32,7 +32,7 @@ def _candidates() -> Iterator[tuple[float, bool]]:
 _CANDIDATES = tuple(_candidates())
 
 
-def _rows(values: Array | Tensor, per_channel: bool) -> tuple[Any, Array | Tensor]:
+def rows_of(values: Array | Tensor, per_channel: bool) -> tuple[Any, Array | Tensor]:
     """`(channels, n)`, or `(1, n)` for one step, and the functions that suit them.
 
     Arrays are computed with NumPy, whose many small steps cost less.
@@ -46,12 +46,17 @@ def _rows(values: Array | Tensor, per_channel: bool) -> tuple[Any, Array | Tenso
     return xp, xp.reshape(values, (1, -1))
 
 
-def _guard(xp: Any, step: Tensor, peak: Array | Tensor) -> Array | Tensor:
+def guard(xp: Any, step: Tensor, peak: Array | Tensor) -> Array | Tensor:
     """Rows that are all zero take the mean of the others' steps (1 if there is none)."""
     alive = xp.where(peak > 0, xp.ones_like(step), xp.zeros_like(step))
     count = xp.sum(alive)
     mean = xp.where(count > 0, xp.sum(step * alive) / xp.maximum(count, 1.0), 1.0)
     return xp.where(peak > 0, step, mean)
+
+
+def peak_of(xp: Any, rows: Array | Tensor, low: int) -> Array | Tensor:
+    """The largest magnitude of each row; of unsigned grids, the largest value."""
+    return xp.max(xp.abs(rows) if low < 0 else xp.maximum(rows, 0.0), axis=1)
 
 
 def min_error_step(
@@ -71,20 +76,44 @@ def min_error_step(
     Returns:
         A positive array or tensor, `(channels,)` or `()`.
     """
-    xp, rows = _rows(values, per_channel)
-    peak = xp.max(xp.abs(rows) if low < 0 else xp.maximum(rows, 0.0), axis=1)
+    return _least_error_step(values, low, high, per_channel, "square")
+
+
+def mae_step(
+    values: Array | Tensor, low: int, high: int, per_channel: bool = False
+) -> Array | Tensor:
+    """The step that minimises `sum |quantize(v) - v|`, found as `min_error_step` is."""
+    return _least_error_step(values, low, high, per_channel, "abs")
+
+
+def _least_error_step(
+    values: Array | Tensor, low: int, high: int, per_channel: bool, penalty: str
+) -> Array | Tensor:
+    xp, rows = rows_of(values, per_channel)
+    peak = peak_of(xp, rows, low)
     largest = xp.maximum(peak, 1e-30) / max(high, 1)
     if xp is np:
         best = np.empty_like(largest)
         height = max(1, _BLOCK // rows.shape[1])
         for k in range(0, len(rows), height):
             part = slice(k, k + height)
-            error = _array_error(rows[part], low, high)
-            best[part] = _search(np, functools.reduce, error, largest[part])
+            error = _array_error(rows[part], low, high, getattr(np, penalty))
+            best[part] = search_step(error, largest[part])
     else:
-        best = _search(ops, fold, _tensor_error(rows, low, high), largest)
-    best = _guard(xp, best, peak)
+        error = _tensor_error(rows, low, high, getattr(ops, penalty))
+        best = _search(ops, fold, error, largest)
+    best = guard(xp, best, peak)
     return best if per_channel else best[0]
+
+
+def search_step(error: _Error, largest: Array) -> Array:
+    """The steps with the least errors, searched as `min_error_step` does.
+
+    Args:
+        error: `error(steps)` returns the error of each of some steps, an array like them.
+        largest: the largest steps that are tried, those at which nothing is clipped.
+    """
+    return _search(np, functools.reduce, error, largest)
 
 
 def _search(xp: Any, reduce: Callable[..., Any], error: _Error, largest: Any) -> Any:
@@ -100,16 +129,16 @@ def _search(xp: Any, reduce: Callable[..., Any], error: _Error, largest: Any) ->
     return reduce(try_one, _CANDIDATES, (largest, largest, error(largest)))[1]
 
 
-def _tensor_error(rows: Tensor, low: int, high: int) -> _Error:
+def _tensor_error(rows: Tensor, low: int, high: int, penalty: _Error) -> _Error:
     def error(step: Tensor) -> Tensor:
         step = step[:, None]
         residual = ops.round(ops.clip(rows / step, low, high)) * step - rows
-        return ops.sum(ops.square(residual), axis=1)
+        return ops.sum(penalty(residual), axis=1)
 
     return error
 
 
-def _array_error(rows: Array, low: int, high: int) -> _Error:
+def _array_error(rows: Array, low: int, high: int, penalty: Callable[..., Array]) -> _Error:
     """`_tensor_error` in one piece of memory, which the processor's cache holds."""
     rows = np.ascontiguousarray(rows)
     x = np.empty_like(rows)
@@ -119,7 +148,7 @@ def _array_error(rows: Array, low: int, high: int) -> _Error:
         np.divide(rows, step, out=x)
         np.clip(np.rint(x, out=x), low, high, out=x)
         np.subtract(np.multiply(x, step, out=x), rows, out=x)
-        return np.square(x, out=x).sum(axis=1)
+        return penalty(x, out=x).sum(axis=1)
 
     return error
 
@@ -128,7 +157,7 @@ def lsq_step(
     values: Array | Tensor, low: int, high: int, per_channel: bool = False
 ) -> Array | Tensor:
     """LSQ's initial step, `2 mean|v| / sqrt(Q_P)`. Arguments as `min_error_step`."""
-    xp, rows = _rows(values, per_channel)
+    xp, rows = rows_of(values, per_channel)
     mean = xp.mean(xp.abs(rows), axis=1)
-    step = _guard(xp, 2.0 * mean / max(high, 1) ** 0.5, mean)
+    step = guard(xp, 2.0 * mean / max(high, 1) ** 0.5, mean)
     return step if per_channel else step[0]
