@@ -83,7 +83,10 @@ __all__ = [
     "ops",
     "register",
     "replica_mean",
+    "replicas",
+    "selected",
     "to_numpy",
+    "traced_for_xla",
     "trained_weights",
     "tree",
     "variable_path",
@@ -239,17 +242,47 @@ def fold(
     return functools.reduce(function, items, state)
 
 
-def replica_mean(tensor: Tensor) -> Tensor:
-    """Averages a tensor over the replicas of the current strategy.
+def selected(inside: Tensor, *values: Tensor) -> list[Tensor]:
+    """Returns each of some tensors, with 0 wherever a boolean tensor is false.
 
-    Differentiable. Outside a TensorFlow replica context, and on JAX, whose
-    sharded arrays are global already, it returns the tensor itself.
+    On TensorFlow as products, which take a third of its `where`'s time and, like it, make 0 of
+    what is infinite.
     """
     if backend() != "tensorflow":
+        return [ops.where(inside, value, ops.zeros_like(value)) for value in values]
+    import tensorflow as tf
+
+    mask = ops.cast(inside, values[0].dtype)
+    return [tf.math.multiply_no_nan(value, mask) for value in values]
+
+
+def replicas() -> int:
+    """Returns how many replicas of a strategy run what is computed here.
+
+    Outside a TensorFlow replica context, and on JAX, whose sharded arrays are global already,
+    there is one.
+    """
+    if backend() != "tensorflow":
+        return 1
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    return 1 if context is None else context.num_replicas_in_sync
+
+
+def replica_mean(tensor: Tensor) -> Tensor:
+    """Averages a tensor over the replicas that run what is computed here; differentiable."""
+    if replicas() == 1:
         return tensor
     import tensorflow as tf
 
     context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return tensor
     return context.all_reduce(tf.distribute.ReduceOp.MEAN, tensor)
+
+
+def traced_for_xla() -> bool:
+    """Whether TensorFlow traces a function that XLA will compile."""
+    import tensorflow as tf
+    from tensorflow.python.ops import control_flow_util
+
+    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())

@@ -68,15 +68,30 @@ def convolved_size(spatial: Shape, window: Window, kernel_size: Pair, strides: P
     )
 
 
+def crop(x: Tensor, window: Window) -> tuple[Tensor, Window]:
+    """Cuts off the pixels of the negative sides of a window.
+
+    Args:
+        x: `(batch, height, width, channels)`.
+        window: zeros before and after each spatial axis.
+
+    Returns:
+        The features, and what is left of the window: zeros alone.
+    """
+    zeros = tuple((max(before, 0), max(after, 0)) for before, after in window)
+    if zeros == tuple(window):
+        return x, zeros
+    (top, bottom), (left, right) = ((max(-a, 0), max(-b, 0)) for a, b in window)
+    height, width = ops.shape(x)[1:3]
+    # Not `x[:, top:...]`, whose gradient TensorFlow writes pixel by pixel.
+    size = (-1, height - top - bottom, width - left - right, -1)
+    return ops.slice(x, (0, top, left, 0), size), zeros
+
+
 def apply_window(x: Tensor, window: Window) -> Tensor:
     """Pads `x` `(batch, height, width, channels)` with zeros, or crops it."""
-    if any(side < 0 for pair in window for side in pair):
-        (top, bottom), (left, right) = ((max(-a, 0), max(-b, 0)) for a, b in window)
-        height, width = ops.shape(x)[1], ops.shape(x)[2]
-        x = x[:, top : height - bottom, left : width - right, :]
-    if any(side > 0 for pair in window for side in pair):
-        x = ops.pad(x, ((0, 0), *((max(a, 0), max(b, 0)) for a, b in window), (0, 0)))
-    return x
+    x, zeros = crop(x, window)
+    return x if zeros == VALID else ops.pad(x, ((0, 0), *zeros, (0, 0)))
 
 
 def subsample(x: Tensor, strides: Pair) -> Tensor:
@@ -115,12 +130,13 @@ def convolve(
         y = convolve(x, kernel, groups, (common, common))
         return subsample(y, (strides[0] // common, strides[1] // common))
     kernel = ops.cast(kernel, x.dtype)
+    x, window = crop(x, window)
     options = {"strides": tuple(strides), "data_format": "channels_last"}
     size, spatial = kernel.shape[:2], x.shape[1:3]
     padding = "valid"
-    if tuple(window) != VALID:
+    if window != VALID:
         known = all(s == 1 or n is not None for s, n in zip(strides, spatial, strict=True))
-        if known and tuple(window) == same_window(size, strides, spatial):
+        if known and window == same_window(size, strides, spatial):
             padding = "same"
         else:
             x = apply_window(x, window)

@@ -6,6 +6,7 @@ import numpy as np
 
 from repq_tf.arguments import number
 from repq_tf.branches.base import Branch, Wrapper, check_branch
+from repq_tf.branches.fused import batch_normalized, can_fuse
 from repq_tf.branches.readings import NumpyReading, Reading
 from repq_tf.branches.statistics import BatchNormStatistics, check_batch_norm
 from repq_tf.branches.streams import Streams
@@ -69,12 +70,32 @@ class BatchNorm(Wrapper):
 
     def normalize(self, y: Tensor, training: bool | None, bias: Tensor | None = None) -> Tensor:
         """Normalizes the features `y + bias`."""
+        if self._fuses(y, training):
+            return self._fused(y, bias)
         mean, variance = self.statistics.of_features(y, training, bias)
         gain, shift = self.gain_and_shift(mean, variance)
         if bias is not None:
             shift = shift + bias * gain
         wide = ops.cast(y, gain.dtype) * gain + shift
         return ops.cast(wide, y.dtype)
+
+    def _fuses(self, y: Tensor, training: bool | None) -> bool:
+        statistics = self.statistics
+        return statistics.takes_batch(training) and can_fuse(
+            y, self.gamma, statistics.synchronized
+        )
+
+    def _fused(self, y: Tensor, bias: Tensor | None) -> Tensor:
+        reading = Reading()
+        beta = reading.value(self.beta)
+        if bias is not None:
+            # The batch's mean takes it away. Its gradient is 0, which is not none at all:
+            # optimizers decay no weights without one.
+            beta = beta + (bias - bias)
+        gamma = reading.value(self.gamma)
+        normalized, mean, variance = batch_normalized(y, gamma, beta, self.epsilon)
+        self.statistics.update(mean if bias is None else mean + bias, variance)
+        return normalized
 
     def gain_and_shift(
         self,
@@ -184,3 +205,7 @@ class OABN(BatchNorm):
         _, variance = reading.moving(self.statistics)
         bound = self.k * reading.xp.sqrt(variance + self.epsilon)
         return reading.xp.clip(reading.value(self.gamma), -bound, bound)
+
+    def _fuses(self, y: Tensor, training: bool | None) -> bool:
+        # Its gamma waits for the moving variance, and that for the batch's.
+        return False

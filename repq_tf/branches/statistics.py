@@ -109,7 +109,7 @@ class BatchNormStatistics(Layer):
 
         The batch's in training, which updates the moving ones; else the moving ones.
         """
-        if not training or not self.trainable:
+        if not self.takes_batch(training):
             return ops.convert_to_tensor(self.moving_mean), ops.convert_to_tensor(
                 self.moving_variance
             )
@@ -118,6 +118,10 @@ class BatchNormStatistics(Layer):
             mean = mean + bias
         self.update(mean, variance)
         return mean, variance
+
+    def takes_batch(self, training: bool | None) -> bool:
+        """Whether features are normalized by their own moments, not by the moving ones."""
+        return bool(training and self.trainable)
 
     def update(self, mean: Tensor, variance: Tensor) -> None:
         """Moves the moving statistics towards a batch's."""

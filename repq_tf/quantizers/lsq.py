@@ -21,8 +21,10 @@ from repq_tf.keras_api import (
     Variable,
     add_parameter,
     add_statistic,
+    dtype_name,
     ops,
     register,
+    selected,
 )
 from repq_tf.quantizers.ranges import VALUE_RULES
 from repq_tf.quantizers.step_init import lsq_step
@@ -46,6 +48,25 @@ def learned_step(initial_step: Tensor, change: Tensor) -> Tensor:
     """
     shrinks, grows = ops.clip(change, -20.0, 0.0), ops.clip(change, 0.0, 1e8)
     return initial_step * (ops.exp(shrinks) + grows)
+
+
+def edge(level: int, step: Tensor) -> Tensor:
+    """The value nearest to 0 of which `value / step` is rounded to `level`, or beyond.
+
+    Comparing values with it is comparing `value / step` with the level, to the last bit,
+    without dividing: the features of a layer would be divided for nothing else.
+
+    Args:
+        level: the lowest or the highest level of a grid.
+        step: a tensor of positive steps, float32 or float64.
+    """
+    product = level * step
+    below_one = 1.0 - np.finfo(dtype_name(product)).epsneg
+    # A rounded product is one floating-point number off at most: behind it, it, and before it.
+    found = product / below_one
+    for value in (product, product * below_one):
+        found = ops.where(ops.abs(value / step) >= abs(level), value, found)
+    return found
 
 
 def lsq(
@@ -100,28 +121,25 @@ def lsq(
         x: Tensor, initial_step: Tensor, change: Tensor
     ) -> tuple[Tensor, Callable[..., tuple[Tensor, ...]]]:
         step = learned_step(initial_step, change)
+        quantized = quantize_levels(x, step, low, high) * step
 
         def gradient(*args: Tensor, upstream: Tensor | None = None) -> tuple[Tensor, ...]:
             upstream = args[0] if upstream is None else upstream
-            v = x / step
-            below, above = v <= low, v >= high
-            inside = ops.logical_not(ops.logical_or(below, above))
-            to_x = ops.where(inside, upstream, ops.zeros_like(upstream))
-            # Clipping makes `round(v)` the level itself outside the range as well.
-            clipped = ops.clip(v, low, high)
-            error = ops.round(clipped) - ops.where(inside, v, ops.zeros_like(v))
+            inside = ops.logical_and(x > edge(low, step), x < edge(high, step))
+            to_x, x_inside = selected(inside, upstream, x)
+            error = quantized - x_inside  # `step` times what is summed
             product = upstream * error
             axes = tuple(range(product.ndim - len(step.shape)))
+            to_step = ops.sum(product, axis=axes) / step
             scale = gradient_scale
             if bounded:
-                square = ops.mean(ops.square(error), axis=axes)
+                square = ops.mean(ops.square(error / step), axis=axes)
                 square = square * ops.sum(ops.square(x), axis=axes)
                 scale = ops.minimum(scale, step * ops.rsqrt(ops.maximum(square, 1e-30)))
-            scale = scale / ops.minimum(step, initial_step)
-            to_change = ops.sum(product, axis=axes) * scale
+            to_change = to_step * (scale / ops.minimum(step, initial_step))
             return to_x, ops.zeros_like(initial_step), to_change
 
-        return quantize_levels(x, step, low, high) * step, gradient
+        return quantized, gradient
 
     return fake_quantize(x, initial_step, change)
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repq_tf.quantizers import LSQ, levels, lsq
+from repq_tf.quantizers.lsq import edge
 
 ops = keras.ops
 array = ops.convert_to_numpy
@@ -84,6 +85,39 @@ def test_values_on_the_bounds_and_between_levels(bits, signed, narrow):
         np.testing.assert_array_equal(to_x, expected_to_x)
         np.testing.assert_array_equal(to_change, expected_to_step / step)
     assert library(np.array([high * step]), step, 0.0, low, high, np.ones(1), 1.0)[1] == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("level", [1, 3, 127, 255, 2**15 - 1, -1, -8, -128])
+def test_an_edge_is_where_the_quotient_reaches_the_level(dtype, level, rng):
+    """To the last bit, whatever the rounding of `level * step` and of `value / step`."""
+    step = np.exp(rng.uniform(-12, 3, 5000)).astype(dtype)
+    found = array(edge(level, tf.constant(step)))
+    assert found.dtype == dtype
+    assert (np.abs(found / step) >= abs(level)).all()
+    assert (np.abs(np.nextafter(found, found.dtype.type(0)) / step) < abs(level)).all()
+
+
+@pytest.mark.parametrize("low", [0, -128])
+def test_float32_values_around_the_bounds_are_inside_where_their_quotient_is(low, rng):
+    """Those on the grid itself, whose bounds are rounded products, and all next to them."""
+    low, high = (low, low + 255)
+    for step in np.exp(rng.uniform(-6, 0, 20)).astype("float32"):
+        x = np.repeat(np.float32([low, high, 0, 1]) * step, 7).reshape(4, 7)
+        for n in range(1, 4):
+            x[:, 3 - n] = np.nextafter(x[:, 4 - n], np.float32(-np.inf))
+            x[:, 3 + n] = np.nextafter(x[:, 2 + n], np.float32(np.inf))
+        x = np.append(x[np.abs(x) > 1e-30], np.float32([0, -np.inf, np.inf]))
+        tensors = [tf.constant(v) for v in (x, step, np.float32(0))]
+        with tf.GradientTape() as tape:
+            tape.watch(tensors)
+            y = lsq(*tensors, low, high, 1.0)
+        to_x, _, to_change = tape.gradient(y, tensors, tf.ones(x.shape))
+        v = x / step
+        inside = (v > low) & (v < high)
+        np.testing.assert_array_equal(array(to_x), inside)
+        errors = np.rint(np.clip(v, low, high)) - np.where(inside, v, 0)
+        np.testing.assert_allclose(array(to_change), errors.sum() / step, rtol=1e-5)
 
 
 def test_weights_are_narrow_at_8_bits():
