@@ -55,6 +55,7 @@ def equal(one, other):
 # The given model and the new one.
 
 
+@pytest.mark.slow
 def test_the_given_model_is_left_untouched(model):
     before, config, output = values(model), model.get_config(), array(model(X))
     qat = quantize(model, bits=4)
@@ -87,12 +88,14 @@ def test_inputs_and_outputs(model, qat):
     assert not getattr(qat, "compiled", False) and qat.name == "net_quantized"
 
 
+@pytest.mark.slow
 def test_8_bits_start_near_the_float_model(model, qat):
     assert relative(qat(X), model(X)) < 0.05
     errors = [relative(quantize(model, bits=bits)(X), model(X)) for bits in (6, 4)]
     assert relative(qat(X), model(X)) < errors[0] < errors[1], errors
 
 
+@pytest.mark.slow
 def test_it_is_deterministic(model, qat):
     assert equal(values(quantize(model)), values(qat))
     assert (
@@ -113,6 +116,7 @@ def test_saved_and_loaded_it_is_the_same(qat, tmp_path):
 # One function, whatever the statistics.
 
 
+@pytest.mark.slow
 def test_all_modes_start_from_the_same_function(model):
     """The float network's, where nothing is rounded, whatever images calibrate."""
     rules = {"*": {"weight_bits": None, "activation_bits": None}}
@@ -134,6 +138,7 @@ def test_every_mode_trains(model, mode):
     assert bool(moving) == (mode in ("batch", "estimate", "sample")), moving
 
 
+@pytest.mark.slow
 def test_estimate_compensates_gamma_and_beta(model):
     """Its moving moments are Eq. 6's, not the true ones; gamma and beta make up for it."""
     qat = quantize(model, bn_statistics="estimate")
@@ -168,6 +173,7 @@ def test_a_restored_batch_norm_starts_as_the_identity(model, qat):
     assert relative(qat(X, training=True), qat(X)) < 0.2
 
 
+@pytest.mark.slow
 def test_restored_batch_norms_where_asked_for(tiny):
     def restored(**options):
         qat = quantize(tiny, calibration_data=X[:8], **options)
@@ -180,6 +186,7 @@ def test_restored_batch_norms_where_asked_for(tiny):
     assert restored(bn_statistics="running", restore_batch_norm=True)
 
 
+@pytest.mark.slow
 def test_the_merged_baseline_gets_a_batch_norm(model):
     merged = repq_tf.merge(model)
     qat = quantize(merged, restore_batch_norm=True)
@@ -191,6 +198,7 @@ def test_the_merged_baseline_gets_a_batch_norm(model):
     assert np.isfinite(losses).all()
 
 
+@pytest.mark.slow
 def test_a_trained_restored_batch_norm_is_kept():
     """A float model trained merged has its own; it is not replaced by the identity."""
     options = {"merged": True, "name": "b"}
@@ -225,6 +233,7 @@ def stock(x):
     return layers.Dense(5, activation="softmax", name="f2")(x)
 
 
+@pytest.mark.slow
 def test_stock_layers_keep_their_function():
     model = network(stock)
     qat = quantize(model)
@@ -235,6 +244,7 @@ def test_stock_layers_keep_their_function():
     assert relative(loose(X), model(X)) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_folded_batch_norm_is_the_root(qat):
     model = network(stock)
     qat = quantize(model)
@@ -291,6 +301,7 @@ def nested(x):
     return layers.Dense(5, name="logits")(layers.GlobalAveragePooling2D(name="mean")(x))
 
 
+@pytest.mark.slow
 def test_nested_blocks_start_from_the_same_function():
     model = network(nested)
     for mode in ("running", "restored"):
@@ -361,6 +372,7 @@ def test_the_dead_channel_is_what_it_should_be(dead):
     assert 100 < largest_gain(block) < 600  # |gamma| / sqrt(1e-5)
 
 
+@pytest.mark.slow
 def test_neutralisation_keeps_the_function(dead):
     """At 8 bits, and exactly where nothing is rounded."""
     qat = quantize(dead, bn_statistics="running")
@@ -379,6 +391,7 @@ def test_neutralisation_keeps_the_function(dead):
     assert relative(loose(X), dead(X)) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_a_dead_channel_survives_4_bits(dead, per_channel):
     options = {"bits": 4, "per_channel": per_channel}
@@ -391,6 +404,7 @@ def test_a_dead_channel_survives_4_bits(dead, per_channel):
     assert np.isfinite(array(qat(X))).all()
 
 
+@pytest.mark.slow
 def test_without_neutralisation_the_kernel_would_be_ruined(dead, monkeypatch):
     """Max/rms of the whole kernel: about 24 (its maximum, sqrt(576)) instead of about 6."""
     from repq_tf.calibration import batch_norm, steps
@@ -486,6 +500,7 @@ class Sequence(keras.utils.PyDataset):
         return X[index * 24 : index * 24 + 24] if index < 2 else X[:0], np.zeros(24)
 
 
+@pytest.mark.slow
 def test_every_kind_of_calibration_data(tiny):
     import tensorflow as tf
     import torch.utils.data
@@ -509,6 +524,7 @@ def test_every_kind_of_calibration_data(tiny):
         assert equal(values(quantize(tiny, calibration_data=data)), whole)
 
 
+@pytest.mark.slow
 def test_as_many_images_are_read_as_asked_for(tiny, capsys):
     """Of an array at equal distances, since it may be sorted; of an iterable the first."""
     import tensorflow as tf
@@ -534,6 +550,7 @@ def test_as_many_images_are_read_as_asked_for(tiny, capsys):
             quantize(tiny, calibration_data=X, calibration_images=count)
 
 
+@pytest.mark.slow
 def test_images_of_another_range_than_in_training_are_noticed(model):
     raw = np.random.default_rng(0).integers(0, 256, X.shape)
     for network_of in (model, network(lambda x: RepVGGBlock(4, name="vgg")(x))):
@@ -551,6 +568,7 @@ def test_whole_numbers_are_read_as_they_are(tiny):
     assert not one.get_layer("image_quantize").signed
 
 
+@pytest.mark.slow
 def test_a_shared_step_is_found_from_all_channels_of_each():
     """A stride that suits the values of all tensors together may skip channels of one."""
     data = np.random.default_rng(0).normal(size=(140, 32, 32, 16)).astype("float32")
@@ -580,6 +598,7 @@ def test_a_shared_step_is_found_from_all_channels_of_each():
     assert error(float(shared.step)) < 1.05 * best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [2, 3, 8])
 def test_steps_are_found_from_all_channels(channels):
     """Of more values than are looked at, too: among them the loudest channel's."""
