@@ -157,6 +157,7 @@ class BlockCase:
             )
             close(y, array(block.activation(direct)).reshape(y.shape), name)
 
+    @pytest.mark.slow
     def test_training_merged_with_batch_moments_is_training_the_branches(self, float64):
         """RepQ-BN without a quantizer: the same outputs, gradients and moving statistics."""
         for name, options in self.variants.items():
@@ -182,6 +183,7 @@ class BlockCase:
 
     # Training.
 
+    @pytest.mark.slow
     def test_every_weight_gets_a_gradient_through_the_quantized_kernel(self, float64):
         for mode in self.modes:
             for bits in (8, 4, 2):
@@ -211,6 +213,7 @@ class BlockCase:
             assert integers.min() >= low and integers.max() <= 2 ** (bits - 1) - 1
             assert len(np.unique(integers)) > min(3, bits)
 
+    @pytest.mark.slow
     def test_every_mode_trains(self):
         for mode in self.modes:
             block = self.make(weight_bits=self.gradient_bits, bn_statistics=mode)
@@ -256,6 +259,7 @@ class BlockCase:
             losses.append(float(loss))
         return losses
 
+    @pytest.mark.slow
     def test_jit_compile(self):
         x = self.features()
         mode = "sample" if "sample" in self.modes else self.modes[0]  # it slices the batch
@@ -299,6 +303,7 @@ class BlockCase:
 
     # Several devices.
 
+    @pytest.mark.slow
     def test_two_replicas_are_one_device(self, two_replicas, float64):
         """Synchronized moments: what one device computes on the same global batch."""
         cases = [{}, *({"weight_bits": 8, "bn_statistics": mode} for mode in self.modes)]
@@ -442,6 +447,7 @@ class BlockCase:
             # Whole numbers up to 2^24 are exact in float32; their grid's step is rounded.
             np.testing.assert_allclose(integer, expected, rtol=1e-6, atol=1e-12)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("bits", [8, 4])
     def test_the_deployed_file_is_the_trained_block(self, bits, tmp_path):
         """Quantize, train, export: not one value differs; merge: plain Keras layers."""

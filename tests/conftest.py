@@ -1,5 +1,6 @@
 """Settings of every test: quiet TensorFlow, two virtual CPU devices, cheap hypothesis."""
 
+import collections
 import os
 import tempfile
 
@@ -44,9 +45,12 @@ if keras.backend.backend() == "tensorflow":
 
 
 def pytest_collection_modifyitems(items):
-    """Files with slow tests come first, so that no process is left with one at the end."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """The dearest files come first, so that no process is left with one at the end."""
+    seconds = collections.Counter()
+    for item in items:
+        mark = item.get_closest_marker("slow")
+        seconds[item.path] += (mark.args or (2,))[0] if mark else 0
+    items.sort(key=lambda item: -seconds[item.path])
 
 
 @pytest.fixture(autouse=True)

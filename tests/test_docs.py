@@ -183,7 +183,7 @@ def run(page, names):
     return printed.getvalue()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(10)
 def test_the_example_of_the_readme(folder):
     printed = run("README.md", {})
     assert (folder / "digits.tflite").stat().st_size > 100_000
@@ -218,6 +218,7 @@ def names(folder):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [p for p in PYTHON if p not in ("README.md", *ELSEWHERE)])
 def test_the_python_of_a_page(page, names):
     printed = run(page, names)

@@ -91,7 +91,7 @@ print("trained")
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow(40)
 def test_blocks_train_under_jax_without_tensorflow(tmp_path):
     environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
     result = subprocess.run(

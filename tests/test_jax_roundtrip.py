@@ -84,7 +84,7 @@ for variable, value in zip(model.weights, kept):  # training the copy left it al
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow(20)
 def test_a_model_from_jax_is_deployed_under_tensorflow(tmp_path):
     environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
     subprocess.run(

@@ -88,6 +88,7 @@ def trees(draw, in_channels, out_channels=None, depth=3):
     return child.regroup(draw(st.sampled_from(divisors))), run_child
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(data=st.data(), in_channels=st.sampled_from((1, 2, 4, 6, 12)))
 def test_an_expression_merges_into_what_running_it_gives(data, in_channels):
@@ -176,6 +177,7 @@ def test_same_window_is_keras_same(size, strides, spatial):
 SIDES = st.integers(-1, 2)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(
     size=st.tuples(st.integers(1, 3), st.integers(1, 3)),

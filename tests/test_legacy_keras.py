@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.zoo import BLOCKS
 
 SCRIPT = """
@@ -94,6 +96,7 @@ print("trained", len(BLOCKS), "blocks")
 """
 
 
+@pytest.mark.slow(40)
 def test_blocks_train_on_legacy_keras():
     environment = {**os.environ, "TF_USE_LEGACY_KERAS": "1", "KERAS_BACKEND": "tensorflow"}
     done = subprocess.run(

@@ -43,6 +43,7 @@ def file(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "imports",
     [
@@ -57,6 +58,7 @@ def test_keras_finds_the_classes_of_a_file(file, imports):
     assert python(f"{imports}; {load}") == f"{expected}\n"
 
 
+@pytest.mark.slow
 def test_every_class_is_known_to_the_keras_that_is_imported():
     names = "sorted(n for n in {}.get_custom_objects() if n.startswith('repq_tf'))"
     ours = eval(names.format("keras.saving"))
@@ -65,6 +67,7 @@ def test_every_class_is_known_to_the_keras_that_is_imported():
     assert set(eval(python(code, TF_USE_LEGACY_KERAS="1"))) >= set(ours)
 
 
+@pytest.mark.slow
 def test_keras_is_as_its_own_loader_made_it():
     code = (
         "import repq_tf, importlib.util, sys\n"
@@ -78,6 +81,7 @@ def test_keras_is_as_its_own_loader_made_it():
     assert python(code) == "True SourceFileLoader\n"
 
 
+@pytest.mark.slow
 def test_light_modules_import_no_keras():
     code = (
         "import importlib, sys\n"

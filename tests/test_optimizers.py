@@ -94,6 +94,7 @@ SGDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sgd"),
     [*((name, "all") for name in NETWORKS), ("groups", "one step"), ("groups", "momentum")],
@@ -114,6 +115,7 @@ def test_wrapped_sgd_on_the_plain_network_is_sgd_on_the_branches(float64, name, 
     assert min(moved) > 1e-3
 
 
+@pytest.mark.slow
 def test_plain_sgd_is_something_else(float64):
     branched, plain, _ = pair(NETWORKS["with identity"])
     train(branched, SGD(0.1), 1)
@@ -121,6 +123,7 @@ def test_plain_sgd_is_something_else(float64):
     assert distance(plain, branched) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["with identity", "groups"])
 @pytest.mark.parametrize("kind", [Adam, AdamW])
 def test_wrapped_adam_multiplies_the_steps(float64, name, kind):
@@ -133,6 +136,7 @@ def test_wrapped_adam_multiplies_the_steps(float64, name, kind):
     assert distance(plain, branched) < 1e-6
 
 
+@pytest.mark.slow
 def test_products_of_gradients_alone_do_not_change_adam(float64):
     branched, plain, multipliers = pair(NETWORKS["with identity"], power=1)
     train(branched, Adam(0.01), 3)
@@ -153,6 +157,7 @@ def searched():
     return search
 
 
+@pytest.mark.slow
 def test_target_stage_starts_from_fresh_weights_and_the_searched_scales():
     search = searched()
     target = network(ConvBNBlock, NETWORKS["groups"], kernel_initializer="ones")
@@ -279,6 +284,7 @@ def test_learning_rate_iterations_and_exclusions_are_the_wrapped_optimizers():
     assert float(optimizer.inner_optimizer.learning_rate) == 0.125
 
 
+@pytest.mark.slow
 def test_learning_rate_callbacks():
     model = small()
     x, y = next(batches(1, 16))
@@ -292,6 +298,7 @@ def test_learning_rate_callbacks():
     assert float(model.optimizer.inner_optimizer.learning_rate) == pytest.approx(0.05)
 
 
+@pytest.mark.slow
 def test_a_saved_model_goes_on_as_if_it_had_not_stopped(tmp_path):
     model = small()
     for x, y in batches(2):
@@ -329,6 +336,7 @@ def test_config_of_a_large_kernel_is_small():
     assert len(json.dumps(optimizer.get_config())) < 9 * 256 * 256 / 20
 
 
+@pytest.mark.slow
 def test_tensorflow_checkpoints(tmp_path):
     model = small()
     train_steps = list(batches(4))
@@ -341,6 +349,7 @@ def test_tensorflow_checkpoints(tmp_path):
     assert [model.train_on_batch(x, y) for x, y in train_steps[2:]] == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale_updates", [False, True])
 def test_compiled_steps_equal_eager_ones(scale_updates):
     start, results = None, []
@@ -356,6 +365,7 @@ def test_compiled_steps_equal_eager_ones(scale_updates):
         np.testing.assert_allclose(compiled, eager, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale_updates", [False, True])
 def test_two_replicas_step_as_one(two_replicas, scale_updates):
     def make():
@@ -377,6 +387,7 @@ def test_two_replicas_step_as_one(two_replicas, scale_updates):
     np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.slow
 def test_loss_scaling_goes_around():
     keras.config.set_dtype_policy("mixed_float16")
     try:
@@ -469,6 +480,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow(10)
 def test_jax(tmp_path):
     environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
     result = subprocess.run(

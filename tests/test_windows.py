@@ -33,6 +33,7 @@ for options in ({}, {"merged": True}, {"weight_bits": 8}):
 """
 
 
+@pytest.mark.slow
 def test_a_1x1_convolution_of_few_channels_with_strides_trains():
     """In a process of its own, which a wrong address would end."""
     done = subprocess.run(

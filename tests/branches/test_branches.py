@@ -57,6 +57,7 @@ def _float32_again():
     keras.config.set_dtype_policy("float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-12)])
 @settings(max_examples=100)
 @given(
@@ -116,6 +117,7 @@ def gradients(branch, forward):
     return y, [array(g) for g in values], arrays(branch.non_trainable_variables)
 
 
+@pytest.mark.slow
 @settings(max_examples=80)
 @given(
     data=st.data(),

@@ -70,6 +70,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(**CASES)
 def test_batch_is_exact_and_the_moving_statistics_follow(
@@ -90,6 +91,7 @@ def test_batch_is_exact_and_the_moving_statistics_follow(
     np.testing.assert_allclose(array(layer.moving_variance), moved, atol=1e-14)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(**CASES)
 def test_estimate_has_the_exact_mean_and_the_papers_variance(
@@ -218,6 +220,7 @@ def test_gradients_flow_through_the_moments(mode, literal, rng):
         np.testing.assert_allclose(np.sum(array(gradient) * direction), expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("synchronized", [True, False])
 def test_replicas_share_one_moving_mean(synchronized, two_replicas):
     """Also where each normalizes by itself: whichever replica is saved, it is the mean."""

@@ -85,6 +85,7 @@ class Sequence(keras.utils.PyDataset):
         return X[index * 24 : index * 24 + 24] if index < 2 else X[:0], np.zeros(24)
 
 
+@pytest.mark.slow
 def test_every_kind_of_calibration_data(tiny):
     import tensorflow as tf
     import torch.utils.data
@@ -108,6 +109,7 @@ def test_every_kind_of_calibration_data(tiny):
         assert equal(values(quantize(tiny, calibration_data=data)), whole)
 
 
+@pytest.mark.slow
 def test_as_many_images_are_read_as_asked_for(tiny, capsys):
     """Of an array at equal distances, since it may be sorted; of an iterable the first."""
     import tensorflow as tf
@@ -133,6 +135,7 @@ def test_as_many_images_are_read_as_asked_for(tiny, capsys):
             quantize(tiny, calibration_data=X, calibration_images=count)
 
 
+@pytest.mark.slow
 def test_images_of_another_range_than_in_training_are_noticed(model):
     raw = np.random.default_rng(0).integers(0, 256, X.shape)
     for network_of in (model, network(lambda x: RepVGGBlock(4, name="vgg")(x))):

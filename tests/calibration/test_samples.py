@@ -14,6 +14,7 @@ from tests.quantization.networks import (
 X = images()
 
 
+@pytest.mark.slow
 def test_a_shared_step_is_found_from_all_channels_of_each():
     """A stride that suits the values of all tensors together may skip channels of one."""
     data = np.random.default_rng(0).normal(size=(140, 32, 32, 16)).astype("float32")
@@ -43,6 +44,7 @@ def test_a_shared_step_is_found_from_all_channels_of_each():
     assert error(float(shared.step)) < 1.05 * best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [2, 3, 8])
 def test_steps_are_found_from_all_channels(channels):
     """Of more values than are looked at, too: among them the loudest channel's."""

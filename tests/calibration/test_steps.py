@@ -181,6 +181,7 @@ def test_batches_are_stored_as_they_are(rng, monkeypatch):
             assert stored[k].dtype == np.float32
 
 
+@pytest.mark.slow
 def test_layers_are_run_on_what_the_model_makes():
     """Stored, recomputed and read twice: each layer sees what the whole model makes.
 
@@ -214,6 +215,7 @@ def test_layers_are_run_on_what_the_model_makes():
         )  # others a last place
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_images(monkeypatch):
     """Of a tensor only a batch is in memory: as many bytes of four times the images."""
     import tracemalloc

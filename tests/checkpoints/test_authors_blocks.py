@@ -70,6 +70,7 @@ def test_dbb_of_one_channel_is_depthwise(tmp_path):
     assert_loads(model, module, images((2, 9, 10, 1)), tmp_path / "block.pth", "stage1.0.")
 
 
+@pytest.mark.slow
 def test_priors_of_all_frequencies(tmp_path):
     """64 channels have every filter there is, the zero ones and the repeated ones."""
     module = randomized(blocks.OREPA(4, 64))

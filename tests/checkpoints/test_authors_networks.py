@@ -17,6 +17,7 @@ def load(name, module, path, **options):
     assert_loads(model, randomized(module), images((2, SIDE, SIDE, 3)), path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "block"),
     [
@@ -31,12 +32,14 @@ def test_repvgg(name, block, tmp_path):
     load(name, module, tmp_path / "network.pth.tar")
 
 
+@pytest.mark.slow
 def test_mobileone_s0(tmp_path):
     stages = [[8], [8] * 2, [16] * 8, [32] * 10, [128]]
     module = networks.MobileOneNet(blocks.MobileOne, stages, (0, 0, 0, 0), CLASSES)
     load("mobileone_s0", module, tmp_path / "network.pth.tar")
 
 
+@pytest.mark.slow
 def test_mobileone_s4_has_squeeze_and_excite(tmp_path):
     stages = [[8], [24] * 2, [56] * 8, [112] * 10, [256]]
     module = networks.MobileOneNet(blocks.MobileOneOfOne, stages, (0, 0, 5, 1), CLASSES)
@@ -51,6 +54,7 @@ RESNETS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RESNETS)
 def test_resnets(name, tmp_path):
     deep = name.endswith("50")
@@ -59,6 +63,7 @@ def test_resnets(name, tmp_path):
     load(name, module, tmp_path / "network.pth.tar")
 
 
+@pytest.mark.slow
 def test_resnet18_of_acnet(tmp_path):
     """The deployed file keeps the batch norms of what was plain in training."""
     kinds = dict.fromkeys((1, 3, 7), networks.acnet_conv)
@@ -84,6 +89,7 @@ def test_names_of_acnets_bottlenecks(tmp_path):
     assert_loads(model, randomized(module), values, tmp_path / "finish.pth")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("colors", [1, 3])
 def test_ecbsr(colors, tmp_path):
     module = randomized(networks.ECBSR(4, 8, 2, colors))

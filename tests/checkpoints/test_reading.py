@@ -124,7 +124,7 @@ def test_nothing_in_a_file_is_run(kind, tmp_path):
     path = tmp_path / ("weights.npz" if kind == "npz" else "weights.pth")
     content = {**as_torch(), "trap": Trap(folder)}
     if kind == "raw":
-        path.write_bytes(pickle.dumps({"trap": Trap(folder)}))
+        path.write_bytes(pickle.dumps({"trap": Trap(folder)}, protocol=2))
     elif kind == "npz":
         np.savez(path, trap=np.array([Trap(folder)], dtype=object))
     else:

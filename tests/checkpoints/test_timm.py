@@ -40,6 +40,7 @@ def assert_loads(model, module, x, folder, prefix=""):
     assert_equal(merged, module, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["repvgg_a0", "mobileone_s0"])
 def test_networks(name, tmp_path):
     module = randomized(getattr(byobnet(), name)(num_classes=5))

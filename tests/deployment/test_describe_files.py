@@ -32,6 +32,7 @@ def file(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", ["c -std=c11", "c++ -std=c++17"])
 def test_the_header_compiles_to_the_bytes_of_the_file(file, tmp_path, language):
     compiler = {"c": "gcc", "c++": "g++"}[language.split()[0]]

@@ -80,6 +80,7 @@ NETWORKS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4, 2])
 @pytest.mark.parametrize("function", NETWORKS, ids=lambda f: f.__name__)
 def test_nothing_differs(function, bits, tmp_path):
@@ -101,6 +102,7 @@ def test_mixed_bits_and_small_alphas(tmp_path):
     assert_exact(report)
 
 
+@pytest.mark.slow
 def test_extreme_ratios_of_scales(tmp_path):
     for factor in (1 / 30, 30):
         qat = quantize(network(prelu_of_a_convolution))

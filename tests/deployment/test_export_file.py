@@ -61,6 +61,7 @@ def test_a_float_file_rounds_ties_as_the_model_does(step, tmp_path):
         np.testing.assert_array_equal(y, array(qat(x)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ["int8", "uint8", "float32"])
 @pytest.mark.parametrize("entry", ["int8", "uint8", "float32"])
 def test_all_ends_agree(qat, entry, output, tmp_path):
@@ -275,6 +276,7 @@ def test_images_of_any_size(tmp_path):
     assert_exact(repq_tf.check_parity(rows, tmp_path / "y.tflite", X[:, :6, :8]))
 
 
+@pytest.mark.slow
 def test_a_diverged_model_is_refused(tmp_path):
     qat = quantize(network(residual))
     beta = qat.get_layer("vgg").root.beta
@@ -314,6 +316,7 @@ def test_a_missing_folder(qat, good, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_an_existing_file_survives_a_failed_export(qat, tmp_path, monkeypatch):
     path = tmp_path / "x.tflite"
     path.write_bytes(b"precious")

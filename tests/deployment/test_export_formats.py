@@ -31,6 +31,7 @@ def merged(request):
     return model, x, array(model(x))
 
 
+@pytest.mark.slow
 def test_keras_file(merged, tmp_path):
     model, x, expected = merged
     model.save(tmp_path / "merged.keras")
@@ -38,6 +39,7 @@ def test_keras_file(merged, tmp_path):
     np.testing.assert_array_equal(array(found), expected)
 
 
+@pytest.mark.slow
 def test_saved_model(merged, tmp_path):
     import tensorflow as tf
 
@@ -48,6 +50,7 @@ def test_saved_model(merged, tmp_path):
     np.testing.assert_allclose(array(found), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:In the future `np.object`:FutureWarning")
 def test_onnx(merged, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -16,6 +16,7 @@ def conv(name, filters=6, size=1, **options):
     return layers.Conv2D(filters, size, padding="same", name=name, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", ["sigmoid", "hard_sigmoid", "silu", "hard_silu"])
 def test_every_input_level(function, tmp_path):
     """Of every grid, at steps from fine to coarse."""
@@ -115,6 +116,7 @@ def test_a_gate_cannot_share_its_scale():
 NETWORKS = [squeeze_and_excite, mobilenet_v3, products, outputs_of_gates, pooled_gates]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 6, 4])
 @pytest.mark.parametrize("function", NETWORKS, ids=lambda f: f.__name__)
 def test_nothing_differs(function, bits, tmp_path):
@@ -126,6 +128,7 @@ def test_nothing_differs(function, bits, tmp_path):
     assert not {"HARD_SWISH", "MAXIMUM", "MINIMUM", "RELU", "RELU6"} & set(operators)
 
 
+@pytest.mark.slow
 def test_operators_of_squeeze_and_excite(tmp_path):
     """Nothing is reshaped, and the ReLU is fused into the product."""
     qat = quantize(network(squeeze_and_excite))
@@ -134,6 +137,7 @@ def test_operators_of_squeeze_and_excite(tmp_path):
     assert operators == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [squeeze_and_excite, mobilenet_v3])
 def test_the_function_is_taken_over_and_trains(function, tmp_path):
     model = network(function)
@@ -155,7 +159,7 @@ def test_the_function_is_taken_over_and_trains(function, tmp_path):
     np.testing.assert_array_equal(array(loaded(X)), array(qat(X)))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(10)
 def test_mobileone_s4(tmp_path):
     model = repq_tf.models.mobileone_s4(classes=4, input_shape=(8, 8, 3), width=0.03)
     x = images(8, (8, 8, 3))

@@ -28,7 +28,7 @@ def fit(model, x, y, rate, steps=2):
     return model.fit(x, y, batch_size=len(x) // steps, verbose=0).history["loss"]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(20)
 @pytest.mark.parametrize(
     ("name", "bits"), [("ac_resnet18", 8), ("repvgg_a0", 8), ("ac_resnet18", 4)]
 )
@@ -67,6 +67,7 @@ def test_required_parity(name, bits, tmp_path):
     assert len(np.unique(logits.argmax(1))) > 1
 
 
+@pytest.mark.slow(10)
 def test_a_model_trained_on_two_replicas(two_replicas, tmp_path):
     with two_replicas.scope():
         keras.utils.set_random_seed(0)
@@ -90,6 +91,9 @@ def test_a_model_trained_on_two_replicas(two_replicas, tmp_path):
         assert_exact(report)
 
 
+# Keras wraps the optimizer under mixed_float16 alone.
+@pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer:UserWarning")
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_a_model_trained_in_half_precision(policy, tmp_path):
     keras.config.set_dtype_policy(policy)

@@ -142,6 +142,7 @@ NETWORKS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("function", NETWORKS, ids=lambda f: f.__name__)
 def test_nothing_differs(function, bits, tmp_path):
@@ -175,6 +176,7 @@ def run_on_grid(qat, path, x):
     return run(path, (levels + 127 - high).astype(np.int8))
 
 
+@pytest.mark.slow
 def test_sequential(tmp_path):
     keras.utils.set_random_seed(0)
     stages = [
@@ -190,6 +192,7 @@ def test_sequential(tmp_path):
     assert operators == {**dict.fromkeys(names, 1), "CONV_2D": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_mixed_bits(per_channel, tmp_path):
     rules = {
@@ -257,6 +260,7 @@ def exported(tmp_path_factory):
     return qat, read(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_weights_biases_and_scales(exported, name):
     qat, model = exported
@@ -323,6 +327,7 @@ def test_negative_zero_and_tiny_gammas(bits, tmp_path):
     assert np.mean(found.data(found.kernel)[0].ravel() == flipped) > 0.99
 
 
+@pytest.mark.slow
 def test_extreme_ratios_of_scales(tmp_path):
     """Steps far apart, as quantizers may learn them, within what the fast kernels take."""
     qat = quantize(network(residual))
@@ -461,6 +466,7 @@ ROUNDED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("layer", ROUNDED.values(), ids=ROUNDED.keys())
 def test_what_is_rounded_to_the_grid_of_a_sum(layer, bits, tmp_path):

@@ -25,6 +25,7 @@ RESIZES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "interpolation", "bits"), RESIZES)
 def test_resizes(size, interpolation, bits, tmp_path):
     def function(x):
@@ -37,6 +38,7 @@ def test_resizes(size, interpolation, bits, tmp_path):
     assert operators[kind] == 1
 
 
+@pytest.mark.slow
 def test_images_of_any_size_are_enlarged_by_repetition(tmp_path):
     def model(layer):
         inputs = keras.Input((None, None, 3), name="image")
@@ -74,6 +76,7 @@ def means(x):
     return layers.Dense(3, name="f")(layers.Concatenate(name="cat")([a, b]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4, 2])
 @pytest.mark.parametrize("function", [sums_and_prelus, means], ids=lambda f: f.__name__)
 def test_concatenated_operators(function, bits, tmp_path):

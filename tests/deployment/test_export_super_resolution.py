@@ -32,6 +32,7 @@ def trained(request):
     return qat, request.param
 
 
+@pytest.mark.slow
 def test_bits_of_the_model(trained):
     """Between a convolution and its PReLU are 8 bits; first and last kernels have 8 too."""
     qat, bits = trained
@@ -43,6 +44,7 @@ def test_bits_of_the_model(trained):
     assert qat.get_layer("block4_prelu").bits == 8  # what the last layer reads
 
 
+@pytest.mark.slow
 def test_whole_images_of_any_size(trained, tmp_path):
     qat, _ = trained
     path = tmp_path / "x.tflite"
@@ -56,6 +58,7 @@ def test_whole_images_of_any_size(trained, tmp_path):
     assert not {"TRANSPOSE", "PAD", "RESHAPE", "DEQUANTIZE"} & set(operators)
 
 
+@pytest.mark.slow
 def test_a_file_of_one_size(tmp_path):
     model = repq_tf.models.ecbsr(m=1, c=4, scale=3, channels=3)
     x = pictures(3, 12, 16, 3)
@@ -77,6 +80,7 @@ def test_a_file_of_one_size(tmp_path):
             repq_tf.export_tflite(qat, tmp_path / "y.tflite", input_shape=bad)
 
 
+@pytest.mark.slow
 def test_the_plain_twin(tmp_path):
     model = repq_tf.models.ecbsr_m4c8_plain(scale=2)
     qat = repq_tf.quantize(model, bits=4, calibration_data=X, verbose=False)

@@ -102,6 +102,7 @@ def float_model():
     return network(every_block, SHAPE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4])
 def test_one_operator_for_each_block_and_nothing_between(float_model, bits, tmp_path):
     qat = quantize(float_model, bits=bits, calibration_data=images(2, SHAPE))
@@ -131,6 +132,7 @@ def test_one_operator_for_each_block_and_nothing_between(float_model, bits, tmp_
     assert {operator.options["fusedActivationFunction"] for operator in added} == {1}
 
 
+@pytest.mark.slow(10)
 def test_ac_resnet18_has_exactly_the_operators_of_resnet18(tmp_path):
     outlines = {}
     for name in ("ac_resnet18", "resnet18"):

@@ -88,6 +88,7 @@ def test_all_pixel_values(pixels, step, bits, signed, tmp_path):
         np.testing.assert_array_equal((found - zero)[clear], np.rint(exact)[clear])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pixels", [to_unit, IMAGENET])
 def test_whole_network(qat, pixels, tmp_path):
     path = tmp_path / "x.tflite"
@@ -130,6 +131,7 @@ def test_pixels_that_are_the_grid_need_no_table(tmp_path):
     repq_tf.export_c_array(path, tmp_path / "x.h")
 
 
+@pytest.mark.slow
 def test_metadata_says_that_the_file_normalises(qat, tmp_path):
     path = tmp_path / "x.tflite"
     repq_tf.export_tflite(qat, path, input_type="uint8", pixels=(127.5, 127.5))

@@ -29,6 +29,7 @@ def every_operator(x):
     return layers.Dense(5, name="f")(layers.GlobalAveragePooling2D(name="m")(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bits", "share"), [(8, 0.04), (4, 0.12)])
 def test_reference_kernels_are_one_step_off(bits, share, tmp_path):
     qat = quantize(network(every_operator), bits=bits)

@@ -67,6 +67,7 @@ def clamped(x):
     return x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [everything, sums_and_means, shared_scales, upscaling])
 def test_every_operator_is_exact(function, tmp_path):
     qat = wide(function)
@@ -98,6 +99,7 @@ def test_the_6_of_a_relu6_inside_the_grid(tmp_path):
     assert_exact(parity(qat, tmp_path / "x.tflite", X)[1])
 
 
+@pytest.mark.slow
 def test_types_of_biases(tmp_path):
     """INT32 is for the fast kernels; the file must say so, which the converter does not."""
     repq_tf.export_tflite(wide(everything), tmp_path / "x.tflite")
@@ -110,6 +112,7 @@ def test_types_of_biases(tmp_path):
             assert found.operator.builtinOptions.quantizedBiasType == found.bias.type
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ends", [(None, None), ("float32", "float32"), ("int16", "float32")])
 def test_all_ends_agree(ends, tmp_path):
     qat = wide(residual)
@@ -135,6 +138,7 @@ def test_other_ends_are_refused(value, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_trained_and_saved_model(tmp_path):
     qat = wide(residual)
     before = quantizer_of(qat, "ac").step
@@ -146,6 +150,7 @@ def test_a_trained_and_saved_model(tmp_path):
     assert_exact(parity(again, tmp_path / "x.tflite", X)[1])
 
 
+@pytest.mark.slow
 def test_a_mean_beyond_its_grid_saturates(tmp_path):
     qat = wide(residual)
     quantizer = quantizer_of(qat, "mean").activation_quantizer
@@ -153,6 +158,7 @@ def test_a_mean_beyond_its_grid_saturates(tmp_path):
     assert_exact(parity(qat, tmp_path / "x.tflite", X)[1])
 
 
+@pytest.mark.slow
 def test_it_is_much_closer_to_the_float_model(tmp_path):
     model = network(residual)
     exact = array(repq_tf.merge(model)(X))
@@ -177,6 +183,7 @@ def weights_only(merged, model):
     return plain
 
 
+@pytest.mark.slow
 def test_4_bit_weights_in_both_containers(tmp_path):
     qat = wide(sums_and_means, rules={"*": {"weight_bits": 4}})
     sizes = []
@@ -188,6 +195,7 @@ def test_4_bit_weights_in_both_containers(tmp_path):
     assert sizes[1] < sizes[0]
 
 
+@pytest.mark.slow
 def test_images_of_any_size(tmp_path):
     model = repq_tf.models.ecbsr(m=2, c=6, scale=3)
     x = images(4, (12, 10, 1))

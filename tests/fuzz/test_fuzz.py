@@ -6,7 +6,7 @@ from tests.fuzz.check import SETTINGS, check
 from tests.fuzz.models import network
 
 
-@pytest.mark.slow
+@pytest.mark.slow(10)
 @settings(max_examples=10)
 @given(st.data())
 def test_random_networks_are_exact_or_refused(data):

@@ -26,6 +26,7 @@ def loaded(request):
     return name, keras.models.load_model(make.HERE / f"{name}.keras", compile=False)
 
 
+@pytest.mark.slow
 def test_outputs_are_those_of_the_version_that_saved_it(loaded):
     name, model = loaded
     outputs = make.outputs(model)

@@ -98,6 +98,7 @@ class TestSqueezeExcite:
             layers.SqueezeExcite(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BLOCKS)
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
 def test_shapes_and_dtypes_are_those_of_a_trace(name, policy):

@@ -24,6 +24,7 @@ def test_without_a_residual_pixels_are_repeated(scale, channels, images):
     np.testing.assert_array_equal(model(images), expected)
 
 
+@pytest.mark.slow
 def test_images_of_any_size_or_of_one():
     assert models.ecbsr_m4c8().input.shape == (None, None, None, 1)
     assert models.ecbsr_m4c8(scale=3, channels=3).output.shape == (None, None, None, 3)
@@ -64,6 +65,7 @@ def test_identities_where_channels_are_equal():
     assert identities(3, scale=2, channels=3) == [True, True, False]
 
 
+@pytest.mark.slow
 def test_training_moves_every_weight_and_merging_keeps_the_function(images):
     model = models.ecbsr(m=1, c=4, scale=2, channels=3)
     before = [np.asarray(variable) for variable in model.trainable_variables]

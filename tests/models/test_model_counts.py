@@ -85,6 +85,7 @@ def repvgg_counts(name):
     return taps, sum(channels[1:]), identities, 1000 * (channels[-1] + 1) + excite
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REPVGG)
 def test_repvgg(name):
     taps, outputs, identities, other = repvgg_counts(name)
@@ -110,6 +111,7 @@ def test_orepa_repvgg_deploys_as_repvgg(name):
     assert in_training(outline(f"orepa_{name}")) > in_training(outline(name))
 
 
+@pytest.mark.slow
 def test_deployed_is_what_merging_leaves():
     model = models.repvgg_a0(classes=3, input_shape=(8, 8, 3), width=0.125)
     assert merge(model).count_params() == deployed(model)
@@ -136,6 +138,7 @@ def test_resnet(depth):
     assert deployed(outline(f"resnet{depth}")) == parameters - gammas
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "depth"),
     [

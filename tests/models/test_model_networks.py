@@ -86,6 +86,7 @@ def test_the_shorter_side_chooses_the_stem():
     assert tiny_outline("repvgg_a0_plain", (64, 96, 3)).get_layer("stem").strides == (1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
@@ -113,6 +114,7 @@ RESNET_BLOCKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RESNET_BLOCKS)
 def test_resnets_are_made_of_their_blocks(name):
     pointwise, square, stem, shortcut = RESNET_BLOCKS[name]
@@ -176,6 +178,7 @@ def test_mobileone_is_made_of_pairs():
     assert {block.branches for block in pairs} == {4}
 
 
+@pytest.mark.slow
 def test_mobileone_s4_squeezes_its_last_six_pairs():
     model = tiny_outline("mobileone_s4")
     squeezed = [layer.name for layer in model.layers if isinstance(layer, SqueezeExcite)]
@@ -187,6 +190,7 @@ def test_mobileone_s4_squeezes_its_last_six_pairs():
     )
 
 
+@pytest.mark.slow
 def test_groups_are_on_even_layers():
     groups = [block.groups for block in blocks(tiny_outline("repvgg_b1g4"))]
     assert groups == [1] + [1, 4] * 13 + [1]
@@ -237,6 +241,7 @@ def test_outputs_are_logits():
     assert head.activation is keras.activations.linear
 
 
+@pytest.mark.slow
 def test_width():
     assert [scale_channels(64, width) for width in (1, 0.5, 0.75, 0.19, 0.01)] == [
         *(64, 32, 48, 16, 8)
@@ -258,6 +263,7 @@ def test_initial_values_of_resnet():
     assert abs(kernel).max() > 3 * kernel.std()  # not truncated
 
 
+@pytest.mark.slow
 def test_initial_values_of_repvgg():
     square, pointwise = kernels(tiny("repvgg_b1g4"), "stage3_block2")
     assert square.shape == (3, 3, 16, 64)
@@ -274,6 +280,7 @@ def test_equal_shapes_start_from_different_values():
     assert not np.array_equal(first, second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -299,6 +306,7 @@ def test_two_steps_move_every_weight(name):
         assert np.isfinite(new).all() and (new != old).any(), variable.path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["orepa_resnet50", "mobileone_s4"])
 def test_merging_keeps_the_function(name):
     model = models.build(name, classes=3, input_shape=(66, 66, 3), width=0.05)
@@ -310,6 +318,7 @@ def test_merging_keeps_the_function(name):
     np.testing.assert_allclose(merged(images), logits, atol=1e-4 * abs(logits).max())
 
 
+@pytest.mark.slow
 def test_save_and_load(tmp_path):
     model = tiny("ac_resnet18")
     path = tmp_path / "model.keras"

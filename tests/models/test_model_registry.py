@@ -117,11 +117,13 @@ def test_options_reach_every_block():
             assert block.gamma_initializer == "zeros"
 
 
+@pytest.mark.slow
 def test_options_reach_all_of_orepa():
     model = models.orepa_resnet50(3, (96, 96, 3), 0.01, momentum=0.5)
     assert {block.momentum for block in blocks(model)} == {0.5}
 
 
+@pytest.mark.slow
 def test_options_reach_mobileone_but_not_its_stem():
     stem, *others = blocks(models.mobileone_s1(3, (8, 8, 1), 0.01, branches=2, momentum=0.5))
     assert (stem.branches, stem.momentum) == (1, 0.5)

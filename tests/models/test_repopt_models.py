@@ -22,6 +22,7 @@ def deployed(model):
     return kernels + 1000 * (blocks(model)[-1].filters + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", PUBLISHED)
 def test_published_parameters(size):
     parameters, number = PUBLISHED[size]
@@ -63,6 +64,7 @@ def test_scales_may_be_the_users():
     assert {(block.scales, block.identity_scale) for block in blocks(search)} == {(0.25, 0.5)}
 
 
+@pytest.mark.slow(20)
 def test_both_stages():
     """The search's scales move; the target starts from them and learns; it merges."""
     rng = np.random.default_rng(0)

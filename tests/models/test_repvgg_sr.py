@@ -63,6 +63,7 @@ def test_layers():
     assert plain.output.shape == (None, 20, 24, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BLOCKS)
 def test_of_any_block(name, images):
     model = models.repvgg_sr(1, 4, block=name, channels=3)
@@ -103,6 +104,7 @@ def test_training_moves_every_weight(images):
         assert np.isfinite(new).all() and (new != old).any(), variable.path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4])
 def test_the_integer_file_is_convolutions_and_a_sum(bits, images, tmp_path):
     model = models.repvgg_sr(m=2, c=4, channels=3)

@@ -60,6 +60,7 @@ def test_resnet8_is_the_benchmarks(rng):
     np.testing.assert_allclose(model(x), expected, atol=1e-5 * scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TWINS)
 def test_every_twin_deploys_as_resnet8(name):
     merged, plain = merge(build(name)), merge(build("resnet8"))

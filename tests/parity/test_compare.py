@@ -42,6 +42,7 @@ def folder(qat, tmp_path_factory):
 # Streaming.
 
 
+@pytest.mark.slow(10)
 def test_any_cut_gives_the_same_figures(qat, folder):
     whole = repq_tf.check_parity(qat, folder / "bad.tflite", X)
     assert whole.images == 64 and whole.first_divergent == "vgg"
@@ -86,6 +87,7 @@ def test_bad_arguments(qat, folder):
             repq_tf.check_parity(qat, folder / "good.tflite", X, batch_size=bad)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_depth(tmp_path):
     """NumPy's part: the integers of a layer or two, not of all layers."""
 
@@ -115,6 +117,7 @@ def test_memory_does_not_grow_with_depth(tmp_path):
 # What is compared.
 
 
+@pytest.mark.slow
 def test_every_output_is_compared(tmp_path):
     def heads(x):
         x = layers.Conv2D(4, 3, activation="relu", name="body")(x)
@@ -183,6 +186,7 @@ def test_reference_kernels_are_compared_layer_by_layer(qat, folder):
 # Files.
 
 
+@pytest.mark.slow
 def test_the_saved_report(qat, folder, tmp_path):
     report = repq_tf.check_parity(qat, folder / "bad.tflite", X)
     report.save(tmp_path / "new" / "folder")
@@ -209,6 +213,7 @@ def test_the_saved_report(qat, folder, tmp_path):
     assert red.sum() > 100  # the bars of what diverges
 
 
+@pytest.mark.slow
 def test_a_plot_of_many_layers(tmp_path):
     rows = tuple(repq_tf.parity.LayerParity(f"layer{k}", 100, k % 3, k % 2) for k in range(300))
     report = repq_tf.parity.ParityReport(1, None, rows, rows[:1])
@@ -224,6 +229,7 @@ def arguments(folder, data, file="good.tflite", *more):
     return [str(folder / "model.keras"), str(folder / file), f"--data={data}", *more]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["npy", "npz"])
 def test_the_program_on_arrays(folder, kind, tmp_path, capsys):
     path = tmp_path / f"x.{kind}"
@@ -237,6 +243,7 @@ def test_the_program_on_arrays(folder, kind, tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "parity.json").read_text())["images"] == 20
 
 
+@pytest.mark.slow
 def test_pixels_are_normalized(folder, qat, tmp_path, monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (9, 10, 10, 3), "uint8")
     np.save(tmp_path / "x.npy", pixels)
@@ -330,6 +337,7 @@ def test_the_kernels_are_those_of_the_report():
     assert KERNELS == tuple(BOUNDS)
 
 
+@pytest.mark.slow
 def test_bad_models_and_files(folder, tmp_path, capsys):
     np.save(tmp_path / "x.npy", X[:2])
     (tmp_path / "text.keras").write_text("no model")

@@ -191,6 +191,7 @@ WORDS = {
 }
 
 
+@pytest.mark.slow
 def test_a_file_that_the_runtime_refuses(qat, good, tmp_path):
     """XNNPACK's concatenation needs equal scales."""
     damaged = Damage(good)

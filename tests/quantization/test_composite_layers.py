@@ -33,6 +33,7 @@ def chain(names):
     return network(function)
 
 
+@pytest.mark.slow
 def test_parts_do_not_take_the_names_of_other_layers():
     taken = ["conv_silu", "act_gate", "se_mean", "se_reduce", "se_expand", "se_gate"]
     taken += ["conv_silu_gate", "a_quantize"]

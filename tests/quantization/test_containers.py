@@ -70,6 +70,7 @@ def test_packing(shape, rng):
     assert packed[0] == (int(second) & 15) * 16 + (int(first) & 15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation_bits", [8, 3])
 def test_the_model_rounds_like_the_file(activation_bits, tmp_path):
     qat = quantize(positive(network(everything)), activation_bits=activation_bits, rules=BITS)
@@ -112,6 +113,7 @@ def test_dense_layers_of_odd_inputs_round_as_their_kernels_do(inputs, tmp_path):
     assert_exact(report)
 
 
+@pytest.mark.slow
 def test_the_same_integers_in_half_the_bytes(qat, tmp_path):
     for kind in ("int8", "int4"):
         repq_tf.export_tflite(qat, tmp_path / f"{kind}.tflite", container=kind)
@@ -153,6 +155,7 @@ def test_a_weight_of_8_stays_in_8_bits_by_name(tmp_path):
     assert kinds == ["INT8", "INT4"]
 
 
+@pytest.mark.slow
 def test_a_shared_quantizer_of_both_containers(tmp_path):
     """A concatenation's inputs share one grid, but are rounded by kernels of both kinds."""
 
@@ -168,6 +171,7 @@ def test_a_shared_quantizer_of_both_containers(tmp_path):
     assert_exact(parity(qat, tmp_path / "y.tflite", X)[1])
 
 
+@pytest.mark.slow
 def test_a_saved_model_keeps_its_rounding(qat, tmp_path):
     twin = repq_tf.with_container(qat, "int4")
     twin.save(tmp_path / "x.keras")

@@ -56,6 +56,7 @@ def test_the_dead_channel_is_what_it_should_be(dead):
     assert 100 < largest_gain(block) < 600  # |gamma| / sqrt(1e-5)
 
 
+@pytest.mark.slow
 def test_neutralisation_keeps_the_function(dead):
     """At 8 bits, and exactly where nothing is rounded."""
     qat = quantize(dead, bn_statistics="running")
@@ -74,6 +75,7 @@ def test_neutralisation_keeps_the_function(dead):
     assert relative(loose(X), dead(X)) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_a_dead_channel_survives_4_bits(dead, per_channel):
     options = {"bits": 4, "per_channel": per_channel}
@@ -86,6 +88,7 @@ def test_a_dead_channel_survives_4_bits(dead, per_channel):
     assert np.isfinite(array(qat(X))).all()
 
 
+@pytest.mark.slow
 def test_without_neutralisation_the_kernel_would_be_ruined(dead, monkeypatch):
     """Max/rms of the whole kernel: about 24 (its maximum, sqrt(576)) instead of about 6."""
     from repq_tf.calibration import batch_norm, steps

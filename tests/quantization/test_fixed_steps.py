@@ -25,6 +25,7 @@ def _steps(model):
     }
 
 
+@pytest.mark.slow(10)
 def test_fixed_steps_stay_and_others_are_learned(pixels, tmp_path):
     model = _quantized(pixels, bits=2)
     before = _steps(model)
@@ -46,6 +47,7 @@ def test_fixed_steps_stay_and_others_are_learned(pixels, tmp_path):
     assert not any("add/" in path or "image_quantize/" in path for path in trained)
 
 
+@pytest.mark.slow
 def test_every_grey_level_is_a_number_of_the_file(pixels, tmp_path):
     model, path = _quantized(pixels), str(tmp_path / "model.tflite")
     levels = np.arange(256).reshape(1, 16, 16, 1)
@@ -61,6 +63,7 @@ def test_every_grey_level_is_a_number_of_the_file(pixels, tmp_path):
     assert repq_tf.check_parity(model, path, values).equal_outputs == 1
 
 
+@pytest.mark.slow
 def test_the_input_alone_can_be_fixed(pixels):
     steps = _steps(_quantized(pixels, output_step=None))
     assert steps["image_quantize"] == 1 / 128 != steps["add"]

@@ -43,6 +43,7 @@ def freeze_branch(block):
     found["square"].trainable = True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["float", "merged", "quantized"])
 def test_frozen_branches_and_batch_norms_stay_in_training(how, tmp_path):
     inputs = keras.Input(SHAPE)
@@ -58,6 +59,7 @@ def test_frozen_branches_and_batch_norms_stay_in_training(how, tmp_path):
         assert found == {"b/sum/square_bn/square/kernel", *steps}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alone", ["conv", "conv_bn"])
 def test_a_convolution_and_its_batch_norm_are_frozen_each_alone(alone):
     model = network(blocks)
@@ -73,6 +75,7 @@ def test_a_convolution_and_its_batch_norm_are_frozen_each_alone(alone):
     assert row.frozen == ("conv, weight_quantizer" if alone == "conv" else "bn")
 
 
+@pytest.mark.slow
 def test_a_wholly_frozen_layer_is_so_to_its_steps():
     model = network(blocks)
     for name in ("vgg", "conv", "conv_bn"):
@@ -103,6 +106,7 @@ def test_the_restored_batch_norm_stands_for_those_inside():
     assert restored(freeze=3) == (False, True)
 
 
+@pytest.mark.slow
 def test_the_halves_of_squeeze_and_excite_are_frozen_each_alone():
     model = network(blocks)
     model.get_layer("se").reduce.trainable = False

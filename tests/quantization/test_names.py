@@ -37,6 +37,7 @@ def qat(model):
     return quantize(model, rules={"gender": {"weight_bits": 4}, "age": {"weight_bits": 4}})
 
 
+@pytest.mark.slow
 def test_labels_keyed_by_name_fit(model, qat):
     loss = {"gender": "sparse_categorical_crossentropy", "age": "mse", "features": "mse"}
     labels = {"gender": np.zeros(16), "age": np.zeros((16, 3))}
@@ -63,6 +64,7 @@ def test_every_copy_has_the_outputs_names(model, qat, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_rules_tables_and_reports_name_the_layers_that_the_user_made(qat, tmp_path):
     rows = {row.name: row.weight for row in repq_tf.quantization_table(qat).rows}
     assert rows["gender"] == rows["age"] == "4 bits, per channel"
@@ -76,6 +78,7 @@ def test_rules_tables_and_reports_name_the_layers_that_the_user_made(qat, tmp_pa
         assert report.equal_outputs == 1, report
 
 
+@pytest.mark.slow
 def test_the_files_have_the_models_names(model, qat, tmp_path):
     wanted = {"inputs": ["image"], "outputs": ["age", "features", "gender"]}
     for types in ({}, {"input_type": "uint8", "output_type": "float32"}):

@@ -300,6 +300,7 @@ def test_a_group_takes_the_most_bits_of_its_members():
     assert {found[n].bits.activation_bits for n in ("a", "sum", "cat", "pool")} == {6}
 
 
+@pytest.mark.slow
 def test_bits_of_weights_and_of_activations():
     model = quantize(model_of(residual), weight_bits=2, activation_bits=5)
     quantizers = find(model)

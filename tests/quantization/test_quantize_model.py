@@ -45,6 +45,7 @@ def qat(model):
 # The given model and the new one.
 
 
+@pytest.mark.slow
 def test_the_given_model_is_left_untouched(model):
     before, config, output = values(model), model.get_config(), array(model(X))
     qat = quantize(model, bits=4)
@@ -77,12 +78,14 @@ def test_inputs_and_outputs(model, qat):
     assert not getattr(qat, "compiled", False) and qat.name == "net_quantized"
 
 
+@pytest.mark.slow
 def test_8_bits_start_near_the_float_model(model, qat):
     assert relative(qat(X), model(X)) < 0.05
     errors = [relative(quantize(model, bits=bits)(X), model(X)) for bits in (6, 4)]
     assert relative(qat(X), model(X)) < errors[0] < errors[1], errors
 
 
+@pytest.mark.slow
 def test_it_is_deterministic(model, qat):
     assert equal(values(quantize(model)), values(qat))
     for data in ([X[:20], X[20:]], [(X[:20], 1), (X[20:], 2)]):
@@ -103,6 +106,7 @@ def test_saved_and_loaded_it_is_the_same(qat, tmp_path):
 # One function, whatever the statistics.
 
 
+@pytest.mark.slow
 def test_all_modes_start_from_the_same_function(model):
     """The float network's, where nothing is rounded, whatever images calibrate."""
     rules = {"*": {"weight_bits": None, "activation_bits": None}}
@@ -124,6 +128,7 @@ def test_every_mode_trains(model, mode):
     assert bool(moving) == (mode in ("batch", "estimate", "sample")), moving
 
 
+@pytest.mark.slow
 def test_estimate_compensates_gamma_and_beta(model):
     """Its moving moments are Eq. 6's, not the true ones; gamma and beta make up for it."""
     qat = quantize(model, bn_statistics="estimate")
@@ -158,6 +163,7 @@ def test_a_restored_batch_norm_starts_as_the_identity(model, qat):
     assert relative(qat(X, training=True), qat(X)) < 0.2
 
 
+@pytest.mark.slow
 def test_restored_batch_norms_where_asked_for(tiny):
     def restored(**options):
         qat = quantize(tiny, calibration_data=X[:8], **options)
@@ -170,6 +176,7 @@ def test_restored_batch_norms_where_asked_for(tiny):
     assert restored(bn_statistics="running", restore_batch_norm=True)
 
 
+@pytest.mark.slow
 def test_the_merged_baseline_gets_a_batch_norm(model):
     merged = repq_tf.merge(model)
     qat = quantize(merged, restore_batch_norm=True)
@@ -181,6 +188,7 @@ def test_the_merged_baseline_gets_a_batch_norm(model):
     assert np.isfinite(losses).all()
 
 
+@pytest.mark.slow
 def test_a_trained_restored_batch_norm_is_kept():
     """A float model trained merged has its own; it is not replaced by the identity."""
     options = {"merged": True, "name": "b"}
@@ -200,6 +208,7 @@ def test_a_trained_restored_batch_norm_is_kept():
 # Stock layers.
 
 
+@pytest.mark.slow
 def test_stock_layers_keep_their_function():
     model = network(stock)
     qat = quantize(model)
@@ -210,6 +219,7 @@ def test_stock_layers_keep_their_function():
     assert relative(loose(X), model(X)) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_folded_batch_norm_is_the_root(qat):
     model = network(stock)
     qat = quantize(model)
@@ -266,12 +276,14 @@ def nested(x):
     return layers.Dense(5, name="logits")(layers.GlobalAveragePooling2D(name="mean")(x))
 
 
+@pytest.mark.slow
 def test_nested_blocks_start_from_the_same_function():
     model = network(nested)
     for mode in ("running", "restored"):
         assert relative(quantize(model, bn_statistics=mode)(X), model(X)) < 0.05
 
 
+@pytest.mark.slow
 def test_nested_models_with_equal_layer_names():
     def twice(x):
         for name in ("first", "second"):

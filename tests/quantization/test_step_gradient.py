@@ -78,6 +78,7 @@ def settings(model):
     return {(b.step_gradient, b.weight_quantizer.bounded) for b in blocks}
 
 
+@pytest.mark.slow
 def test_quantize_sets_it_for_all_weights_and_copies_keep_it(model, tmp_path):
     assert settings(quantize(model)) == {("bounded", True)}
     qat = quantize(model, bits=4, step_gradient="lsq")

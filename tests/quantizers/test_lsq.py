@@ -38,6 +38,7 @@ def library(x, initial, change, low, high, upstream, scale):
     return array(y), array(to_x), array(to_change)
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(
     bits=st.integers(2, 8),

@@ -109,6 +109,7 @@ def expected_left(settings):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
 def test_inference_stays(settings, float64):
     model, x = source(), images()
@@ -121,6 +122,7 @@ def test_inference_stays(settings, float64):
     assert {item.name for item in norms} == {f"{name}_bn" for name in left(new) - BARE}
 
 
+@pytest.mark.slow(10)
 def test_float32_is_as_exact_as_float32_is():
     model, x = source(), images().astype("float32")
     for name in PATTERNS:
@@ -129,6 +131,7 @@ def test_float32_is_as_exact_as_float32_is():
             assert np.abs(a - b).max() < 1e-5 * np.abs(a).max(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", sorted(set(PATTERNS) - {"ecb"}))
 def test_training_starts_from_the_source(pattern, float64):
     """The outputs, and what the batch does to the moving statistics."""
@@ -152,6 +155,7 @@ def test_training_starts_from_the_source(pattern, float64):
         np.testing.assert_allclose(b, a, atol=tolerance, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -221,6 +225,7 @@ class Nested(ReparamConv):
         return Sum([self.batch_norm(chain, name="outer"), side])
 
 
+@pytest.mark.slow
 def test_what_has_no_factors_is_refused_by_name():
     model = source()
     for settings in (
@@ -233,6 +238,7 @@ def test_what_has_no_factors_is_refused_by_name():
         convert(model, {"pattern": Nested, "layers": "same"})
 
 
+@pytest.mark.slow
 def test_weights_out_of_bounds_are_refused(float64):
     """OABN clips gammas; what it would change is left."""
     model, x = source(), images()
@@ -243,6 +249,7 @@ def test_weights_out_of_bounds_are_refused(float64):
         np.testing.assert_allclose(b, a, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_epsilon_and_momentum_come_along():
     model = source()
     block = convert(model, "acnet").get_layer("same")

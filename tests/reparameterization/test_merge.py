@@ -213,6 +213,7 @@ def test_the_imagenet_stem():
 # Quantized models.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 3])
 def test_a_merged_quantized_model_computes_the_same(bits):
     qat = quantize(network(residual), bits=bits)
@@ -228,6 +229,7 @@ def test_a_merged_quantized_model_computes_the_same(bits):
     assert np.mean(y == expected) > 0.99 and np.abs(y - expected).max() < 1.5 * step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4])
 def test_merged_quantized_kernels_are_whole_numbers_of_steps(bits):
     qat = quantize(network(residual), bits=bits, rules={"logits": {"weight_bits": bits}})
@@ -262,6 +264,7 @@ assert "repq_tf" not in sys.modules
 """
 
 
+@pytest.mark.slow(10)
 def test_the_merged_file_loads_without_this_library(tmp_path):
     model = network(residual)
     repq_tf.merge(model).save(tmp_path / "merged.keras")

@@ -44,6 +44,7 @@ def assert_same(new, model, x, tolerance=1e-6):
         assert relative(a, b) < tolerance
 
 
+@pytest.mark.slow
 def test_from_a_plain_network_to_the_integer_file(tmp_path):
     model = network(small)
     new = convert(model, "mobileone", calibration_data=images())
@@ -60,6 +61,7 @@ def test_from_a_plain_network_to_the_integer_file(tmp_path):
     assert_exact(report)
 
 
+@pytest.mark.slow
 def test_a_network_of_keras_applications(float64):
     model = keras.applications.MobileNetV2((32, 32, 3), alpha=0.35, weights=None, classes=7)
     rng = np.random.default_rng(0)
@@ -76,6 +78,7 @@ def test_a_network_of_keras_applications(float64):
         assert_same(new, model, x, 1e-10)
 
 
+@pytest.mark.slow
 def test_the_given_model_is_left_alone():
     model = network(small)
     before, config = weights(model), model.get_config()
@@ -87,6 +90,7 @@ def test_the_given_model_is_left_alone():
         np.testing.assert_array_equal(value, before[path], err_msg=path)
 
 
+@pytest.mark.slow
 def test_the_result_is_saved_and_loaded(tmp_path):
     new = convert(network(small), {"pattern": "dbb"})
     new.save(tmp_path / "x.keras")

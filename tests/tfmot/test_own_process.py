@@ -22,7 +22,7 @@ def run(*command, cwd=HERE.parent.parent, **environment):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.slow(100)
 def test_cases():
     cases = sorted(str(path) for path in HERE.glob("case_*.py"))
     options = ["-p", "no:cacheprovider", "-n", "0", "-q", "-o", "python_files=case_*.py"]
@@ -32,7 +32,7 @@ def test_cases():
     assert "skipped" not in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.slow(20)
 def test_the_example_of_the_documentation(tmp_path):
     page = (HERE.parent.parent / "docs" / "tfmot.md").read_text("utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
@@ -42,6 +42,7 @@ def test_the_example_of_the_documentation(tmp_path):
     assert (tmp_path / "digits.tflite").stat().st_size > 10_000
 
 
+@pytest.mark.slow(10)
 def test_keras_3_first_says_what_to_set():
     script = """
 import repq_tf, tf_keras
@@ -59,6 +60,7 @@ import repq_tf.tfmot
         assert part in done.stderr
 
 
+@pytest.mark.slow(10)
 def test_the_reverse_says_what_to_set():
     script = """
 import tensorflow_model_optimization, keras, repq_tf
@@ -76,6 +78,7 @@ tried(lambda: repq_tf.merge(keras.Model(tensor, keras.layers.Conv2D(3, 3)(tensor
     assert done.stdout.count("TF_USE_LEGACY_KERAS=0 and import repq_tf before") == 2
 
 
+@pytest.mark.slow
 def test_jax_is_refused():
     done = run("-c", "import repq_tf.tfmot", TF_USE_LEGACY_KERAS="1", KERAS_BACKEND="jax")
     assert "KERAS_BACKEND=tensorflow" in done.stderr

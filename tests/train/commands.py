@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 # Code that runs before the program, in the name of a user or machine that we do not have.
 TINY_MODELS = "from tests.train import tiny; tiny.register_models()"
+WITHOUT_PICTURES = "from tests.train import tiny; tiny.draw_nothing()"
 WITHOUT_TENSORFLOW = "import sys; sys.modules['tensorflow'] = None"
 
 

@@ -99,6 +99,7 @@ def has_source(row):
     return any(flag.startswith("--init_from=") for flag in row)
 
 
+@pytest.mark.slow(10)
 def test_the_accuracy_benchmark_gives_float_flags_to_float_stages_alone(tmp_path):
     """`main` refuses them beside --init_from."""
     flags = ("--modes=batch", "--epochs=3", "--learning_rate=0.5")
@@ -109,6 +110,7 @@ def test_the_accuracy_benchmark_gives_float_flags_to_float_stages_alone(tmp_path
         assert len({"--epochs=3.0", "--learning_rate=0.5"} & row) == (not has_source(row)) * 2
 
 
+@pytest.mark.slow
 def test_the_super_resolution_benchmark_gives_each_row_its_rates(tmp_path):
     flags = ("--train=a", "--test_sets=set5:b", "--bits=8,4", "--qat_rates=plain:0.5,repq:0.25")
     rates = "--float_rates=plain:2,branches:3"

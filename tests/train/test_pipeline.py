@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
+from matplotlib.figure import Figure
 
 from repq_tf.layers import ReparamConv
 from repq_tf.train import pipeline
@@ -17,13 +18,14 @@ from repq_tf.train.run import checkpoint, products, run_folder
 from repq_tf.train.run.run_folder import RunFolder
 from repq_tf.train.settings import resolve
 from repq_tf.train.tasks.base import Task
-from tests.train.tiny import TinyTask
+from tests.train.tiny import TinyTask, write_no_picture
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _process_wide_state():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tf.config.experimental, "enable_op_determinism", lambda: None)
+        patch.setattr(Figure, "savefig", write_no_picture)
         yield
 
 
@@ -57,6 +59,7 @@ def _file_is_the_model(report):
     return True
 
 
+@pytest.mark.slow(10)
 @pytest.mark.parametrize(
     "given",
     [
@@ -93,6 +96,7 @@ def _blocks(folder):
     return [layer for layer in model.layers if isinstance(layer, ReparamConv)]
 
 
+@pytest.mark.slow(20)
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision_is_of_training_alone(tmp_path, default, precision):
     assert _file_is_the_model(_run(tmp_path, mixed_precision=precision))
@@ -109,6 +113,7 @@ def test_half_precision_is_of_training_alone(tmp_path, default, precision):
     assert np.allclose(*rows, atol=0.1) and not np.array_equal(*rows)
 
 
+@pytest.mark.slow(20)
 def test_several_devices(tmp_path, default, two_replicas, monkeypatch):
     engine = mirrored.Mirrored(two_replicas)
     monkeypatch.setattr(choose, "make_engine", {"mirrored": engine}.get)
@@ -121,6 +126,7 @@ def test_several_devices(tmp_path, default, two_replicas, monkeypatch):
         _run(tmp_path / "odd", strategy="mirrored", batch_size=63)
 
 
+@pytest.mark.slow(10)
 def test_a_file_that_takes_pixels(tmp_path):
     options = {"input_type": "uint8", "step_gradient": "lsq"}
     report = _run(tmp_path, epochs=0.5, qat_epochs=0, **options)
@@ -145,6 +151,7 @@ def test_a_file_that_takes_pixels(tmp_path):
     np.testing.assert_allclose(logits, expected, rtol=1e-6)
 
 
+@pytest.mark.slow(10)
 def test_what_lies_beside_the_file(tmp_path):
     report = _run(tmp_path, epochs=0.5, qat_epochs=0)
     with open(tmp_path / run_folder.METADATA) as file:
@@ -182,6 +189,7 @@ def test_products_hold_weights_only(default):
     assert not os.path.exists(RunFolder(folder).state("float"))
 
 
+@pytest.mark.slow(10)
 def test_float_weights_of_an_earlier_run(tmp_path, default):
     folder, first = default
     for source in (folder, folder / run_folder.FLOAT):
@@ -196,6 +204,7 @@ def test_float_weights_of_an_earlier_run(tmp_path, default):
     assert not os.path.exists(tmp_path / "other")
 
 
+@pytest.mark.slow(10)
 def test_no_quantized_training_is_quantization_alone(tmp_path, default):
     _run(tmp_path, init_from=str(default[0]), qat_epochs=0)
     start, end = (
@@ -206,6 +215,7 @@ def test_no_quantized_training_is_quantization_alone(tmp_path, default):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow(10)
 def test_a_damaged_product_is_named(tmp_path, default):
     shutil.copytree(default[0], tmp_path, dirs_exist_ok=True)
     whole = (tmp_path / run_folder.QUANTIZED).read_bytes()
@@ -240,6 +250,7 @@ def test_a_stage_removes_what_was_made_of_its_product(tmp_path, default, monkeyp
         assert (tmp_path / name).read_bytes() == (default[0] / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_quantized_training_that_diverges_names_its_stage(tmp_path):
     with pytest.raises(DivergedError, match="of stage qat"):
         _run(tmp_path, method="merged", merged_bn=False, bits=4, qat_learning_rate=1e20)
@@ -247,6 +258,7 @@ def test_quantized_training_that_diverges_names_its_stage(tmp_path):
     assert not os.path.exists(tmp_path / run_folder.QUANTIZED)
 
 
+@pytest.mark.slow(10)
 def test_another_task_runs_through_the_same_pipeline(tmp_path, default):
     class Loss(TinyTask):
         """Judged by something else than accuracy."""

@@ -49,6 +49,20 @@ def register_models():
     register(tiny_ac, plain="tiny_plain")
 
 
+def write_no_picture(figure, file, **options):
+    """In place of `Figure.savefig`, which takes a fifth of a tiny run: an empty file."""
+    if not hasattr(file, "write"):
+        with open(file, "wb"):
+            pass
+
+
+def draw_nothing():
+    """Leaves all pictures empty; for processes that run nothing else."""
+    from matplotlib.figure import Figure
+
+    Figure.savefig = write_no_picture
+
+
 class TinyTask(Classification):
     """Classification by a network of two blocks, whatever `--model` says."""
 

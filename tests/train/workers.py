@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from tests.train.commands import ROOT, TINY_MODELS, command
+from tests.train.commands import ROOT, TINY_MODELS, WITHOUT_PICTURES, command
 
 
 def tensorflow_cluster(count):
@@ -71,6 +71,7 @@ def run_workers(environments, folder, *args, until=None, last=None):
     """
     before = [
         TINY_MODELS,
+        WITHOUT_PICTURES,
         f"from tests.train import workers; workers.watch({str(folder)!r}, {last!r})",
     ]
     line = command(*args, f"--workdir={folder}", before=before)

@@ -69,6 +69,7 @@ class TestRepVGGBlock(BlockCase):
         expected = 0.15 * (around + merged.sum())
         np.testing.assert_allclose(array(block.losses[0]), expected, rtol=1e-10)
 
+    @pytest.mark.slow
     def test_the_custom_l2_is_part_of_what_fit_minimizes(self):
         losses = {}
         for weight in (0.0, 10.0):

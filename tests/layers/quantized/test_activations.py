@@ -120,6 +120,7 @@ def test_saved_and_loaded(tmp_path):
     assert len(loaded.losses) == 1
 
 
+@pytest.mark.slow
 def test_constraints_and_frozen_alphas_stay(tmp_path):
     inputs = keras.Input((8, 8, 3))
     options = {"shared_axes": [1, 2], "alpha_constraint": keras.constraints.MaxNorm(0.2)}

@@ -55,6 +55,7 @@ def test_sigmoid(zero, rng):
         np.testing.assert_array_equal(got[inside], sigmoid_levels(step, zero)[inside])
 
 
+@pytest.mark.slow
 def test_sigmoid_where_it_rises():
     """Steps for which a level falls on a rounding tie of the table, from either side."""
     layer = layer_of(QuantizedSigmoid)

@@ -69,14 +69,21 @@ def _train(folder, strategy, epochs=2):
     return model, run
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def strategy(two_replicas):
     return two_replicas
 
 
-def test_two_devices_train_what_one_trains(tmp_path, strategy):
+@pytest.fixture(scope="module")
+def trained(strategy, tmp_path_factory):
+    """A model trained on two devices and its run, to be left as they are."""
+    return _train(tmp_path_factory.mktemp("trained") / "run", strategy)
+
+
+@pytest.mark.slow(10)
+def test_two_devices_train_what_one_trains(tmp_path, trained):
     one, run = _train(tmp_path / "one", None)
-    two, other = _train(tmp_path / "two", strategy)
+    two, other = trained
     history, again = (read_history(r.history("float")) for r in (run, other))
     for name, values in history.items():
         np.testing.assert_allclose(values, again[name], rtol=1e-3, err_msg=name)
@@ -89,8 +96,9 @@ def test_two_devices_train_what_one_trains(tmp_path, strategy):
     assert moved == len(fresh)
 
 
-def test_replicas_hold_the_same_statistics(tmp_path, strategy):
-    model, _ = _train(tmp_path, strategy)
+@pytest.mark.slow(10)
+def test_replicas_hold_the_same_statistics(trained, strategy):
+    model, _ = trained
     copies = {
         variable.path: [v.numpy() for v in strategy.experimental_local_results(variable.value)]
         for variable in model.weights
@@ -101,8 +109,9 @@ def test_replicas_hold_the_same_statistics(tmp_path, strategy):
         np.testing.assert_array_equal(first, second, err_msg=path)
 
 
-def test_what_is_saved_is_what_was_trained(tmp_path, strategy):
-    model, run = _train(tmp_path, strategy)
+@pytest.mark.slow(10)
+def test_what_is_saved_is_what_was_trained(trained):
+    model, run = trained
     path = run.file("float.keras")
     checkpoint.save_model(model, path)
     loaded = checkpoint.load_model(path)
@@ -116,8 +125,9 @@ def test_what_is_saved_is_what_was_trained(tmp_path, strategy):
     )
 
 
-def test_two_devices_continue_where_they_stopped(tmp_path, strategy):
-    whole, _ = _train(tmp_path / "whole", strategy, epochs=2)
+@pytest.mark.slow(20)
+def test_two_devices_continue_where_they_stopped(tmp_path, trained, strategy):
+    whole, _ = trained
     task, run = _Blocks(), RunFolder(tmp_path / "stopped")
     os.makedirs(run.path)
 
@@ -204,7 +214,7 @@ def test_models_take_the_option_that_synchronizes():
     assert all(b.synchronized for b in model.layers if hasattr(b, "synchronized"))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(60)
 def test_losses_of_quantized_training_do_not_depend_on_the_number_of_devices(tmp_path):
     """In float64, where no rounding error moves a value to another level."""
     file = tmp_path / "losses.json"

@@ -28,7 +28,7 @@ def cluster(request, tmp_path_factory):
     return name, make, folder
 
 
-@pytest.mark.slow
+@pytest.mark.slow(70)
 def test_both_workers_end_with_the_same_weights(cluster):
     _, _, folder = cluster
     for stage in ("float", "qat"):
@@ -50,7 +50,7 @@ def test_what_is_saved_is_what_was_trained(cluster):
     assert (folder / run_folder.FILE).exists() == (name == "multi_worker")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(20)
 def test_two_workers_train_what_one_trains(cluster, tmp_path):
     _, make, folder = cluster
     run_workers(make(1), tmp_path / "run", *ARGS, "--strategy=none", last="qat")
@@ -66,7 +66,7 @@ def test_two_workers_train_what_one_trains(cluster, tmp_path):
             np.testing.assert_allclose(one[column], two[column], rtol=of_losses)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(60)
 def test_two_workers_continue_where_they_were_killed(cluster, tmp_path):
     name, make, folder = cluster
     again = tmp_path / "run"
@@ -79,7 +79,7 @@ def test_two_workers_continue_where_they_were_killed(cluster, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(10)
 def test_two_devices_of_one_process_train_what_two_processes_train(cluster, tmp_path):
     name, make, folder = cluster
     if name == "multi_worker":

@@ -26,6 +26,7 @@ def _fit(model, seed, epochs=1):
     model.fit(x, y, batch_size=8, epochs=epochs, shuffle=False, verbose=0)
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_state_as_if_nothing_had_happened(tmp_path):
     path = str(tmp_path / "state.npz")
     model = _model()

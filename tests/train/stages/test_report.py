@@ -135,6 +135,7 @@ def figures(monkeypatch):
     return figures
 
 
+@pytest.mark.slow
 def test_plots_are_pictures(tmp_path, figures):
     rng = np.random.default_rng(0)
     history = {

@@ -5,21 +5,22 @@ import os
 
 import pytest
 
-from tests.train.commands import TINY_MODELS, run, run_until
+from tests.train.commands import TINY_MODELS, WITHOUT_PICTURES, run, run_until
 
 # Set before the tiny models are registered, which imports Keras.
 BEFORE = ("import os; os.environ['TF_USE_LEGACY_KERAS'] = '1'", TINY_MODELS)
+QUICK = (*BEFORE, WITHOUT_PICTURES)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(90)
 def test_a_run_and_a_killed_one_end_equal(tmp_path):
     flags = ["--model=tiny_ac", "--bits=6", "--quantizer=tfmot", "--epochs=1", "--qat_epochs=3"]
     flags += ["--batch_size=256", "--verbose=0"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run(*flags, f"--workdir={whole}", before=BEFORE)
-    run_until(killed / "state_qat.npz", *flags, f"--workdir={killed}", before=BEFORE)
+    run(*flags, f"--workdir={whole}", before=QUICK)
+    run_until(killed / "state_qat.npz", *flags, f"--workdir={killed}", before=QUICK)
     assert not os.path.exists(killed / "quantized.keras")
-    run(*flags, f"--workdir={killed}", before=BEFORE)
+    run(*flags, f"--workdir={killed}", before=QUICK)
     results = [
         json.loads((folder / "measurement.json").read_text()) for folder in (whole, killed)
     ]
@@ -31,6 +32,7 @@ def test_a_run_and_a_killed_one_end_equal(tmp_path):
     assert (whole / "model.tflite").read_bytes() == (killed / "model.tflite").read_bytes()
 
 
+@pytest.mark.slow(10)
 def test_a_network_that_tfmot_cannot_quantize_is_refused_before_it_is_trained(tmp_path):
     flags = ["--model=tiny_sigmoid", "--quantizer=tfmot"]
     _, error = run(*flags, f"--workdir={tmp_path / 'run'}", before=BEFORE, code=1)
@@ -40,6 +42,7 @@ def test_a_network_that_tfmot_cannot_quantize_is_refused_before_it_is_trained(tm
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_keras_3_chosen_before_says_what_to_set(tmp_path):
     _, error = run("--quantizer=tfmot", f"--workdir={tmp_path}", before=(TINY_MODELS,), code=1)
     assert "TF_USE_LEGACY_KERAS=1" in error and "before the first import" in error

@@ -88,6 +88,7 @@ def _read(path):
         return file.read()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed_in", [1, 2, 3])
 def test_a_killed_stage_ends_where_it_would_have_ended(tmp_path, killed_in):
     whole, run, _ = _run(tmp_path / "whole", 3.4)
@@ -118,6 +119,7 @@ def test_a_killed_stage_ends_where_it_would_have_ended(tmp_path, killed_in):
     }
 
 
+@pytest.mark.slow
 def test_the_last_epoch_may_be_a_fraction(tmp_path):
     task = _Toy()
     model, _, _ = _run(tmp_path, 2.4, task)
@@ -125,6 +127,7 @@ def test_the_last_epoch_may_be_a_fraction(tmp_path):
     assert int(model.optimizer.iterations) == 12
 
 
+@pytest.mark.slow
 def test_a_finished_stage_is_not_trained_again(tmp_path):
     first, _, seconds = _run(tmp_path, 2)
     task = _Toy()
@@ -140,6 +143,7 @@ def test_no_epochs_leave_the_model_alone(tmp_path):
     assert records.read_history(run.history("float")) == {}
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     with pytest.raises(DivergedError) as error:
         _run(tmp_path, 4, _Toy(bad=(2, 1)))
@@ -151,11 +155,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     assert records.read_history(run.history("float"))["epoch"] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_in_the_first_epoch(tmp_path):
     with pytest.raises(DivergedError, match="step 1 .*no checkpoint yet"):
         _run(tmp_path, 4, _Toy(bad=(0, 0)))
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_finite_are_never_saved_as_good(tmp_path):
     with pytest.raises(DivergedError, match="The weight .*last step|The weight .*not finite"):
         _run(tmp_path, 2, _Burst())
@@ -171,6 +177,7 @@ class _Burst(_Toy):
         return model
 
 
+@pytest.mark.slow
 def test_records_can_be_read_by_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -191,6 +198,7 @@ def test_records_can_be_read_by_tensorboard(tmp_path):
     assert points == [(1, 0.5), (2, 1.0), (3, 1.5)]
 
 
+@pytest.mark.slow
 def test_pictures_survive_an_interruption(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -230,6 +238,7 @@ def test_only_kernels_are_decayed_unless_the_recipe_says_all():
     assert not any(is_decayed(path, "all") for path in spared[3:])
 
 
+@pytest.mark.slow
 def test_decay_is_as_fast_as_in_the_papers():
     model = _Toy().build()
     model.get_layer("norm").gamma.assign(np.full(4, 2.0))

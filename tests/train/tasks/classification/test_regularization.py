@@ -145,6 +145,7 @@ def test_workers_share_every_batch(workers):
     assert all(batch in one for images, _ in whole for batch in images)
 
 
+@pytest.mark.slow
 def test_soft_labels_are_trained_on_and_judged(capsys):
     task = Classification(resolve(mixup=0.2, label_smoothing=0.1, augment="none"))
     model = keras.Sequential(

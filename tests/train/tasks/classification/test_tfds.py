@@ -97,6 +97,7 @@ def _matches(images, labels):
     return np.allclose(middle, wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_small_sets_become_arrays(tmp_path):
     data = load_images("repq_shapes", str(tmp_path))
     assert (data.train_size, data.test_size) == (TRAIN, TEST)
@@ -109,6 +110,7 @@ def test_small_sets_become_arrays(tmp_path):
     assert _matches(*resized.test_sample(TEST))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["none", "crop_flip", "resized_crop"])
 def test_large_sets_are_streamed(tmp_path, kind):
     data = load_images("repq_photos", str(tmp_path), image_size=66)
@@ -132,6 +134,7 @@ def test_large_sets_are_streamed(tmp_path, kind):
         assert any(not np.array_equal(a[1], b[1]) for a, b in zip(first, other, strict=True))
 
 
+@pytest.mark.slow
 def test_streamed_test_images_come_once_and_in_order(tmp_path):
     data = load_images("repq_photos", str(tmp_path), image_size=66)
     batches = list(data.test_batches(4).as_numpy_iterator())
@@ -148,6 +151,7 @@ def _epoch(data, **given):
     return list(data.train_batches(1, 8, 5, **options).as_numpy_iterator())
 
 
+@pytest.mark.slow
 def test_workers_together_read_what_one_reads_alone(tmp_path):
     data = load_images("repq_photos", str(tmp_path), image_size=66)
     parts = [_epoch(data, shard=(worker, 2)) for worker in (0, 1)]
@@ -157,6 +161,7 @@ def test_workers_together_read_what_one_reads_alone(tmp_path):
             np.testing.assert_array_equal(part[k][1], labels[worker::2])
 
 
+@pytest.mark.slow
 def test_streams_are_regularized_and_repeatable(tmp_path):
     data = load_images("repq_photos", str(tmp_path), image_size=66)
     plain = _epoch(data, kind="none")
@@ -176,6 +181,7 @@ def test_streams_are_regularized_and_repeatable(tmp_path):
         assert not np.array_equal(a, c) and a.min() >= -1 and a.max() <= 1
 
 
+@pytest.mark.slow
 def test_a_cached_set_is_read_once(tmp_path):
     data = load_images("repq_photos", str(tmp_path), image_size=66, cache=True)
     first = _epoch(data)
@@ -230,6 +236,7 @@ def test_a_test_split_without_labels_is_none(tmp_path, monkeypatch):
     assert (data.train_size, data.test_size) == (round(0.8 * TRAIN), TRAIN - round(0.8 * TRAIN))
 
 
+@pytest.mark.slow
 def test_a_batch_of_tests_is_shared_evenly(tmp_path, two_replicas):
     """Also the last one, which is smaller: no replica may be without an image."""
     data = load_images("repq_photos", str(tmp_path), image_size=66)
@@ -242,6 +249,7 @@ def test_a_batch_of_tests_is_shared_evenly(tmp_path, two_replicas):
     assert parts == [[3, 4], [2, 2]] and found["validation_steps"] == 2
 
 
+@pytest.mark.slow
 def test_an_epoch_has_one_order(tmp_path):
     """Under JAX, `fit` looks at its first batch before it begins to read."""
     data = load_images("repq_photos", str(tmp_path), image_size=66)
@@ -297,6 +305,7 @@ def test_a_set_that_cannot_be_prepared(tmp_path, monkeypatch):
         load_images("repq_shapes", str(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [tfds_images.MEMORY_LIMIT, 10], ids=["arrays", "streamed"])
 def test_images_that_cannot_be_decoded(tmp_path, monkeypatch, limit):
     monkeypatch.setattr(tfds_images, "MEMORY_LIMIT", limit)

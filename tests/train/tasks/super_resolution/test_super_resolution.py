@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
+from matplotlib.figure import Figure
 from PIL import Image
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
@@ -21,7 +22,7 @@ from repq_tf.train.tasks.super_resolution.color import FINE_STEP, to_network
 from repq_tf.train.tasks.super_resolution.pairs import load_pairs, read_pairs
 from repq_tf.train.tasks.super_resolution.task import SuperResolution
 from tests.train.commands import TINY_MODELS, WITHOUT_TENSORFLOW, run
-from tests.train.tiny import TinyUpscaling
+from tests.train.tiny import TinyUpscaling, write_no_picture
 
 
 def _task(**given):
@@ -144,6 +145,7 @@ def test_psnr_while_training_is_that_of_the_crops(photographs):
     assert found["loss"] == pytest.approx(np.concatenate(losses).mean(), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ecbsr_m4c8", "repvgg_sr_m4c16"])
 def test_blocks_compute_with_merged_kernels_which_is_the_same_function(name, photographs):
     task = _task(**_given(photographs))
@@ -161,6 +163,7 @@ def test_whole_images_are_compared(photographs):
     assert len(_task(**_given(photographs)).test_inputs(1)) == 1
 
 
+@pytest.mark.slow
 def test_pictures_of_a_network(photographs, tmp_path):
     task = _task(**_given(photographs))
     model = task.build("ecbsr_m4c8")
@@ -235,8 +238,10 @@ SHORT = {
 }
 
 
+@pytest.mark.slow(30)
 def test_a_run_ends_in_an_exact_file(tmp_path, photographs, monkeypatch):
     monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: None)
+    monkeypatch.setattr(Figure, "savefig", write_no_picture)
     given = {"method": "merged", "color": "rgb", "scale": 3, "activation_bits": 16}
     given = {**SHORT, **_given(photographs), **given}
     pipeline.run(resolve(model="ecbsr_m4c8", workdir=str(tmp_path), **given), TinyUpscaling)
@@ -261,7 +266,7 @@ def test_a_run_ends_in_an_exact_file(tmp_path, photographs, monkeypatch):
     assert {"float_pictures", "qat_pictures"} < set(os.listdir(tmp_path / "logs"))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(40)
 def test_without_tensorflow_it_trains_up_to_the_merged_model(tmp_path, photographs):
     options = {**SHORT, **_given(photographs), "model": "tiny_ecbsr", "bits": 4}
     options["workdir"] = tmp_path

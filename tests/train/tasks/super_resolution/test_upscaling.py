@@ -83,6 +83,7 @@ def run_whole(path, image):
     return Network(str(path))(image[None])[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(75, 50), (33, 90), (13, 61), (5, 4), (1, 1), SIZE])
 @pytest.mark.parametrize("kind", ["float", "integer"])
 def test_tiles_give_what_the_whole_image_gives(files, kind, shape):
@@ -141,6 +142,7 @@ def test_color_through_the_network(files):
     np.testing.assert_array_equal(Upscaler(files["integer", 3])(pixels), expected)
 
 
+@pytest.mark.slow
 def test_16_bits_are_finer_than_levels(tmp_path):
     model = with_biases(repq_tf.models.repvgg_sr(4, 8, 2, 3, block="ConvBlock"))
     images = to_network(photograph(3 * 12, 12)).reshape(3, 12, 12, 3)
@@ -289,6 +291,7 @@ def command(*args, code=0):
     return done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_the_command(files, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
