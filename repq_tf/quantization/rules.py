@@ -33,7 +33,7 @@ class LayerBits:
     activation_bits: int | None = 8
     per_channel: bool = True
     weight_range: str = "min_error"
-    activation_range: str = "min_error"
+    activation_range: str = "output_error"
 
 
 def check_rules(rules: Rules | None) -> CheckedRules:

@@ -83,7 +83,7 @@ def test_quantization_shifts_no_mean(restore):
             y = y * gain + shift
         mean, variance = moments(y)
         want = moments(expected.reshape(len(expected), -1, 1, expected.shape[-1]))
-        np.testing.assert_allclose(mean, want[0], atol=0.01 * np.sqrt(want[1]).max())
+        np.testing.assert_allclose(mean, want[0], atol=0.02 * np.sqrt(want[1]).max())
         if block.root is not None:
             np.testing.assert_allclose(variance, want[1], rtol=0.35)
 

@@ -15,6 +15,7 @@ from tests.quantization.networks import (
     quantize,
     quantizer_of,
 )
+from tests.reference import convolution
 
 X = images(8)
 
@@ -71,7 +72,7 @@ def test_rules_are_of_single_layers(model):
     expected = VALUE_RULES["mae"](kernel, -8, 7, True)
     np.testing.assert_allclose(kernel_steps(quantized, "b"), expected, rtol=1e-6)
     # Of positive values the largest is on the grid, which nothing else demands.
-    for name in ("stem", "a"):
+    for name in ("a",):
         step, other = (float(quantizer_of(m, name).step) for m in (quantized, plain))
         assert step > 1.02 * other
     assert float(quantizer_of(last, "a").step) < float(quantizer_of(quantized, "a").step)
@@ -105,3 +106,38 @@ def test_kl_is_taken_where_there_are_8_bits(model):
     qat(model, bits=4, rules={"stem": {"weight_range": "kl"}})
     qat(model, bits=4, rules={"b": {"weight_bits": None, "weight_range": "kl"}})
     check_quantizable(model)
+
+
+@pytest.mark.parametrize("correct", ["moments", None])
+def test_output_error_is_that_of_the_readers(model, correct):
+    """Of the input, over all pixels that the stem makes of it."""
+    quantized = qat(model, rules={"image": {"activation_bits": 3}}, correct=correct)
+    kernel = array(model.get_layer("stem").kernel).astype("float64")
+    wide = X.astype("float64")
+
+    def error(x, w):
+        """Of the stem's output, in parts of each channel's variance."""
+        y, real = convolution(x, w), convolution(wide, kernel)
+        difference = y - real
+        if correct:
+            difference = difference - difference.mean(axis=(0, 1, 2))
+        return np.mean(np.mean(difference**2, axis=(0, 1, 2)) / real.var(axis=(0, 1, 2)))
+
+    def rounded(values, step, low, high):
+        return np.clip(np.rint(values / step), low, high) * step
+
+    tensor = quantizer_of(quantized, "image").activation_quantizer
+    found = error(rounded(wide, float(tensor.step), -4, 3), kernel)
+    tried = np.abs(X).max() / 3 * np.geomspace(0.2, 1, 60)
+    best = min(error(rounded(wide, step, -4, 3), kernel) for step in tried)
+    assert found <= 1.05 * best
+
+
+def test_output_error_is_min_error_where_no_convolution_reads(model):
+    """Of outputs, and of tensors that share a step; not of what convolutions read."""
+    names = ("stem", "a", "logits")
+    default = qat(model, bits=4)
+    default = {name: float(quantizer_of(default, name).step) for name in names}
+    for name in names:
+        other = qat(model, bits=4, rules={name: {"activation_range": "min_error"}})
+        assert (float(quantizer_of(other, name).step) == default[name]) == (name != "stem")
