@@ -21,6 +21,7 @@ from repq_tf.calibration.execution import Calls, Stored, fitting, run_batch, run
 from repq_tf.calibration.float_pass import FloatPass
 from repq_tf.calibration.images import read_images
 from repq_tf.calibration.prepared import MergedBlock, Run, prepare_float
+from repq_tf.calibration.ranges import TensorSteps, set_kernel_step
 from repq_tf.calibration.samples import Sampler
 from repq_tf.calibration.thinning import thin_reading
 from repq_tf.graphs import Graph, Node, read_graph
@@ -30,12 +31,22 @@ from repq_tf.layers import Quantize, ReparamConv
 from repq_tf.progress import Progress
 from repq_tf.windows import convolve
 
+CORRECTIONS = ("moments", "bias", None)
+
+
+def check_correction(correct: Any) -> str | None:
+    """Returns `correct`, or raises ValueError listing the corrections there are."""
+    if not isinstance(correct, str | None) or correct not in CORRECTIONS:
+        raise ValueError(f"correct must be one of {CORRECTIONS}. Received: {correct!r}")
+    return correct
+
 
 def calibrate(
     model: keras.Model,
     graph: Graph,
     builder: Any,
     images: Stored,
+    correct: str | None = "moments",
     verbose: bool = True,
     alone: bool = False,
 ) -> dict[str, MergedBlock]:
@@ -46,6 +57,8 @@ def calibrate(
         graph: the float model's graph.
         builder: the `Builder` that made the quantized model, with the float one's weights.
         images: their `Stored` batches.
+        correct: what is corrected of what quantization does to the features: "moments", their
+            means and deviations; "bias", their means alone; None.
         verbose: whether to show progress bars.
         alone: whether each layer is calibrated as if it alone was quantized: on the features
             of the float network.
@@ -59,7 +72,8 @@ def calibrate(
         real.add(images[k])
         progress.advance()
     real.check()
-    calibrated, drawn = set(), {}
+    quantized = read_graph(model)
+    steps = TensorSteps(quantized, builder.ranges, real.samples, images.images, correct)
 
     def visit(node: Node, calls: Calls) -> None:
         layer = node.layer
@@ -72,28 +86,15 @@ def calibrate(
                 layer.name in builder.fresh_roots,
                 layer.name in builder.true_moments,
                 builder.ranges[layer.name],
+                correct,
             )
-            drawn[node.name] = None if alone else values
-        elif isinstance(layer, Quantize) and layer.fixed_step is None:
-            if layer.name not in calibrated:
-                calibrated.add(layer.name)
-                rule = builder.ranges[layer.name]
-                layer.activation_quantizer.initialize(values_of(node, calls, rule), rule)
-
-    def values_of(node: Node, calls: Calls, rule: str) -> Array:
-        layer = node.layer
-        if layer.name in real.samples:
-            return np.concatenate([s.values(layer.bits) for s in real.samples[layer.name]])
-        if type(layer) is Quantize and layer.bits <= 8 and rule in ("min_error", "mae"):
-            values = drawn.get(node.inputs[0].node)
-            if values is not None and values.any():
-                return values
-        return _sampled(layer, calls, images, rule)
+            steps.drawn[node.name] = None if alone else values
+        elif isinstance(layer, Quantize):
+            steps.set(node, calls)
 
     def make_float(node: Node) -> Run:
         return prepare_float(node.layer, real.merged.get(node.name))
 
-    quantized = read_graph(model)
     progress = Progress("quantized layers", len(quantized.nodes) - 1, "layer", verbose)
     run_layers(quantized, images, visit, progress, make_float if alone else None)
     return real.merged
@@ -106,7 +107,8 @@ def calibrate_block(
     real: Moments,
     fresh_root: bool,
     true_moments: bool,
-    rule: str = "min_error",
+    rule: str,
+    correct: str | None,
 ) -> Array | None:
     """Sets a quantized block's weight steps and corrects what quantization shifts and scales.
 
@@ -123,6 +125,7 @@ def calibrate_block(
         fresh_root: whether its restored batch norm is new and starts as the identity.
         true_moments: whether the float block was trained with exact moments.
         rule: the range rule of its weights.
+        correct: what is corrected, as in `calibrate`.
 
     Returns:
         Values of its output, at random places; None if it runs its branches.
@@ -136,11 +139,12 @@ def calibrate_block(
     else:
         affine = block.inner.merge()
     if block.weight_quantizer is not None:
-        block.weight_quantizer.initialize(affine.kernel, rule)
+        set_kernel_step(block.weight_quantizer, affine, readings, rule, images, correct)
     unrounded, quantized, sampler = _measured(block, affine, readings, images)
     unused = block.root is block.restored and not block.uses_merged_kernel
     if block.root is None or unused:
-        block.inner.shift(real.mean - quantized.mean)
+        if correct is not None:
+            block.inner.shift(real.mean - quantized.mean)
     else:
         if fresh_root:
             block.root.gamma.assign(np.sqrt(real.variance + block.root.epsilon))
@@ -148,7 +152,9 @@ def calibrate_block(
             set_moments(block.root.statistics, real)
         elif isinstance(block.expression, BatchNorm):
             neutralise_dead_channels(block.root)
-        match_moments(block.root, real, unrounded, quantized)
+        if correct is not None:
+            before = unrounded if correct == "moments" else quantized
+            match_moments(block.root, real, before, quantized)
     if not block.uses_merged_kernel:
         return None
     merged = MergedBlock(block, block.root)
@@ -171,13 +177,6 @@ def _measured(
             moments.add_features(y, affine.bias)
         sampler.add(y)
     return *found, sampler
-
-
-def _sampled(layer: Quantize, calls: Calls, images: Stored, rule: str) -> Array:
-    sampler = Sampler(layer.name, images.images, rule=rule)
-    for args, _ in calls:
-        sampler.add(layer.values(*args))
-    return sampler.values(layer.bits)
 
 
 def clip_rates(

@@ -174,7 +174,7 @@ def analyze(
     quantized, builder = uncalibrated(graph, default, (), bool(lowest < 0), "restored")
     layers = read_graph(quantized)
     weights = _weights(layers)  # as they are in the float model
-    floats = calibrate(quantized, graph, builder, images, verbose)
+    floats = calibrate(quantized, graph, builder, images, verbose=verbose)
     found = _analysis(layers, weights, images, floats, bits, verbose)
     return dataclasses.replace(found, name=model.name)
 

@@ -173,7 +173,7 @@ class _Network:
         for b in bits:
             rules = [("*", {"weight_bits": b, "activation_bits": b})]
             model, builder = uncalibrated(graph, default_bits(b), rules, signed, "restored")
-            merged = calibrate(model, graph, builder, images, verbose, alone=True)
+            merged = calibrate(model, graph, builder, images, verbose=verbose, alone=True)
             self.graph = read_graph(model)
             self.trials += _trials(self.graph, b)
         self.floats = {

@@ -9,7 +9,7 @@ from repq_tf.arithmetic import ACTIVATION_BITS, BITS
 from repq_tf.branches import check_mode
 from repq_tf.calibration.execution import fitting
 from repq_tf.calibration.images import store_images
-from repq_tf.calibration.steps import calibrate
+from repq_tf.calibration.steps import calibrate, check_correction
 from repq_tf.graphs import Graph, read_graph, rebuild
 from repq_tf.keras_api import keras
 from repq_tf.layers import Quantize, ReparamConv
@@ -33,6 +33,7 @@ def quantize(
     per_channel: bool = True,
     weight_range: str = "min_error",
     activation_range: str = "min_error",
+    correct: str | None = "moments",
     calibration_data: Any = None,
     calibration_images: int | None = 512,
     input_step: float | None = None,
@@ -78,9 +79,15 @@ def quantize(
             "mae", the least mean absolute error;
             "max", nothing is clipped;
             "percentile", one of ten thousand is;
-            "kl", the least divergence of distributions, as TensorRT calibrates (8 bits alone).
-        activation_range: likewise, of activations. Tensors that share a step get the rule of
-            the last of them that has another than this one.
+            "kl", the least divergence of distributions, as TensorRT calibrates (8 bits alone);
+            "output_error", the least error of what the convolution makes of its images.
+        activation_range: likewise, of activations; with "output_error", the least error of
+            what convolutions make of them, and where none reads them, tensors share a step or
+            have 16 bits, "min_error". Tensors that share a step get the rule of the last of
+            them that has another than this one.
+        correct: what is corrected of what quantization does to features, by batch norms and
+            biases: "moments" (default), their means and, by batch norms, their deviations;
+            "bias", their means alone; None.
         calibration_data: a few hundred images as the model will see them: an array;
             `(images, labels)`, a tuple as for `fit`; or an iterable of batches, each an array
             or a tuple whose first item is one: a list, a generator, a `tf.data.Dataset`, a
@@ -116,6 +123,7 @@ def quantize(
     check_mode(bn_statistics)
     boolean(restore_batch_norm, "restore_batch_norm", optional=True)
     check_step_gradient(step_gradient)
+    check_correction(correct)
     boolean(verbose, "verbose")
     rules = check_rules(rules)
     for name, step in (("input_step", input_step), ("output_step", output_step)):
@@ -136,7 +144,7 @@ def quantize(
         [(name, step) for name, step in steps if step is not None],
         step_gradient,
     )
-    calibrate(quantized, graph, builder, images, verbose)
+    calibrate(quantized, graph, builder, images, correct, verbose)
     if verbose:
         print(quantization_table(quantized))
         print(f"calibrated on {images.images} images")

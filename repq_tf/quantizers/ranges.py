@@ -133,7 +133,7 @@ VALUE_RULES: dict[str, Callable[..., Any]] = {
     "mae": mae_step,
     "kl": kl_step,
 }
-RANGES = tuple(VALUE_RULES)
+RANGES = (*VALUE_RULES, "output_error")
 
 
 def check_range(name: Any, argument: str) -> str:

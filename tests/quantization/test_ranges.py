@@ -15,6 +15,7 @@ from tests.quantization.networks import (
     quantize,
     quantizer_of,
 )
+from tests.reference import convolution
 
 X = images(8)
 
@@ -105,3 +106,40 @@ def test_kl_is_taken_where_there_are_8_bits(model):
     qat(model, bits=4, rules={"stem": {"weight_range": "kl"}})
     qat(model, bits=4, rules={"b": {"weight_bits": None, "weight_range": "kl"}})
     check_quantizable(model)
+
+
+@pytest.mark.parametrize("correct", ["moments", None])
+def test_output_error_is_that_of_the_readers(model, correct):
+    """Of the input, over all pixels that the stem makes of it."""
+    rules = {"image": {"activation_bits": 3, "activation_range": "output_error"}}
+    quantized = qat(model, rules=rules, correct=correct)
+    kernel = array(model.get_layer("stem").kernel).astype("float64")
+    wide = X.astype("float64")
+
+    def error(x, w):
+        """Of the stem's output, in parts of each channel's variance."""
+        y, real = convolution(x, w), convolution(wide, kernel)
+        difference = y - real
+        if correct:
+            difference = difference - difference.mean(axis=(0, 1, 2))
+        return np.mean(np.mean(difference**2, axis=(0, 1, 2)) / real.var(axis=(0, 1, 2)))
+
+    def rounded(values, step, low, high):
+        return np.clip(np.rint(values / step), low, high) * step
+
+    tensor = quantizer_of(quantized, "image").activation_quantizer
+    found = error(rounded(wide, float(tensor.step), -4, 3), kernel)
+    tried = np.abs(X).max() / 3 * np.geomspace(0.2, 1, 60)
+    best = min(error(rounded(wide, step, -4, 3), kernel) for step in tried)
+    assert found <= 1.05 * best
+
+
+def test_output_error_is_min_error_where_no_convolution_reads(model):
+    """Of outputs, and of tensors that share a step; not of what convolutions read."""
+    names = ("stem", "a", "logits")
+    options = {"bits": 4, "activation_range": "output_error"}
+    chosen = qat(model, **options)
+    for name in names:
+        other = qat(model, **options, rules={name: {"activation_range": "min_error"}})
+        steps = [float(quantizer_of(m, name).step) for m in (chosen, other)]
+        assert (steps[0] == steps[1]) == (name != "stem")
