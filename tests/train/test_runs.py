@@ -18,9 +18,8 @@ from tests.train.commands import (
 
 pytestmark = pytest.mark.slow
 
-# The real network, thin and short.
-THIN = ["--model=ac_resnet8", "--width=0.5", "--epochs=2", "--qat_epochs=1"]
-THIN += ["--calibration_images=32"]
+# A real network, small and short.
+SMALL = ["--model=ac_resnet8", "--epochs=2", "--qat_epochs=1", "--calibration_images=32"]
 TINY = ["--model=tiny_ac", "--epochs=3", "--qat_epochs=2", "--verbose=0"]
 
 
@@ -37,7 +36,7 @@ def _bytes(folder, *names):
 def whole(tmp_path_factory):
     """A run from beginning to end: its folder, and what it printed."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    output, _ = run(*THIN, f"--workdir={folder}", "--verbose=2")
+    output, _ = run(*SMALL, f"--workdir={folder}", "--verbose=2")
     return folder, output
 
 
@@ -98,7 +97,7 @@ def test_a_complete_run_is_only_reported_again(whole):
     folder, output = whole
     kept = [n for n in os.listdir(folder) if n.endswith((".keras", ".tflite", ".csv"))]
     before = {name: os.stat(folder / name).st_mtime_ns for name in kept}
-    again, _ = run(*THIN, f"--workdir={folder}", "--verbose=0")
+    again, _ = run(*SMALL, f"--workdir={folder}", "--verbose=0")
     assert again in output
     assert before == {name: os.stat(folder / name).st_mtime_ns for name in kept}
 
@@ -106,7 +105,7 @@ def test_a_complete_run_is_only_reported_again(whole):
 def test_other_settings_do_not_touch_the_run(whole):
     folder, _ = whole
     before = _bytes(folder, "settings.json", "report.json", "float.keras")
-    output, errors = run(*THIN, f"--workdir={folder}", "--bits=4", code=1)
+    output, errors = run(*SMALL, f"--workdir={folder}", "--bits=4", code=1)
     assert "weight_bits: 8 there, 4 now" in errors and "Traceback" not in errors
     assert not output and before == _bytes(folder, *before)
 
