@@ -321,7 +321,7 @@ def test_what_a_channel_never_falls_below_is_absorbed():
     found = equalize(model, x, absorb_bias=True)
     told = rows(found)
     assert told["first"].absorbed == 2 and told["second"].absorbed == 0
-    features = keras.Model(found.model.inputs, found.model.get_layer("first").output)
+    features = keras.Model(found.model.input, found.model.get_layer("first").output)
     lowest = array(features(x)).min((0, 1, 2))
     np.testing.assert_allclose(lowest, 0, atol=1e-5)
     assert relative(found.model(x), model(x)) < 1e-5

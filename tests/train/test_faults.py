@@ -186,7 +186,9 @@ def _with_lambda(path):
     """Writes a `.keras` file that would leave a file beside it, if its code ran."""
     trace = f"{path}.ran"
     inputs = keras.Input((4,))
-    outputs = keras.layers.Lambda(lambda x: (open(trace, "w"), x)[1], name="code")(inputs)
+    outputs = keras.layers.Lambda(lambda x: (open(trace, "w").close(), x)[1], name="code")(
+        inputs
+    )
     keras.Model(inputs, outputs).save(path)
     os.remove(trace)
     return trace
