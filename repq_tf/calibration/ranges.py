@@ -95,12 +95,15 @@ class TensorSteps:
     def _read(self, node: Node, calls: Calls) -> list[tuple[Array, Array]]:
         """The patches and the kernel of each convolution that reads a tensor.
 
-        Of none where tensors share a step, which are more than one convolution reads, and at
+        Of none where tensors share a step, which then is not a question of these alone, and at
         16 bits, where clipping is the only error that counts.
         """
         layer = node.layer
-        readers = [reader.layer for reader in self._graph.consumers(node.name)]
-        readers = [reader for reader in readers if isinstance(reader, ReparamConv)]
+        readers = [
+            reader.layer
+            for reader in self._graph.consumers(node.name)
+            if isinstance(reader.layer, ReparamConv) and reader.inputs[0].node == node.name
+        ]
         if not readers or layer.name in self._shared or layer.bits > 8:
             return []
         kernels = [reader.inner.merge() for reader in readers]
