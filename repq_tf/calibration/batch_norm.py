@@ -110,9 +110,10 @@ class Moments:
 
         They are found by NumPy, to which a few thousand values cost less than their calls do.
         """
-        values = np.asarray(ops.convert_to_numpy(y), np.float64).reshape(-1, y.shape[-1])
+        values = np.array(ops.convert_to_numpy(y), np.float64).reshape(-1, y.shape[-1])
         mean = values.mean(axis=0)
-        variance = np.square(values - mean).mean(axis=0)
+        values -= mean
+        variance = np.square(values, out=values).mean(axis=0)
         self.add(len(y), mean + ops.convert_to_numpy(bias), variance)
 
 

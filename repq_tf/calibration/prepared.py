@@ -129,8 +129,13 @@ def positional(
     """The arguments of a call of our layers, with those by name where `call` has them."""
     if not isinstance(layer, ReparamConv | Quantize):
         return args, kwargs
-    bound = inspect.signature(layer.call).bind(*args, **kwargs)
-    return bound.args, bound.kwargs
+    bound = _signature(type(layer)).bind(layer, *args, **kwargs)
+    return bound.args[1:], bound.kwargs
+
+
+@functools.cache
+def _signature(kind: Any) -> inspect.Signature:
+    return inspect.signature(kind.call)
 
 
 def call(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
