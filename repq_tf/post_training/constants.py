@@ -12,7 +12,8 @@ import numpy as np
 from repq_tf.graphs import Tensor
 from repq_tf.keras_api import Array
 from repq_tf.post_training.features import Features
-from repq_tf.post_training.network import LinearMap, Network
+from repq_tf.post_training.linear_maps import LinearMap
+from repq_tf.post_training.network import Network
 
 # What float32 does not keep beside 1.
 _INVISIBLE = 2.0**-23

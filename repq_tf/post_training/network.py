@@ -1,16 +1,14 @@
 """The streams of a network: which channels can be scaled, what makes and what reads them."""
 
 import collections
-import dataclasses
 import functools
 from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from repq_tf.branches import Convolution, NumpyReading, Streams
+from repq_tf.branches import Streams
 from repq_tf.graphs import Graph, Node, Tensor
 from repq_tf.keras_api import Array, Layer, keras
-from repq_tf.kernels import AffineKernel
 from repq_tf.layers import DepthToSpace, ReparamConv, SqueezeExcite
 from repq_tf.layers.stock import (
     CONVOLUTIONS,
@@ -20,8 +18,8 @@ from repq_tf.layers.stock import (
     scale_batch_norm,
 )
 from repq_tf.post_training.features import Features
+from repq_tf.post_training.linear_maps import LinearMap
 from repq_tf.quantization.operators import FUSED, activation_name
-from repq_tf.reparameterization.sources import target
 from repq_tf.windows import VALID
 
 _layers = keras.layers
@@ -46,58 +44,6 @@ _JOINING = (
     _layers.Minimum,
     _layers.Subtract,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class LinearMap:
-    """A layer with a kernel, and the batch norm behind it: what scales enter.
-
-    Attributes:
-        name: of the layer.
-        inputs: the channels that it reads, `(in_channels,)` of the streams' numbers.
-        outputs: those that it makes.
-        node: the layer, or its expression.
-        norm: the BatchNormalization right behind it, or None.
-        stored: the tensor behind its batch norm and its activation; None inside a layer.
-        padded: whether zeros enter beside its input.
-    """
-
-    name: str
-    inputs: Array
-    outputs: Array
-    node: ReparamConv | StockConvolution
-    norm: Layer | None
-    stored: Tensor | None
-    padded: bool
-
-    @property
-    def affine(self) -> AffineKernel:
-        """What it is in inference, the batch norm included, in float64."""
-        if self.norm is not None:
-            return target(self.node.layer, self.norm).merged().affine
-        return self.node.merge(NumpyReading())
-
-    def magnitudes(self) -> Array:
-        """The largest of each filter's taps: `(inputs of a group, groups, outputs of one)`."""
-        affine = self.affine
-        largest = np.abs(affine.kernel).max(axis=(0, 1))
-        return np.reshape(largest, (len(largest), affine.groups, -1))
-
-    def ranges(self, made: bool) -> Array:
-        """The largest magnitude of the weights that make each channel, or that read it."""
-        largest = self.magnitudes()
-        return largest.max(axis=0).ravel() if made else largest.max(axis=2).T.ravel()
-
-    @property
-    def plain(self) -> Convolution | StockConvolution | None:
-        """What has its kernel and its bias, if that is all there is."""
-        if self.stored is None or self.norm is not None:
-            return None
-        if isinstance(self.node, StockConvolution):
-            return self.node
-        rooted = self.node.restored is not None and self.node.uses_merged_kernel
-        branch = self.node.expression
-        return branch if isinstance(branch, Convolution) and not rooted else None
 
 
 class Network:
@@ -282,7 +228,8 @@ class Network:
     def _moved(self, node: Node, inputs: Array) -> Array:
         """Channels behind a layer that only moves numbers: what it makes of theirs."""
         shape = self._features[node.inputs[0]].shape
-        numbers = np.broadcast_to(inputs.astype("float32"), (1, *shape))
+        # Whole numbers, which no policy casts to a type that cannot hold them.
+        numbers = np.broadcast_to(inputs.astype("int32"), (1, *shape))
         moved = np.asarray(keras.ops.convert_to_numpy(node.layer(numbers)), int)
         first, *others = np.unique(np.reshape(moved, (-1, moved.shape[-1])), axis=0)
         return self.streams.join(first, *others)

@@ -10,7 +10,8 @@ from repq_tf.branches import Streams
 from repq_tf.graphs import Tensor
 from repq_tf.keras_api import Array
 from repq_tf.post_training.features import Features
-from repq_tf.post_training.network import LinearMap, Network
+from repq_tf.post_training.linear_maps import LinearMap
+from repq_tf.post_training.network import Network
 
 # Scales that all move less in a round are at their fixed point.
 _STILL = 1e-3

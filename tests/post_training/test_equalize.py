@@ -427,6 +427,20 @@ def test_flattened_features_have_a_scale_for_each_channel():
     np.testing.assert_allclose(factors, factors[:1, :, :1] * np.ones((16, 1, 2)), rtol=1e-5)
 
 
+def test_channels_are_told_apart_in_any_precision():
+    """In bfloat16 neither 257 nor 259 is a number, but both are channels."""
+    found = []
+    for policy in ("float32", "mixed_bfloat16"):
+        inputs = keras.Input((1, 1, 2))
+        x = layers.Conv2D(300, 1, activation="relu", name="conv")(inputs)
+        x = layers.Flatten(dtype=policy)(x)
+        model = keras.Model(inputs, layers.Dense(2)(x))
+        rng = np.random.default_rng(0)
+        model.set_weights([rng.normal(size=w.shape) for w in model.get_weights()])
+        found.append(array(equalize(model).model.get_layer("conv").kernel))
+    np.testing.assert_allclose(*found, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("between", "reason"),
     [
