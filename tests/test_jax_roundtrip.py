@@ -1,4 +1,4 @@
-"""Trained and quantized under JAX without TensorFlow; deployed under TensorFlow."""
+"""Trained, quantized and deployed under JAX without TensorFlow; and then under TensorFlow."""
 
 import os
 import subprocess
@@ -73,12 +73,15 @@ table = repq_tf.sensitivity(model, x[:8], bits=[2, 4], verbose=False)
 (rule, *_) = repq_tf.allocate_bits(table, bit_operations=1e6)
 assert rule == ("ac", {"weight_bits": 4}), rule
 np.savez(f"{folder}/outputs.npz", x=x, **{k: array(v) for k, v in outputs.items()})
-try:
-    repq_tf.export_tflite(qat, f"{folder}/no.tflite")
-except RuntimeError as error:
-    assert "KERAS_BACKEND=tensorflow" in str(error) and "=jax" in str(error)
-else:
-    raise AssertionError("exported without TensorFlow")
+operators = repq_tf.export_tflite(qat, f"{folder}/jax.tflite")
+assert operators["CONV_2D"] == 2 and "DEQUANTIZE" not in operators
+report = repq_tf.check_parity(qat, f"{folder}/jax.tflite", x, verbose=False)
+assert not any(row.different for row in report.layers), str(report)
+
+wide = repq_tf.quantize(model, activation_bits=16, calibration_data=x, verbose=False)
+repq_tf.export_tflite(wide, f"{folder}/wide.tflite")
+report = repq_tf.check_parity(wide, f"{folder}/wide.tflite", x, verbose=False)
+assert not any(row.different for row in report.layers), str(report)
 for variable, value in zip(model.weights, kept):  # training the copy left it alone
     np.testing.assert_array_equal(array(variable), value)
 """
@@ -105,6 +108,8 @@ def test_a_model_from_jax_is_deployed_under_tensorflow(tmp_path):
         modules = {type(layer).__module__.split(".")[0] for layer in model.layers}
         assert ("repq_tf" in modules) == (name != "merged")
     qat = keras.models.load_model(tmp_path / "qat.keras")
+    report = repq_tf.check_parity(qat, tmp_path / "jax.tflite", x)
+    assert not any(row.different for row in report.layers), str(report)
     operators = repq_tf.export_tflite(qat, tmp_path / "x.tflite")
     assert operators["CONV_2D"] == 2 and "DEQUANTIZE" not in operators
     noise = [row.noise.total for row in repq_tf.analyze(qat, x, verbose=False).rows]

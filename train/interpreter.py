@@ -5,6 +5,8 @@ import time
 import numpy as np
 
 from repq_tf.quiet import quiet
+from repq_tf.tflite import reading
+from repq_tf.tflite.pixels import pixels_of
 
 
 class Network:
@@ -20,15 +22,13 @@ class Network:
     def __init__(self, path, threads=1):
         from ai_edge_litert.interpreter import Interpreter
 
-        from repq_tf.deployment import flatbuffer  # LiteRT's schema
-
         self._interpreter = Interpreter(model_path=path, num_threads=threads)
         self._pixels = None  # the parsed file, if it takes pixels
         self._allocated = None  # the input's shape that there is memory for
         (self._input,) = self._interpreter.get_input_details()
         (self._output,) = self._interpreter.get_output_details()
         if self._input["dtype"] == np.uint8 and not self._input["quantization"][0]:
-            self._pixels = flatbuffer.read(path)[1]
+            self._pixels = reading.read(path)[1]
 
     def __call__(self, inputs):
         """Returns the outputs for a batch of inputs, computed one by one.
@@ -45,9 +45,7 @@ class Network:
 
     def _stored(self, inputs):
         if self._pixels is not None:
-            from repq_tf.deployment import ends
-
-            return ends.pixels_of(self._pixels, inputs)
+            return pixels_of(self._pixels, inputs)
         return _to_stored(inputs, self._input)
 
     @property

@@ -11,20 +11,21 @@ from repq_tf.arithmetic.grids import (
     quantize_levels,
     zero_point,
 )
-from repq_tf.arithmetic.rescale import EXACT, WIDE
+from repq_tf.arithmetic.rescale import has_64_bits, in_64_bits, wide_dtype
 from repq_tf.arithmetic.weights import integer_weights
 
 __all__ = [
     "ACTIVATION_BITS",
     "BITS",
-    "EXACT",
-    "WIDE",
     "container_top",
     "fits_four_bits",
+    "has_64_bits",
+    "in_64_bits",
     "inference_levels",
     "input_levels",
     "integer_weights",
     "levels",
     "quantize_levels",
+    "wide_dtype",
     "zero_point",
 ]

@@ -4,15 +4,41 @@ The runtime multiplies whole numbers by a ratio of steps with the arithmetic of 
 it has for the operator: XNNPACK's in float32; its own, of int16 and of int4, in fixed point.
 There a positive ratio is `m 2^(e - 31)`, m a whole number of 31 bits. Each is written here as
 it computes, so that a model's inference gives the file's integers. Fixed point needs 64-bit
-integers, which Keras has on TensorFlow; elsewhere floats stand in, at most one level off.
+integers, which JAX has `in_64_bits` alone; elsewhere floats stand in, at most one level off.
 """
+
+import contextlib
+from collections.abc import Iterator
 
 from repq_tf.keras_api import Tensor, backend, ops
 
-EXACT = backend() == "tensorflow"
-# Of sums that float32 does not hold, and of weights that must not depend on their last bit.
-WIDE = "float64" if EXACT else "float32"
 _EXPONENTS = range(-32, 8)
+
+
+@contextlib.contextmanager
+def in_64_bits() -> Iterator[None]:
+    """A context in which every backend has 64-bit numbers, as export and parity want them."""
+    if backend() != "jax":
+        yield
+        return
+    import jax
+
+    with jax.enable_x64(True):
+        yield
+
+
+def has_64_bits() -> bool:
+    """Whether there are 64-bit numbers: under JAX, whether they are switched on."""
+    if backend() != "jax":
+        return backend() == "tensorflow"
+    import jax
+
+    return bool(jax.dtypes.canonicalize_dtype("float64") == "float64")
+
+
+def wide_dtype() -> str:
+    """The type of sums that float32 does not hold, and of weights to their last bit."""
+    return "float64" if has_64_bits() else "float32"
 
 
 def rescale(sums: Tensor, scale: Tensor, step: Tensor, rounding: str = "float") -> Tensor:
@@ -34,7 +60,7 @@ def rescale(sums: Tensor, scale: Tensor, step: Tensor, rounding: str = "float") 
     Returns:
         Whole numbers as floats, in the dtype of `step`.
     """
-    if rounding == "float" or not EXACT:
+    if rounding == "float" or not has_64_bits():
         return ops.round(ops.cast(sums, step.dtype) * (ops.cast(scale, step.dtype) / step))
     mantissa, exponent = multiplier(scale, step)
     sums = ops.cast(sums, "int64")

@@ -1,8 +1,8 @@
 """The integer runtime's arithmetic of sums and means: XNNPACK's, and its own of int16."""
 
 from repq_tf.arithmetic.rescale import (
-    EXACT,
     floor_log2,
+    has_64_bits,
     multiplier,
     multiply_twice,
     shift_right,
@@ -54,7 +54,7 @@ def add_wide(
         step_b: the step of `right`, `()`.
         step: the step of the sum, `()`.
     """
-    if not EXACT:
+    if not has_64_bits():
         return ops.round(left * (step_a / step) + right * (step_b / step))
     twice = 2 * ops.cast(ops.maximum(step_a, step_b), "float64")
     alike = tuple(left.shape[1:]) == tuple(right.shape[1:])
@@ -104,7 +104,7 @@ def mean_wide(total: Tensor, count: Tensor, step_in: Tensor, step: Tensor) -> Te
         step_in: the step of the levels, `()`.
         step: the step of the mean, `()`.
     """
-    if not EXACT:
+    if not has_64_bits():
         return ops.round(total * (step_in / step) / ops.cast(count, step.dtype))
     mantissa, exponent = multiplier(step_in, step)
     count = ops.cast(count, "int64")

@@ -3,7 +3,7 @@
 import numpy as np
 
 from repq_tf.arithmetic import sums
-from repq_tf.arithmetic.rescale import WIDE
+from repq_tf.arithmetic.rescale import wide_dtype
 from repq_tf.keras_api import Array, Tensor, ops
 
 _LOWEST, _HIGHEST = -128, 255  # the levels of all grids that fit the int8 container
@@ -44,7 +44,9 @@ def softmax(levels: Tensor, step_in: Tensor) -> Tensor:
     """
     distance = ops.max(levels, axis=-1, keepdims=True) - levels
     x = -step_in * np.arange(_HIGHEST + 1, dtype=np.float32)
-    table = ops.cast(ops.exp(ops.cast(x, WIDE)), step_in.dtype)  # rounded to float32 once
+    table = ops.cast(
+        ops.exp(ops.cast(x, wide_dtype())), step_in.dtype
+    )  # rounded to float32 once
     exponentials = ops.take(table, ops.clip(distance, 0, _HIGHEST))
     # The last of the running sums: `ops.sum` may add in another order.
     total = ops.cumsum(exponentials, axis=-1)[..., -1:]

@@ -26,7 +26,7 @@ def integer_weights(
         scale = s * |gain|,  bias_integers = round((bias * gain + shift) / (scale * input_step))
 
     Args:
-        affine: the merged `AffineKernel`, not quantized; in `WIDE` floats.
+        affine: the merged `AffineKernel`, not quantized; in the `wide_dtype`.
         quantizer: the `LSQ` of its kernel.
         input_step: the step of the input's grid, `()`.
         gain: per output channel, of the batch norm that follows; or None.

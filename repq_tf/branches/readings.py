@@ -4,7 +4,7 @@ from typing import Self
 
 import numpy as np
 
-from repq_tf.arithmetic import WIDE
+from repq_tf.arithmetic import wide_dtype
 from repq_tf.branches.moments import Moments, wide
 from repq_tf.keras_api import Array, Layer, Pair, Tensor, Variable, ops, replica_mean
 from repq_tf.kernels import AffineKernel
@@ -55,13 +55,16 @@ class Reading:
 
 
 class WideReading(Reading):
-    """The reading of integer inference: in float64 where the backend has it (TensorFlow).
+    """The reading of integer inference: in float64 where the backend has it.
 
     Graph compilers reorder float arithmetic, which moves the last bit of a merged weight
     and, where it lies between two levels, its integer. In float64 that does not happen.
     """
 
-    dtype = WIDE
+    @property
+    def dtype(self) -> str:
+        """Of its numbers."""
+        return wide_dtype()
 
     def value(self, variable: Variable) -> Tensor:
         """A variable's value."""

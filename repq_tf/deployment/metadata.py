@@ -17,6 +17,8 @@ from repq_tf.arithmetic import input_levels
 from repq_tf.deployment.pixels import check_pixels, normalize
 from repq_tf.files import file_path, new_file, write_atomically
 from repq_tf.keras_api import Array
+from repq_tf.tflite import reading
+from repq_tf.tflite.pixels import pixel_levels, takes_pixels
 from repq_tf.version import __version__
 
 _FORMULA = "real = (pixel - mean) / std"
@@ -56,12 +58,10 @@ def export_metadata(
     Example:
         >>> repq_tf.export_metadata("model.tflite", labels=names, pixels=(127.5, 127.5))
     """
-    from repq_tf.deployment import ends, flatbuffer  # LiteRT's schema, not needed to train
-
     tflite_path = file_path(tflite_path, "tflite_path")
     path = new_file(f"{os.path.splitext(tflite_path)[0]}.json" if path is None else path)
-    content, model = flatbuffer.read(tflite_path)
-    described = ends.describe(model)
+    content, model = reading.read(tflite_path)
+    described = reading.describe(model)
     (first, *_) = described["outputs"]
     if labels is not None and len(labels) != first["shape"][-1]:
         raise ValueError(
@@ -76,7 +76,7 @@ def export_metadata(
         "meaning": meaning,
         "labels": None if labels is None else [str(label) for label in labels],
         "normalization": None if pixels is None else _normalization(model, pixels),
-        "operators": flatbuffer.count_operators(model),
+        "operators": reading.count_operators(model),
         "repq_tf": __version__,
     }
     write_atomically(path, (json.dumps(description, indent=2) + "\n").encode())
@@ -85,13 +85,11 @@ def export_metadata(
 
 def _normalization(model: Any, pixels: Any) -> dict[str, Any]:
     """Who turns pixels into what the network computes with, and how."""
-    from repq_tf.deployment import ends
-
-    (end, *_) = ends.describe(model)["inputs"]
+    (end, *_) = reading.describe(model)["inputs"]
     mean, std = check_pixels(pixels, end["shape"][-1])
     record = {"mean": mean.tolist(), "std": std.tolist()}
-    looks_up = ends.takes_pixels(model)
-    if looks_up and not _is_table(*ends.pixel_levels(model), mean, std):
+    looks_up = takes_pixels(model)
+    if looks_up and not _is_table(*pixel_levels(model), mean, std):
         raise ValueError(
             "pixels must be the normalization that the file was exported with, since it looks "
             f"its results up. Received: {pixels!r}"

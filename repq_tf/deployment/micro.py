@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from repq_tf.files import file_path, new_file, write_atomically
+from repq_tf.tflite import reading
+from repq_tf.tflite.pixels import takes_pixels
 
 # The builtin operators that `MicroMutableOpResolver` has an `Add...` for, read in November 2026
 # from tensorflow/lite/micro/micro_mutable_op_resolver.h of github.com/tensorflow/tflite-micro.
@@ -66,17 +68,15 @@ def export_c_array(
     Example:
         >>> repq_tf.export_c_array("model.tflite", "model.h")
     """
-    from repq_tf.deployment import ends, flatbuffer  # LiteRT's schema, not needed to train
-
     identifier = isinstance(name, str) and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name)
     if not identifier or name in _KEYWORDS:
         raise ValueError(f"name must be a C identifier, no keyword. Received: {name!r}")
     tflite_path = file_path(tflite_path, "tflite_path")
     header_path = new_file(header_path, "header_path")
-    content, model = flatbuffer.read(tflite_path)
-    operators = flatbuffer.count_operators(model)
+    content, model = reading.read(tflite_path)
+    operators = reading.count_operators(model)
     _check(tflite_path, model, operators)
-    described = ends.describe(model)
+    described = reading.describe(model)
     comment = [
         f"{os.path.basename(tflite_path)}, SHA-256 {hashlib.sha256(content).hexdigest()}",
         *(f"input: {_end(end)}" for end in described["inputs"]),
@@ -94,20 +94,18 @@ def _plain(kind: str) -> str:
 
 def _check(path: str, model: Any, operators: Collection[str]) -> None:
     """Refuses what TensorFlow Lite Micro cannot run."""
-    from repq_tf.deployment import ends
-
     missing = sorted(kind for kind in operators if _plain(kind) not in _METHOD_OF)
     if missing:
         raise ValueError(
             f"{path}: TensorFlow Lite Micro has no operator {', '.join(missing)}, so a "
             "microcontroller cannot run the file"
         )
-    if ends.takes_pixels(model):
+    if takes_pixels(model):
         raise ValueError(
             f"{path} takes pixels, by a CAST of uint8 that TensorFlow Lite Micro does not "
             "have; export it with input_type='int8' and normalise on the device"
         )
-    for end in ends.describe(model)["inputs"]:
+    for end in reading.describe(model)["inputs"]:
         if None in end["shape"][1:]:
             raise ValueError(
                 f"{path} takes inputs of any size, {end['shape']}, and TensorFlow Lite Micro "

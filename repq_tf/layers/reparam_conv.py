@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from repq_tf.arithmetic import WIDE, integer_weights
+from repq_tf.arithmetic import integer_weights, wide_dtype
 from repq_tf.branches import FeatureReading, Reading, Streams, WideReading
 from repq_tf.keras_api import (
     Array,
@@ -138,7 +138,7 @@ class ReparamConv(ExpressionLayer):
         if training:
             step = keras.KerasTensor((self.filters,), input_step.dtype)
             return keras.KerasTensor(shape, self.compute_dtype), step
-        dtype = WIDE if wide else "float32"
+        dtype = wide_dtype() if wide else "float32"
         return keras.KerasTensor(shape, dtype), keras.KerasTensor((self.filters,), dtype)
 
     def _output_shape(self, input_shape: Shape) -> Shape:
@@ -168,7 +168,7 @@ class ReparamConv(ExpressionLayer):
         x = ops.round(x / input_step)
         if wide:
             x, scale, bias, input_step = (
-                ops.cast(value, WIDE) for value in (x, scale, bias, input_step)
+                ops.cast(value, wide_dtype()) for value in (x, scale, bias, input_step)
             )
         y = convolve(x, integers, groups, self.strides, window)
         scale = scale * input_step

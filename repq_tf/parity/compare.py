@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from repq_tf.arithmetic import in_64_bits
 from repq_tf.calibration.execution import run_batch
 from repq_tf.calibration.images import read_images
 from repq_tf.files import file_path
@@ -73,11 +74,22 @@ def check_parity(
         raise ValueError(f"batch_size must be positive and whole. Received: {batch_size!r}")
     graph = read_native(model)
     file = File(Path(file_path(path)), kernels)
-    graph = in_container(graph, file.container)
-    comparison = _Comparison(graph, file, kernels)
+    with in_64_bits():
+        graph = in_container(graph, file.container)
+        comparison = _Comparison(graph, file, kernels)
+        return _compare(comparison, model, images, batch_size, verbose)
+
+
+def _compare(
+    comparison: "_Comparison",
+    model: keras.Model,
+    images: Any,
+    batch_size: int | None,
+    verbose: bool,
+) -> ParityReport:
 
     def fitting(shape: Shape) -> int:
-        kept, largest = file.image_bytes(shape)
+        kept, largest = comparison.file.image_bytes(shape)
         return batch_size or max(1, _FEATURES // (kept + _KERAS * largest))
 
     total = len(images) if getattr(images, "shape", ()) else None

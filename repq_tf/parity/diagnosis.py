@@ -17,6 +17,8 @@ from repq_tf.layers import Quantize, ReparamConv
 from repq_tf.parity.report import LayerParity
 from repq_tf.quantization.grids import input_quantizer, known_name, quantized_node
 from repq_tf.quantization.operators import activation_name
+from repq_tf.tflite import reading
+from repq_tf.tflite.operators import SAME_SCALE, WEIGHTED, kernel_layout
 
 # What the runtime gives to XNNPACK in an int8 file.
 _FAST = (
@@ -70,7 +72,7 @@ def diagnose(
 
     Args:
         graph: the quantized model's graph.
-        model: the parsed file, of `flatbuffer.load`.
+        model: the parsed file, of `reading.load`.
         difference: its `LayerParity`.
         index: the number of the tensor in the file.
         kernels: those that ran the file, "default" or "reference".
@@ -100,16 +102,14 @@ def diagnose(
 
 def unequal_scales(model: Any, operators: Iterable[Any]) -> Iterator[str]:
     """Yields a text for each operator that moves integers between unequal grids."""
-    from repq_tf.deployment import flatbuffer  # LiteRT's schema, not needed to train
-
     tensors = model.subgraphs[0].tensors
     for operator in operators:
-        kind = flatbuffer.operator_name(model, operator)
+        kind = reading.operator_name(model, operator)
         grids = {
-            tensors[i].name.decode(): flatbuffer.scale_and_zero(tensors[i])
-            for i in flatbuffer.features(model, operator)
+            tensors[i].name.decode(): reading.scale_and_zero(tensors[i])
+            for i in reading.features(model, operator)
         }
-        if kind in flatbuffer.SAME_SCALE and len(set(grids.values())) > 1:
+        if kind in SAME_SCALE and len(set(grids.values())) > 1:
             listed = ", ".join(f"{name!r}: {s:.6g}, {z}" for name, (s, z) in grids.items())
             yield (
                 f"unequal scales at {kind}, which needs one; its tensors have the scales and "
@@ -143,11 +143,10 @@ class _Part:
     """The operators behind one tensor of a file, and the model's layer of the same name."""
 
     def __init__(self, graph: Graph, model: Any, name: str, index: int) -> None:
-        from repq_tf.deployment import flatbuffer  # LiteRT's schema, not needed to train
 
-        self.schema, self.graph, self.model, self.name = flatbuffer, graph, model, name
+        self.graph, self.model, self.name = graph, model, name
         self.tensors = model.subgraphs[0].tensors
-        self.types = [flatbuffer.type_name(tensor) for tensor in self.tensors]
+        self.types = [reading.type_name(tensor) for tensor in self.tensors]
         self.index = int(index)
         stored = [n for n in graph.nodes.values() if isinstance(n.layer, Quantize)]
         makers = [(quantized_node(graph, node), node.layer) for node in stored]
@@ -159,7 +158,7 @@ class _Part:
     def _walk(self) -> tuple[list[Any], list[int]]:
         """The operators, in the order of the file, and the stored tensors that they read."""
         subgraph = self.model.subgraphs[0]
-        producer = self.schema.producers(subgraph)
+        producer = reading.producers(subgraph)
         ends = {int(i) for i in subgraph.inputs}
         operators: list[Any] = []
         sources: list[int] = []
@@ -177,11 +176,10 @@ class _Part:
 
     def _quantizer(self, index: int) -> Quantize | None:
         """The `Quantize` layer of a tensor, or None."""
-        names = self.schema.names(self.tensors[int(index)])
-        return next((self.quantizers[n] for n in names if n in self.quantizers), None)
+        return self.quantizers.get(self.tensors[int(index)].name.decode())
 
     def _kind(self, operator: Any) -> str:
-        return self.schema.operator_name(self.model, operator)
+        return reading.operator_name(self.model, operator)
 
     def _label(self, index: int) -> str:
         return repr(self.tensors[int(index)].name.decode())
@@ -192,7 +190,7 @@ class _Part:
         ends = {int(i) for i in (*subgraph.inputs, *subgraph.outputs)}
         for operator in self.operators:
             inner = {int(i) for i in (*operator.inputs, *operator.outputs)} - ends - {-1}
-            floats = [i for i in inner if self.types[i] in self.schema.FLOATS]
+            floats = [i for i in inner if self.types[i] in reading.FLOATS]
             if floats:
                 yield (
                     "float",
@@ -204,9 +202,9 @@ class _Part:
         """Scales and zero points that are not the model's."""
         for index in (*self.sources, self.index):
             layer = self._quantizer(index)
-            if layer is None or self.types[index] in self.schema.FLOATS:
+            if layer is None or self.types[index] in reading.FLOATS:
                 continue
-            scale, zero = self.schema.scale_and_zero(self.tensors[index])
+            scale, zero = reading.scale_and_zero(self.tensors[index])
             step, want = np.float32(layer.step), zero_point(layer.bits, layer.signed)
             if scale != step:
                 name = self._label(index)
@@ -218,11 +216,11 @@ class _Part:
     def weights(self) -> Found:
         """Kernel and bias that are not the model's integers."""
         node = self.node
-        operators = [op for op in self.operators if self._kind(op) in self.schema.WEIGHTED]
+        operators = [op for op in self.operators if self._kind(op) in WEIGHTED]
         if node is None or not isinstance(node.layer, ReparamConv) or len(operators) != 1:
             return
         operator = operators[0]
-        if self.types[int(operator.inputs[1])] in self.schema.FLOATS:
+        if self.types[int(operator.inputs[1])] in reading.FLOATS:
             return  # said already
         quantizer = input_quantizer(self.graph, node)
         assert quantizer is not None  # the file has its grid
@@ -230,7 +228,7 @@ class _Part:
         integers, scale, bias, _ = node.layer.integer_weights(step)
         integers, scale, bias = (ops.convert_to_numpy(v) for v in (integers, scale, bias))
         kernel = self.tensors[int(operator.inputs[1])]
-        want, _ = self.schema.kernel_layout(integers, self._kind(operator))
+        want, _ = kernel_layout(integers, self._kind(operator))
         yield from self._different("kernel", "kernel", kernel, want)
         yield from self._other_scale("kernel", "kernel", kernel, scale)
         if len(operator.inputs) < 3 or operator.inputs[2] < 0:
@@ -243,7 +241,7 @@ class _Part:
         yield from self._other_scale("bias", "bias off its grid: the bias", tensor, grid)
 
     def _different(self, kind: str, what: str, tensor: Any, want: Array) -> Found:
-        got = self.schema.tensor_data(self.model, tensor)
+        got = reading.tensor_data(self.model, tensor)
         if got is None:
             return  # computed, which XNNPACK does not take
         if got.size != want.size:
@@ -291,9 +289,9 @@ class _Part:
             return
         for operator in self.operators:
             kind = self._kind(operator)
-            indices = self.schema.features(self.model, operator)
+            indices = reading.features(self.model, operator)
             made = False
-            if kind in self.schema.WEIGHTED:
+            if kind in WEIGHTED:
                 made = int(operator.inputs[1]) in indices
                 indices.append(int(operator.inputs[1]))
             types = {self.types[i] for i in indices}

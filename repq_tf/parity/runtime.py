@@ -13,6 +13,8 @@ from repq_tf.arguments import fits
 from repq_tf.keras_api import Array, Shape
 from repq_tf.parity.diagnosis import unequal_scales
 from repq_tf.quiet import quiet
+from repq_tf.tflite import reading
+from repq_tf.tflite.pixels import pixels_of, takes_pixels
 
 _THREADS = 2
 
@@ -34,25 +36,23 @@ class File:
     """
 
     def __init__(self, path: Path, kernels: str = "default") -> None:
-        from repq_tf.deployment import ends, flatbuffer, storage  # LiteRT's schema
-
         self.path = path
-        content, self.model = flatbuffer.read(path)
+        content, self.model = reading.read(path)
         try:
             self.graph = self.model.subgraphs[0]
             tensors = self.graph.tensors
-            self.indices = flatbuffer.indices_by_name(self.graph)
-            self.container = "int4" if storage.has_int4(self.model) else "int8"
-            self._takes_pixels = ends.takes_pixels(self.model)
-            self.quantization = [flatbuffer.scale_and_zero(tensor) for tensor in tensors]
+            self.indices = reading.indices_by_name(self.graph)
+            self.container = "int4" if reading.has_int4(self.model) else "int8"
+            self._takes_pixels = takes_pixels(self.model)
+            self.quantization = [reading.scale_and_zero(tensor) for tensor in tensors]
             self.inputs = [int(k) for k in self.graph.inputs]
             self.outputs = [int(k) for k in self.graph.outputs]
-            sizes = flatbuffer.shape(tensors[self.inputs[0]])
+            sizes = reading.shape(tensors[self.inputs[0]])
         except Exception as error:
             raise ValueError(f"{path} is not a whole TFLite file: {error}") from error
         self.image_shape = sizes[1:]
         self._constant = {
-            k for k, t in enumerate(tensors) if flatbuffer.is_constant(self.model, t)
+            k for k, t in enumerate(tensors) if reading.is_constant(self.model, t)
         }
         with self._refusal():
             self._keeping, self._usual = (
@@ -85,8 +85,6 @@ class File:
             integers: levels of the model's input.
             step: the step of their grid.
         """
-        from repq_tf.deployment.ends import pixels_of
-
         self._allocate(integers.shape)
         for interpreter in (self._usual, self._keeping):
             detail = interpreter.get_input_details()[0]

@@ -27,7 +27,7 @@ _RANDOM_IMAGES = 64
 def equalize(
     model: keras.Model,
     calibration_data: Any = None,
-    rounds: int | None = None,
+    rounds: int | None = 3,
     threshold: float = 1e-4,
     relu6: str = "skip",
     absorb_bias: bool = False,
@@ -42,7 +42,7 @@ def equalize(
 
         s = sqrt(r1 / r2),  so that both become sqrt(r1 r2),
 
-    layer after layer, until the scales stay. A grid for a whole tensor, which one large channel
+    layer after layer. A grid for a whole tensor, which one large channel
     would spoil for all others, then fits all channels; so it is for weights quantized with
     `per_channel=False`. The given model is left as it is.
 
@@ -65,7 +65,9 @@ def equalize(
         calibration_data: images, as for `repq_tf.quantize`; None for random ones, which tell
             less of what features are.
         rounds: how often the layers are gone through; None until no scale moves by a
-            thousandth.
+            thousandth. Ranges that are quite equal are not better: of MobileOne-S0, quantized
+            per tensor, the logits' signal-to-noise ratio is 6.7 dB without, 13.9 after 3
+            rounds and 12.4 after 100.
         threshold: channels whose equal range would be below this part of the largest are left
             as they are.
         relu6: "skip" leaves channels that a ReLU6 clips as they are; "replace" makes a ReLU

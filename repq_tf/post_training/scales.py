@@ -15,7 +15,7 @@ from repq_tf.post_training.network import Network
 
 # Scales that all move less in a round are at their fixed point.
 _STILL = 1e-3
-_MOST_ROUNDS = 100
+_MOST_ROUNDS = 1000
 
 
 class Weights:
@@ -173,7 +173,7 @@ def find_scales(
         groups: of `form_groups`.
         bounds: of `lower_bounds`.
         rounds: how many there are; None for as many as it takes until no scale moves by a
-            thousandth, a hundred at most.
+            thousandth, a thousand at most.
 
     Returns:
         The logarithms of the scales of all streams, the rounds, and by how much of itself a

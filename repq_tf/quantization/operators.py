@@ -1,8 +1,7 @@
 """The operators that can be quantized beside convolutions: one entry each.
 
-A new one needs an entry here, its quantized layer in `repq_tf.layers` and, where the
-converter does not make of that layer's `values` what its `integers` compute, its emission in
-`repq_tf.deployment.emission`.
+A new one needs an entry here, its quantized layer in `repq_tf.layers` and what that becomes
+in a file, in `repq_tf.deployment.operators`.
 """
 
 import dataclasses

@@ -6,7 +6,7 @@ whose output scale the runtime prescribes.
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any, NoReturn
 
 from repq_tf.graphs import Graph, Node
@@ -103,34 +103,11 @@ def find_sites(graph: Graph) -> Placement:
         if node.layer.weights and seen.setdefault(id(node.layer), node.name) != node.name:
             _refuse(node, "it is called more than once; give each call a layer of its own")
         _add_site(placement, graph, node)
-    _refuse_twins(placement.sites)
     for tensor, name in zip(graph.output_tensors, graph.output_names, strict=True):
         site = placement.sites[placement.alias[tensor.node]]
         if site.kind != "input" and name not in placement.ends.values():
             placement.ends.setdefault(site.name, name)
     return placement
-
-
-def _refuse_twins(sites: Mapping[str, Site]) -> None:
-    """Refuses equal operators on equal tensors where each would learn a grid of its own.
-
-    The converter makes them one operator, whose result cannot lie on two grids.
-    """
-    first: dict[tuple, str] = {}
-    values: dict[str, str] = {}
-    for site in sites.values():
-        values[site.name] = site.name
-        if site.kind == "input" or site.layer.weights:
-            continue
-        inputs = [values[name] for name in site.inputs]
-        if isinstance(site.layer, TWO_INPUTS):
-            inputs.sort()
-        config = {**site.layer.get_config(), "name": None}
-        twin = values[site.name] = first.setdefault(
-            (type(site.layer), repr(config), *inputs), site.name
-        )
-        if site.kind == "new_scale" and twin != site.name:
-            _refuse(site, f"it computes what layer {twin!r} does; use that layer's output")
 
 
 def _add_site(placement: Placement, graph: Graph, node: Node) -> None:

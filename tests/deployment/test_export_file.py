@@ -302,7 +302,8 @@ def test_a_quantized_model_has_no_float_file(qat, tmp_path):
 
 
 def test_a_missing_folder(qat, good, tmp_path, monkeypatch):
-    monkeypatch.setattr("repq_tf.deployment.export._convert", None)  # nothing is converted
+    for work in ("export.read_native", "float_file.read_native"):  # nothing is begun
+        monkeypatch.setattr(f"repq_tf.deployment.{work}", None)
     path = tmp_path / "missing" / "x"
     for write_to in (
         lambda: repq_tf.export_tflite(qat, path),

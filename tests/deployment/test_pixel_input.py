@@ -6,7 +6,8 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 
 import repq_tf
-from repq_tf.deployment import ends, flatbuffer
+from repq_tf.tflite import reading
+from repq_tf.tflite.pixels import pixels_of
 from tests.deployment.files import assert_exact, run
 from tests.quantization.networks import SHAPE, array, images, network, quantize, residual
 
@@ -75,7 +76,7 @@ def test_all_pixel_values(pixels, step, bits, signed, tmp_path):
     grid, values = model.get_layer("grid"), normalize(pixels, x)
     expected = array(grid(values)[0]).astype("float64") / scale + zero
     np.testing.assert_array_equal(found, np.rint(expected))
-    again = ends.pixels_of(flatbuffer.read(path)[1], values)
+    again = pixels_of(reading.read(path)[1], values)
     np.testing.assert_array_equal(stored_input(path, again)[0], found)
     # And in float64, away from ties.
     if not callable(pixels):

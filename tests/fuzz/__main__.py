@@ -3,7 +3,7 @@
     python -m tests.fuzz --examples=200 --commands=20
 
 Networks are drawn by hypothesis and run in a process of their own, so that a crash of the
-converter or the interpreter is seen and named. Command lines are random flags of
+interpreter is seen and named. Command lines are random flags of
 `train/main.py`: exit status 0 with parity in the report, or 1 with one line of `error:`.
 """
 

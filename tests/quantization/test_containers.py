@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import repq_tf
-from repq_tf.deployment.int4 import pack, unpack
 from repq_tf.layers import ACBlock, ConvBNBlock, RepVGGBlock
+from repq_tf.tflite.int4 import pack, unpack
 from tests.deployment.files import TYPES, Convolution, assert_exact, parity, read, run
 from tests.quantization.networks import (
     array,

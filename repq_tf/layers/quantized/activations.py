@@ -5,7 +5,7 @@ from typing import Any, Unpack
 import numpy as np
 
 from repq_tf.arguments import boolean, number
-from repq_tf.arithmetic import WIDE, container_top, sums
+from repq_tf.arithmetic import container_top, sums, wide_dtype
 from repq_tf.arithmetic.rescale import rescale
 from repq_tf.keras_api import (
     UNCAST,
@@ -124,7 +124,7 @@ class QuantizedPReLU(Quantize):
         if self.bits <= 8:
             add, negative = sums.add, rescale(negative, scale * step_in, step)
         else:
-            scale, given = (ops.cast(v, WIDE) for v in (scale, step_in))
+            scale, given = (ops.cast(v, wide_dtype()) for v in (scale, step_in))
             add, negative = sums.add_wide, rescale(negative, scale * given, step, "reduced")
         top = container_top(self.bits)
         zero = top - quantizer.high

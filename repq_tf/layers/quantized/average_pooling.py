@@ -3,7 +3,7 @@
 from typing import Unpack
 
 from repq_tf.arguments import pair
-from repq_tf.arithmetic import WIDE, sums
+from repq_tf.arithmetic import sums, wide_dtype
 from repq_tf.keras_api import Config, Layer, LayerOptions, Pair, Shape, Tensor, ops, register
 from repq_tf.windows import VALID, convolve, same_window
 
@@ -58,7 +58,7 @@ class QuantizedAveragePooling2D(Layer):
         if training:
             return self.values(x)
         stored = ops.round(ops.cast(x, step.dtype) / step) + self.input_zero_point
-        stored = ops.cast(stored, WIDE)  # 513 levels of 16 bits pass 2^24
+        stored = ops.cast(stored, wide_dtype())  # 513 levels of 16 bits pass 2^24
         total = ops.cast(self._window_sum(stored), "int32")
         count = ops.cast(self._window_sum(ops.ones_like(stored)), "int32")
         levels = ops.cast(sums.average(total, count), step.dtype) - self.input_zero_point

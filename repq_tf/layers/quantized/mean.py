@@ -3,7 +3,7 @@
 from typing import Unpack
 
 from repq_tf.arguments import boolean
-from repq_tf.arithmetic import WIDE, sums
+from repq_tf.arithmetic import sums, wide_dtype
 from repq_tf.keras_api import Config, Shape, Tensor, ops, register
 from repq_tf.layers.options import QuantizeOptions
 from repq_tf.layers.quantized.quantize import Quantize
@@ -51,7 +51,7 @@ class QuantizedMean(Quantize):
         count = ops.convert_to_tensor(ops.shape(x)[1] * ops.shape(x)[2])
         levels = ops.round(ops.cast(x, step_in.dtype) / step_in)
         if self.bits > 8:
-            levels = ops.cast(levels, WIDE)
+            levels = ops.cast(levels, wide_dtype())
             total = ops.sum(levels, axis=(1, 2), keepdims=self.keepdims)
             levels = sums.mean_wide(total, count, step_in, quantizer.step)
             return ops.clip(levels, quantizer.low, quantizer.high)

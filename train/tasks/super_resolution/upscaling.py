@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from repq_tf.deployment import flatbuffer
-from repq_tf.deployment.receptive_field import receptive_field
 from repq_tf.keras_api import keras
+from repq_tf.tflite import reading
+from repq_tf.tflite.receptive_field import receptive_field
 from repq_tf.train.errors import UserError
 from repq_tf.train.interpreter import Network
 from repq_tf.train.run.run_folder import find_file
@@ -43,7 +43,7 @@ class Upscaler:
     def __init__(self, path, tile=None, threads=1):
         self.path = path
         try:
-            self.field = receptive_field(flatbuffer.read(path)[1])
+            self.field = receptive_field(reading.read(path)[1])
             self.network = Network(path, threads)
         except OSError as error:
             raise UserError(f"--model={path} cannot be read: {error.strerror}") from error

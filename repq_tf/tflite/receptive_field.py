@@ -4,9 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ai_edge_litert import schema_py_generated as schema
-
-from repq_tf.deployment.flatbuffer import operator_name, tensor_data
+from repq_tf.tflite.reading import operator_name, tensor_data
 
 # Operators that compute each output value from those of one place, whose constants must not
 # depend on the place.
@@ -64,7 +62,7 @@ class _Field:
         )
 
 
-def receptive_field(model: schema.ModelT) -> ReceptiveField:
+def receptive_field(model: Any) -> ReceptiveField:
     """Reads the receptive field of a fully convolutional network from its operators.
 
     A convolution widens the field by its kernel, depth to space refines it (int16 files join
@@ -73,7 +71,7 @@ def receptive_field(model: schema.ModelT) -> ReceptiveField:
     and only the zeros at the borders tell where it is.
 
     Args:
-        model: a parsed file, of `flatbuffer.read`, with one input and one output
+        model: a parsed file, of `reading.read`, with one input and one output
             `(batch, height, width, channels)`.
 
     Returns:
@@ -83,7 +81,7 @@ def receptive_field(model: schema.ModelT) -> ReceptiveField:
         ValueError: the file is no such network; the operator is named.
 
     Example:
-        >>> receptive_field(flatbuffer.read("model.tflite")[1])
+        >>> receptive_field(reading.read("model.tflite")[1])
         ReceptiveField(scale=2, radius=6)
     """
     (graph,) = model.subgraphs
@@ -132,7 +130,7 @@ def receptive_field(model: schema.ModelT) -> ReceptiveField:
 
 
 def _apply(
-    name: str, options: Any, sources: Sequence[_Field], constants: Sequence[schema.TensorT]
+    name: str, options: Any, sources: Sequence[_Field], constants: Sequence[Any]
 ) -> _Field:
     """The field of an operator's output."""
     if name in _POINTWISE:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import repq_tf
-from repq_tf.deployment import flatbuffer
-from repq_tf.deployment.receptive_field import ReceptiveField, receptive_field
+from repq_tf.tflite import reading
+from repq_tf.tflite.receptive_field import ReceptiveField, receptive_field
 from tests.deployment.files import run
 from tests.quantization.networks import layers, network
 
@@ -15,7 +15,7 @@ SHAPE = (SIZE, SIZE, 2)
 
 def read(function, path, shape=SHAPE):
     repq_tf.export_tflite_float(network(function, shape), path)
-    return receptive_field(flatbuffer.read(path)[1])
+    return receptive_field(reading.read(path)[1])
 
 
 def seen(path, scale):
@@ -83,7 +83,7 @@ def test_radius(function, expected, tmp_path):
 def test_of_the_published_network(tmp_path):
     model = repq_tf.models.ecbsr_m4c8_plain(scale=3, input_shape=(9, 8, 1))
     repq_tf.export_tflite_float(model, tmp_path / "x.tflite")
-    field = receptive_field(flatbuffer.read(tmp_path / "x.tflite")[1])
+    field = receptive_field(reading.read(tmp_path / "x.tflite")[1])
     assert field == ReceptiveField(scale=3, radius=6)
 
 

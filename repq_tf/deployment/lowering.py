@@ -1,0 +1,191 @@
+"""A quantized model as a `Program`: each layer to operators on integers."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from repq_tf.arguments import fitting_shape
+from repq_tf.arithmetic import levels, zero_point
+from repq_tf.deployment.ends import Ends
+from repq_tf.graphs import Graph, Node, evaluate, leaves
+from repq_tf.keras_api import Layer, Shape, ops
+from repq_tf.layers import Quantize, ReparamConv
+from repq_tf.quantization.grids import (
+    grid_layer,
+    input_quantizer,
+    known_name,
+    own_quantizer,
+    quantized_node,
+    stays_inside,
+)
+from repq_tf.tflite.program import Grid, Program, Tensor
+
+# Makes an operator's output, given its grid and its name; adds the operator to the program.
+Make: TypeAlias = Callable[[Grid, str], Tensor]
+# `lower(lowering, node, tensors)`: what a layer becomes, or its output as it is.
+Lower: TypeAlias = Callable[["Lowering", Node, Sequence[Tensor]], Make | Tensor]
+
+# The least integer of the int8 container, at which it saturates.
+_LOWEST = -128
+
+
+class Lowering:
+    """Makes the program of a quantized model.
+
+    Args:
+        graph: the model's `Graph`.
+        input_shape: of the file's images; None for the model's own.
+        packed: names of the nodes whose kernels are stored in 4 bits.
+        lowerings: `{class of a layer: Lower}`; the class is looked up with its bases.
+
+    Attributes:
+        program: the `Program`, after `run`.
+        input_layer: the `Quantize` of the model's input.
+        input_shape: of an image, with None for sizes that are open.
+        bits: of the activations: 16, or at most 8.
+
+    Raises:
+        ValueError: a layer computes in floating point, or holds NaN; it is named.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        input_shape: Sequence[int] | None,
+        packed: Collection[str],
+        lowerings: Mapping[type, Lower],
+    ) -> None:
+        self.graph, self.packed, self._lowerings = graph, frozenset(packed), lowerings
+        self.program = Program()
+        (source,) = (node for node in graph.nodes.values() if node.is_input)
+        layer = own_quantizer(graph, source)
+        for node in graph.nodes.values():
+            self._check(node)
+        if layer is None:
+            raise ValueError(
+                f"model {graph.name!r}: its input {source.name!r} has no quantizer, so the "
+                "file would not be all integer"
+            )
+        self.input_layer, self.bits = layer, layer.bits
+        self.input_shape: Shape = source.input_shape[1:]
+        if input_shape is not None:
+            self.input_shape = fitting_shape(self.input_shape, input_shape)
+        quantizers = {n.name: n.layer for n in graph.nodes.values() if _rounds(n)}
+        self.steps = {
+            layer.name: np.float32(ops.convert_to_numpy(layer.step))
+            for layer in quantizers.values()
+        }
+        for name, step in self.steps.items():
+            self.check_finite(name, step)
+
+    def run(self, ends: Ends) -> Program:
+        """Lowers every layer; returns the program, with the file's `Ends`."""
+        self._ends = ends
+        graph, program = self.graph, self.program
+        # Tensors that parity compares bear the layers' names; what lies between gets others.
+        stored = [quantized_node(graph, n) for n in graph.nodes.values() if _rounds(n)]
+        program.reserve({known_name(graph, node) for node in stored})
+        outputs = leaves(evaluate(graph, self._feed, self._apply))
+        for key, tensor in zip(graph.output_keys, outputs, strict=True):
+            program.outputs[key] = ends.give(program, tensor)
+        return program
+
+    def grid(self, layer: Quantize) -> Grid:
+        """The grid of a tensor that a `Quantize` layer rounds."""
+        return Grid(self.steps[layer.name], zero_point(layer.bits, layer.signed))
+
+    def tensor(self, name: str, shape: Shape, grid: Grid) -> Tensor:
+        """A new tensor of features, whose batch is open, with the name that a `Make` got."""
+        return Tensor(name, "int16" if self.bits == 16 else "int8", shape, grid)
+
+    def inner(self, name: str, shape: Shape, grid: Grid | None) -> Tensor:
+        """A new tensor between those that bear layers' names, with a name like the given one.
+
+        Args:
+            name: the name.
+            shape: of the features.
+            grid: that of a stored tensor.
+        """
+        assert grid is not None
+        return self.tensor(self.program.name(name), shape, grid)
+
+    def check_finite(self, name: str, *values: Any) -> None:
+        """Raises ValueError if a layer holds NaN or infinity."""
+        if not all(np.isfinite(value).all() for value in values):
+            raise ValueError(
+                f"model {self.graph.name!r} holds NaN or infinity, first in layer {name!r}; "
+                "its training has diverged"
+            )
+
+    def _check(self, node: Node) -> None:
+        name = known_name(self.graph, node)
+        if not isinstance(node.layer, ReparamConv):
+            if node.layer.weights and not isinstance(node.layer, Quantize):
+                raise ValueError(
+                    f"layer {name!r} ({type(node.layer).__name__}) computes in floating "
+                    "point; export what repq_tf.quantize returned, not the merged model"
+                )
+            return
+        quantized = node.layer.weight_quantizer is not None
+        readers = self.graph.consumers(node.name)
+        if quantized and input_quantizer(self.graph, node) and readers:
+            if all(type(reader.layer) is Quantize for reader in readers):
+                return
+        raise ValueError(
+            f"layer {name!r} computes in floating point (its kernel, its input or its "
+            "output has no quantizer), so the file would not be all integer"
+        )
+
+    def _feed(self, node: Node) -> Make:
+        def make(grid: Grid, name: str) -> Tensor:
+            tensor = self.tensor(name, (None, *self.input_shape), grid)
+            self.program.inputs[node.name] = self._ends.take(self.program, tensor)
+            return tensor
+
+        return make
+
+    def _apply(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        layer = node.layer
+        tensors = [leaf for leaf in leaves(args) if isinstance(leaf, Tensor)]
+        rounded = _rounds(node) and quantized_node(self.graph, node) is not node
+        made: Any = args[0] if rounded else self._lower(layer)(self, node, tensors)
+        if _rounds(node):
+            return self._store(node, made), None
+        if isinstance(made, Tensor):
+            return made
+        readers = self.graph.consumers(node.name)
+        if any(type(reader.layer) is Quantize for reader in readers):
+            return (made, None) if isinstance(layer, ReparamConv) else made
+        # What stands alone keeps the grid of what it reads.
+        grid = self.grid(grid_layer(self.graph, node.inputs[0]))
+        return made(grid, self.program.name(node.name))
+
+    def _lower(self, layer: Layer) -> Lower:
+        for kind in type(layer).__mro__:
+            if kind in self._lowerings:
+                return self._lowerings[kind]
+        raise ValueError(
+            f"layer {layer.name!r} ({type(layer).__name__}) cannot be written to a file"
+        )
+
+    def _store(self, node: Node, make: Make) -> Tensor:
+        """The output of an operator on the grid that a `Quantize` rounds it to.
+
+        The container's saturation is the upper clamp of a grid of fewer than 8 bits. If it is
+        signed, the operator's own output has the zero point with which the lowest level is the
+        container's, too, and a QUANTIZE of equal scale moves it back.
+        """
+        layer, source = node.layer, quantized_node(self.graph, node)
+        grid, name = self.grid(layer), known_name(self.graph, source)
+        small = layer.signed and layer.bits < 8
+        if source.is_input or not small or stays_inside(source.layer):
+            return make(grid, name)
+        lowest, _ = levels(layer.bits, True, narrow=False)
+        unclamped = self.program.name(f"{name}/unclamped")
+        wide = make(Grid(grid.scale, _LOWEST - lowest), unclamped)
+        return self.program.add("QUANTIZE", (wide,), self.tensor(name, wide.shape, grid))
+
+
+def _rounds(node: Node) -> bool:
+    return isinstance(node.layer, Quantize)
