@@ -20,6 +20,7 @@ import repq_tf
 from repq_tf.branches import MODES, BatchNorm, NumpyReading
 from repq_tf.layers import Quantize
 from tests.branches.expressions import randomize
+from tests.marks import slow
 from tests.reference import convolution
 
 ops = keras.ops
@@ -28,11 +29,6 @@ array = ops.convert_to_numpy
 
 def tensor(value):
     return ops.convert_to_tensor(value, keras.config.floatx())
-
-
-def slow(*values):
-    """Values of a parameter with which a test is slow: others see most of what it sees."""
-    return pytest.param(*values, marks=pytest.mark.slow(1))
 
 
 VARIANTS = {

@@ -7,6 +7,7 @@ import pytest
 import repq_tf
 from repq_tf.layers import ACBlock, ConvBNBlock, RepVGGBlock
 from tests.deployment.files import TYPES, Convolution, assert_exact, parity, read, run
+from tests.marks import slow
 from tests.quantization.networks import (
     SHAPE,
     array,
@@ -216,7 +217,7 @@ def test_mixed_bits(per_channel, tmp_path):
         assert np.abs(found.data(found.kernel).astype(int)).max() <= 2 ** (bits - 1)
 
 
-@pytest.mark.parametrize("bits", [8, 7, 6, 5, 4, 3, 2])
+@pytest.mark.parametrize("bits", [8, *map(slow, (7, 6, 5, 4, 3)), 2])
 def test_every_bit_width(bits, tmp_path):
     def function(x):
         x = conv("a", 4, padding="same")(x)  # signed
