@@ -79,7 +79,8 @@ def first_batch(task):
 def main():
     """Prints the table and writes it as JSON if asked to."""
     if command.asks_for_help(sys.argv[1:]):
-        sys.exit(command.describe(__doc__, FLAGS))
+        print(command.describe(__doc__, FLAGS))
+        return
     given, _ = command.read(sys.argv[1:], FLAGS)
     own = {flag.name: given.pop(flag.name, flag.default) for flag in OWN}
     logging.set_verbosity(logging.WARNING)  # TFDS tells each step

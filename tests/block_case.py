@@ -20,6 +20,7 @@ import repq_tf
 from repq_tf.branches import MODES, BatchNorm, NumpyReading
 from repq_tf.layers import Quantize
 from tests.branches.expressions import randomize
+from tests.marks import slow
 from tests.reference import convolution
 
 ops = keras.ops
@@ -129,7 +130,9 @@ class BlockCase:
 
     # One function, two readings.
 
-    @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-12)])
+    @pytest.mark.parametrize(
+        ("dtype", "tolerance"), [("float32", 1e-5), slow("float64", 1e-12)]
+    )
     def test_branches_equal_the_merged_kernel(self, dtype, tolerance, request):
         """On random sizes, gammas of both signs, and variances near zero."""
         if dtype == "float64":
@@ -234,7 +237,7 @@ class BlockCase:
                 moved = not np.array_equal(array(variable), value)
                 assert moved == moves, (mode, variable.path)
 
-    @pytest.mark.parametrize("bits", [8, 4, 2])
+    @pytest.mark.parametrize("bits", [8, slow(4), slow(2)])
     def test_a_quantized_step_is_taken_at(self, bits):
         """It moves the weights and the steps, which stay positive."""
         block = self.make(weight_bits=bits)
@@ -278,7 +281,7 @@ class BlockCase:
         for one, other in zip(*results, strict=True):
             np.testing.assert_allclose(one, other, rtol=2e-3, atol=2e-4)
 
-    @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+    @pytest.mark.parametrize("policy", ["mixed_bfloat16", slow("mixed_float16")])
     def test_mixed_precision(self, policy):
         keras.config.set_dtype_policy(policy)
         try:
@@ -363,6 +366,7 @@ class BlockCase:
 
     # Saving.
 
+    @pytest.mark.slow
     def test_keras_file_round_trip(self, tmp_path):
         x = self.features(3)
         padding = {"padding": ((1, 0), (0, 2))} if len(self.input_shape) == 3 else {}
@@ -407,8 +411,8 @@ class BlockCase:
 
     # What the integer runtime computes.
 
-    @pytest.mark.parametrize("bits", [8, 4, 2])
-    @pytest.mark.parametrize("roots", ["usual", "negative, zero and tiny"])
+    @pytest.mark.parametrize("bits", [8, slow(4), slow(2)])
+    @pytest.mark.parametrize("roots", [slow("usual"), "negative, zero and tiny"])
     def test_the_integer_path_is_the_float_path_but_for_the_bias(self, bits, roots):
         """They differ by the bias's rounding: half a step of the `input x weight` grid."""
         step = 0.02

@@ -1,14 +1,11 @@
 """Trained, quantized and deployed under JAX without TensorFlow; and then under TensorFlow."""
 
-import os
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
 
 import repq_tf
+from tests import forks
 
 BLOCK = """
 import sys
@@ -89,13 +86,9 @@ for variable, value in zip(model.weights, kept):  # training the copy left it al
 
 @pytest.mark.slow(20)
 def test_a_model_from_jax_is_deployed_under_tensorflow(tmp_path):
-    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
-    subprocess.run(
-        [sys.executable, "-c", BLOCK + TRAIN.replace("BITS", "6"), str(tmp_path)],
-        check=True,
-        env=environment,
-        timeout=300,
-    )
+    code = BLOCK + TRAIN.replace("BITS", "6")
+    status, _, errors = forks.run(code, str(tmp_path), KERAS_BACKEND="jax", JAX_PLATFORMS="cpu")
+    assert status == 0, errors
     assert keras.backend.backend() == "tensorflow"
     with np.load(tmp_path / "outputs.npz") as arrays:
         outputs = dict(arrays)

@@ -1,12 +1,8 @@
 """The blocks on tf_keras, in a process of its own, because Keras is chosen at import."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
+from tests import forks
 from tests.zoo import BLOCKS
 
 SCRIPT = """
@@ -98,16 +94,9 @@ print("trained", len(BLOCKS), "blocks")
 
 @pytest.mark.slow(40)
 def test_blocks_train_on_legacy_keras():
-    environment = {**os.environ, "TF_USE_LEGACY_KERAS": "1", "KERAS_BACKEND": "tensorflow"}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=Path(__file__).parent.parent,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "trained 5 modes" in done.stdout
-    assert "refused other weights" in done.stdout
-    assert "a frozen batch norm stays" in done.stdout
-    assert f"trained {len(BLOCKS)} blocks" in done.stdout
+    status, output, errors = forks.run(SCRIPT, TF_USE_LEGACY_KERAS="1")
+    assert status == 0, errors[-3000:]
+    assert "trained 5 modes" in output
+    assert "refused other weights" in output
+    assert "a frozen batch norm stays" in output
+    assert f"trained {len(BLOCKS)} blocks" in output

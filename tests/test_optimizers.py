@@ -1,10 +1,6 @@
 """RepOpt's optimizer: equal to the constant-scale block, and a Keras optimizer like any."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -14,6 +10,7 @@ import tensorflow as tf
 from repq_tf.branches import NumpyReading
 from repq_tf.layers import ConvBNBlock, CSLABlock
 from repq_tf.optimizers import RepOptimizer, repopt
+from tests import forks
 
 array = keras.ops.convert_to_numpy
 SGD, Adam, AdamW = keras.optimizers.SGD, keras.optimizers.Adam, keras.optimizers.AdamW
@@ -482,13 +479,6 @@ print("equal")
 
 @pytest.mark.slow(10)
 def test_jax(tmp_path):
-    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
-    result = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path / "model.keras")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        cwd=Path(__file__).parent.parent,
-    )
-    assert result.returncode == 0 and result.stdout.strip() == "equal", result.stderr
+    path = str(tmp_path / "model.keras")
+    status, output, errors = forks.run(PROGRAM, path, KERAS_BACKEND="jax", JAX_PLATFORMS="cpu")
+    assert status == 0 and output.strip() == "equal", errors

@@ -1,14 +1,11 @@
 """What TensorFlow does badly: 1x1 convolutions with strides, and the gradients of slices."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from repq_tf.windows import apply_window, convolve, subsample
+from tests import forks
 from tests.reference import crop
 
 PROGRAM = """
@@ -36,14 +33,8 @@ for options in ({}, {"merged": True}, {"weight_bits": 8}):
 @pytest.mark.slow
 def test_a_1x1_convolution_of_few_channels_with_strides_trains():
     """In a process of its own, which a wrong address would end."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    status, _, errors = forks.run(PROGRAM)
+    assert status == 0, errors[-2000:]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])

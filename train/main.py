@@ -9,13 +9,14 @@ where the last one was stopped, or prints the report if the run is complete.
 
 import os
 import sys
+from collections.abc import Sequence
 
 from repq_tf.train.errors import UserError
 from repq_tf.train.run.run_folder import RunFolder, find_float_model
-from repq_tf.train.settings import checks, command, resolve
+from repq_tf.train.settings import Settings, checks, command, resolve
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> None:
     """Runs all stages; user errors end with a message on stderr and exit status 1.
 
     All that can be said without the data is said before TensorFlow is imported.
@@ -47,7 +48,7 @@ def main(arguments=None):
         sys.exit(130)
 
 
-def _prepare(settings):
+def _prepare(settings: Settings) -> None:
     """Sets what TensorFlow, Keras and JAX read when they are imported."""
     from absl import logging
 

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import os
 import time
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -35,8 +36,10 @@ from repq_tf.train.run.run_folder import (
     RunFolder,
     find_float_model,
 )
+from repq_tf.train.settings import Settings
 from repq_tf.train.stages import evaluation, precision, report, tfmot
 from repq_tf.train.stages.training import train
+from repq_tf.train.tasks.base import Task
 from repq_tf.train.tasks.classification.task import Classification
 from repq_tf.train.tasks.super_resolution.task import SuperResolution
 
@@ -44,7 +47,7 @@ _TASKS = {"classification": Classification, "super_resolution": SuperResolution}
 _CLIP_RATE_IMAGES = 32
 
 
-def run(settings, make_task=None):
+def run(settings: Settings, make_task: Callable[[Settings], Task] | None = None) -> None:
     """Runs every stage that has not been run yet, and prints the report.
 
     Args:
@@ -69,7 +72,7 @@ def run(settings, make_task=None):
         _Pipeline(settings, folder, task, engine).run()
 
 
-def _make_engine(settings, folder):
+def _make_engine(settings: Settings, folder: RunFolder) -> Engine:
     """Returns the engine of `--strategy`, before anything is computed.
 
     What JAX has trained, on whatever devices, TensorFlow exports on one.
@@ -80,7 +83,7 @@ def _make_engine(settings, folder):
     return choose.make_engine(settings.strategy)
 
 
-def _make_repeatable(settings):
+def _make_repeatable(settings: Settings) -> None:
     """Seeds everything, and makes TensorFlow repeat itself exactly where that is wanted."""
     with quiet():  # Keras imports TensorFlow, to seed it, whatever the backend
         keras.utils.set_random_seed(settings.seed)
@@ -97,7 +100,9 @@ def _make_repeatable(settings):
 class _Pipeline:
     """The stages, and what they share."""
 
-    def __init__(self, settings, folder, task, engine):
+    def __init__(
+        self, settings: Settings, folder: RunFolder, task: Task, engine: Engine
+    ) -> None:
         self.settings = settings
         self.folder = folder
         self.task = task
@@ -108,7 +113,7 @@ class _Pipeline:
             self._say("build")
             self.float_model = self._build()
 
-    def run(self):
+    def run(self) -> None:
         """Runs the stages in order."""
         folder, task, notes = self.folder, self.task, []
         self._open_folder()
@@ -151,14 +156,20 @@ class _Pipeline:
         print(report.make_report(self.settings, task, folder, results))
         print(f"Report: {folder.file(REPORT)}")
 
-    def _open_folder(self):
+    def _open_folder(self) -> None:
         """The chief makes the folder its own, and the other workers find it."""
         if self.engine.is_chief:
             self.folder.claim(self.settings)
         self.engine.wait("run folder")
         self.folder.join(self.settings)
 
-    def _stage(self, name, work, *products, together=False):
+    def _stage(
+        self,
+        name: str,
+        work: Callable[[], float | None],
+        *products: str,
+        together: bool = False,
+    ) -> None:
         """Does a stage's work, which may return its seconds, unless its products are there.
 
         First deletes files derived from the old products.
@@ -181,11 +192,11 @@ class _Pipeline:
             self.folder.add_seconds(name, seconds or time.monotonic() - begin)
         self.engine.wait(f"end of stage {name}")
 
-    def _say(self, text):
+    def _say(self, text: str) -> None:
         if self.settings.verbose:
             print(f"[{text}]", flush=True)
 
-    def _check_devices(self):
+    def _check_devices(self) -> None:
         if self.settings.batch_size % self.engine.devices:
             raise UserError(
                 "--batch_size must be a multiple of the number of devices,"
@@ -193,7 +204,7 @@ class _Pipeline:
             )
         self.task.validation_batches(self.engine.devices)  # refuses what cannot be shared
 
-    def _build(self):
+    def _build(self) -> keras.Model:
         """Returns the float model, with the weights of `--init_from` if given."""
         settings = self.settings
         name = settings.model
@@ -217,7 +228,7 @@ class _Pipeline:
             )
         return model
 
-    def _train_float(self):
+    def _train_float(self) -> float | None:
         settings, model = self.settings, self.float_model
         seconds = None
         if not settings.init_from:
@@ -226,7 +237,7 @@ class _Pipeline:
         self.float_model = None
         return seconds
 
-    def _quantize(self):
+    def _quantize(self) -> None:
         settings, model = self.settings, self.folder.load_model(FLOAT)
         options = {"step_gradient": settings.step_gradient, **self.task.quantize_options()}
         if settings.method == "repq":
@@ -247,7 +258,7 @@ class _Pipeline:
             )
         self.folder.save_model(model, QUANTIZED_START)
 
-    def _train_quantized(self):
+    def _train_quantized(self) -> float:
         settings = self.settings
         model = self.folder.load_model(QUANTIZED_START)
         keras.utils.set_random_seed(settings.seed)  # workers begin with equal variables
@@ -264,11 +275,18 @@ class _Pipeline:
         self._save_trained(self._own(model), QUANTIZED, "qat")
         return seconds
 
-    def _own(self, model):
+    def _own(self, model: keras.Model) -> keras.Model:
         """A quantized model in our own layers, whoever quantized it."""
         return tfmot.unwrap(model) if self.settings.quantizer == "tfmot" else model
 
-    def _train(self, model, stage, epochs, learning_rate, scalars=None):
+    def _train(
+        self,
+        model: keras.Model,
+        stage: str,
+        epochs: float,
+        learning_rate: float,
+        scalars: Callable[[keras.Model], dict[str, float]] | None = None,
+    ) -> float:
         with self.engine.scope():
             return train(
                 model,
@@ -282,7 +300,7 @@ class _Pipeline:
                 scalars=scalars,
             )
 
-    def _save_trained(self, model, name, stage):
+    def _save_trained(self, model: keras.Model, name: str, stage: str) -> None:
         """Writes a training stage's product, which makes its checkpoint superfluous."""
         model = precision.convert(model, "none")  # read by all workers
         if not self.engine.is_chief:
@@ -291,7 +309,7 @@ class _Pipeline:
         with contextlib.suppress(FileNotFoundError):
             os.remove(self.folder.state(stage))
 
-    def _merge(self):
+    def _merge(self) -> None:
         merged = repq_tf.merge(self.folder.read_model(QUANTIZED))
         self.folder.save_model(merged, MERGED)
 
@@ -301,7 +319,7 @@ _CHECK = {"keras": quantization.check_quantizable, "tfmot": tfmot.check_quantiza
 
 
 @contextlib.contextmanager
-def _named(what):
+def _named(what: str) -> Iterator[None]:
     """Makes a user's error of a network's ValueError."""
     try:
         yield
@@ -309,7 +327,7 @@ def _named(what):
         raise UserError(f"{what}: {error}") from error
 
 
-def _quantizer_scalars(model, images):
+def _quantizer_scalars(model: keras.Model, images: np.ndarray) -> dict[str, float]:
     """Returns every quantizer's step size, averaged over channels, and clip rate."""
     steps = {
         f"step/{name}": float(np.mean(ops.convert_to_numpy(quantizer.step)))

@@ -8,6 +8,7 @@ overlap by its receptive field, so that the result is that of the whole photogra
 
 import os
 import sys
+from collections.abc import Sequence
 
 from repq_tf.train.errors import UserError
 from repq_tf.train.run.run_folder import find_file
@@ -39,7 +40,7 @@ _FLAGS = (
 FLAGS = {flag.name: flag for flag in _FLAGS}
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> None:
     """Enlarges one photograph; user errors end with a message on stderr and exit status 1.
 
     Args:

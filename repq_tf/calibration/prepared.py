@@ -129,8 +129,8 @@ def positional(
     """The arguments of a call of our layers, with those by name where `call` has them."""
     if not isinstance(layer, ReparamConv | Quantize):
         return args, kwargs
-    signature = _signature(type(layer))  # type: ignore[arg-type]  # mypy: no class has a hash
-    bound = signature.bind(layer, *args, **kwargs)
+    kind: Any = type(layer)  # mypy: no class has a hash
+    bound = _signature(kind).bind(layer, *args, **kwargs)
     return bound.args[1:], bound.kwargs
 
 

@@ -179,6 +179,7 @@ CORRUPTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layer", "change"),
     CORRUPTIONS.values(),
@@ -425,6 +426,7 @@ def test_the_file_of_any_ending_is_exact(function, tmp_path):
         np.testing.assert_array_equal(one, array(other))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", ENDS.values(), ids=ENDS.keys())
 def test_parity_of_any_ending(function, tmp_path):
     _, report = parity(quantize(network(function)), tmp_path / "x.tflite", X)

@@ -128,6 +128,7 @@ STOCK = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", STOCK.values(), ids=STOCK)
 def test_stock_layers_in_half_precision(make, tmp_path):
     keras.config.set_dtype_policy("mixed_bfloat16")

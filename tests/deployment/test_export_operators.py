@@ -7,6 +7,7 @@ import pytest
 import repq_tf
 from repq_tf.layers import ACBlock, ConvBNBlock, RepVGGBlock
 from tests.deployment.files import TYPES, Convolution, assert_exact, parity, read, run
+from tests.marks import slow
 from tests.quantization.networks import (
     SHAPE,
     array,
@@ -216,7 +217,7 @@ def test_mixed_bits(per_channel, tmp_path):
         assert np.abs(found.data(found.kernel).astype(int)).max() <= 2 ** (bits - 1)
 
 
-@pytest.mark.parametrize("bits", [8, 7, 6, 5, 4, 3, 2])
+@pytest.mark.parametrize("bits", [8, *map(slow, (7, 6, 5, 4, 3)), 2])
 def test_every_bit_width(bits, tmp_path):
     def function(x):
         x = conv("a", 4, padding="same")(x)  # signed
@@ -291,6 +292,7 @@ def test_weights_biases_and_scales(exported, name):
     np.testing.assert_array_equal(found.source.quantization.scale, [np.float32(step)])
 
 
+@pytest.mark.slow
 def test_activation_grids(exported):
     """8 bits fill the container; 5 bits end at its upper end, where it saturates."""
     qat, model = exported
@@ -362,6 +364,7 @@ def of_the_image(x):
     return conv("c", 3, 1)(layers.Concatenate(name="cat")([x, conv("d", padding="same")(x)]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4, 2])
 @pytest.mark.parametrize(
     "function", [averages, signed_averages, of_the_image], ids=lambda f: f.__name__
@@ -415,6 +418,7 @@ def test_a_softmax_cannot_share_its_scale():
         quantize(network(softmax_in_a_concatenation))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", UNSCALED, ids=lambda f: f.__name__)
 def test_what_quantize_accepts_can_be_exported(function, tmp_path):
     _, report = parity(quantize(network(function)), tmp_path / "x.tflite", X)
@@ -437,6 +441,7 @@ def test_wide_sums_are_exact(tmp_path):
     assert report.largest_difference <= 1 and share < 0.005
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [100.4, 100.6, 14.7, 20.2])
 def test_the_6_of_a_relu6_between_two_sums(parts, tmp_path):
     """The runtime clamps what it has rescaled; the sum next to 6 may round to another level."""

@@ -97,6 +97,7 @@ def test_repvgg(name):
             assert counted(model) / MILLION == pytest.approx(published, abs=0.0051)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["repvgg_a0", "repvgg_b1", "repvgg_b2g4"])
 def test_qarepvgg(name):
     taps, outputs, _, logits = repvgg_counts(name)
@@ -105,6 +106,7 @@ def test_qarepvgg(name):
     assert in_training(model) == 10 * taps + 2 * 2 * outputs + logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["repvgg_a0", "repvgg_a2"])
 def test_orepa_repvgg_deploys_as_repvgg(name):
     assert deployed(outline(f"orepa_{name}")) == deployed(outline(name))
@@ -117,6 +119,7 @@ def test_deployed_is_what_merging_leaves():
     assert merge(model).count_params() == deployed(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["repvgg_a0", "repvgg_d2se", "mobileone_s0", "mobileone_s4"])
 def test_plain_twins_have_one_kernel_and_one_batch_norm_a_block(name):
     model = outline(f"{name}_plain")

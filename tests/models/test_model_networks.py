@@ -22,6 +22,7 @@ from repq_tf.layers import (
 )
 from repq_tf.models.parts import scale_channels
 from tests.branches.expressions import randomize
+from tests.marks import slow
 from tests.models.outline import blocks, outline
 
 
@@ -225,7 +226,14 @@ def test_names_can_be_read():
 
 
 @pytest.mark.parametrize(
-    "name", ["ac_resnet18", "orepa_resnet50", "repvgg_a0", "repvgg_b1g4", "mobileone_s4"]
+    "name",
+    [
+        "ac_resnet18",
+        slow("orepa_resnet50"),
+        "repvgg_a0",
+        "repvgg_b1g4",
+        slow("mobileone_s4"),
+    ],
 )
 def test_plain_twin_is_the_same_network(name):
     model, twin = tiny_outline(name), tiny_outline(models.plain_twin(name))

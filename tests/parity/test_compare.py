@@ -52,6 +52,7 @@ def test_any_cut_gives_the_same_figures(qat, folder):
     assert repq_tf.check_parity(qat, folder / "bad.tflite", parts) == whole
 
 
+@pytest.mark.slow
 def test_images_are_read_as_they_are_needed(qat, folder):
     asked = []
 
@@ -170,6 +171,7 @@ def test_figures_are_those_of_the_runtime(qat, folder):
     assert report.top1_agreement == np.mean(got.argmax(1) == want.argmax(1))
 
 
+@pytest.mark.slow
 def test_reference_kernels_are_compared_layer_by_layer(qat, folder):
     """They round differently, and each layer is given what the file's layer was given."""
     report = repq_tf.check_parity(qat, folder / "good.tflite", X, kernels="reference")

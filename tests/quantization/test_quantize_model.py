@@ -95,6 +95,7 @@ def test_it_is_deterministic(model, qat):
             np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_saved_and_loaded_it_is_the_same(qat, tmp_path):
     qat.save(tmp_path / "qat.keras")
     loaded = keras.models.load_model(tmp_path / "qat.keras")
@@ -116,6 +117,7 @@ def test_all_modes_start_from_the_same_function(model):
         assert relative(quantize(model, bn_statistics=mode)(X), model(X)) < 0.05, mode
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_trains(model, mode):
     qat = quantize(model, bits=4, bn_statistics=mode)

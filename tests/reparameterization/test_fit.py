@@ -183,6 +183,7 @@ def test_calibrated_training_starts_from_the_source(name):
             assert error < tolerance, (tensor.name, training, error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
 def test_two_steps_move_every_branch(settings, float64):
     """The first one moves the zeros, the second what stands behind them."""

@@ -74,15 +74,20 @@ def _file_is_the_model(report):
 )
 def test_every_method_ends_in_an_exact_file(tmp_path, default, given):
     method = given.get("method", "repq")
-    if method == "repq":  # the float stage is the same
+    if method != "plain":  # the float stage is the same
         given = {**given, "init_from": str(default[0])}
-    assert _file_is_the_model(_run(tmp_path, **given))
+    report = _run(tmp_path, **given)
+    assert _file_is_the_model(report)
+    same = _accuracy(report)["float"] == _accuracy(default[1])["float"]
+    assert same or method == "plain"
+    assert os.path.exists(RunFolder(tmp_path).history("float")) == (method == "plain")
     blocks = _blocks(tmp_path)
     assert ("ACBlock" in {type(block).__name__ for block in blocks}) == (method == "repq")
     restored = [block for block in blocks if block.root is not None]
     assert bool(restored) == (method == "plain" or given.get("container") == "int4")
 
 
+@pytest.mark.slow
 def test_the_default_method_restores_batch_norms(default):
     folder, report = default
     assert _file_is_the_model(report)
@@ -127,9 +132,9 @@ def test_several_devices(tmp_path, default, two_replicas, monkeypatch):
 
 
 @pytest.mark.slow(10)
-def test_a_file_that_takes_pixels(tmp_path):
-    options = {"input_type": "uint8", "step_gradient": "lsq"}
-    report = _run(tmp_path, epochs=0.5, qat_epochs=0, **options)
+def test_a_file_that_takes_pixels(tmp_path, default):
+    options = {"input_type": "uint8", "step_gradient": "lsq", "init_from": str(default[0])}
+    report = _run(tmp_path, qat_epochs=0, **options)
     assert {block.step_gradient for block in _blocks(tmp_path)} == {"lsq"}
     assert _file_is_the_model(report) and report["parity"]["equal_outputs"] == 1
     with open(tmp_path / run_folder.METADATA) as file:
@@ -152,8 +157,9 @@ def test_a_file_that_takes_pixels(tmp_path):
 
 
 @pytest.mark.slow(10)
-def test_what_lies_beside_the_file(tmp_path):
-    report = _run(tmp_path, epochs=0.5, qat_epochs=0)
+def test_what_lies_beside_the_file(tmp_path, default):
+    shutil.copytree(default[0], tmp_path, dirs_exist_ok=True)
+    report = default[1]
     with open(tmp_path / run_folder.METADATA) as file:
         found = json.load(file)
     assert found["sha256"] == products.sha256(tmp_path / run_folder.FILE)
@@ -175,12 +181,13 @@ def test_what_lies_beside_the_file(tmp_path):
     assert "<img" in (tmp_path / "analysis.html").read_text()
     assert not (tmp_path / run_folder.C_ARRAY).exists()
     before = (tmp_path / run_folder.FILE).stat().st_mtime_ns
-    _run(tmp_path, epochs=0.5, qat_epochs=0, c_array=True)  # of a finished run
+    _run(tmp_path, c_array=True)  # of a finished run
     assert (tmp_path / run_folder.FILE).stat().st_mtime_ns == before
     header = (tmp_path / run_folder.C_ARRAY).read_text()
     assert found["sha256"] in header and "g_model[]" in header
 
 
+@pytest.mark.slow
 def test_products_hold_weights_only(default):
     folder, _ = default
     for name in (run_folder.FLOAT, run_folder.QUANTIZED, run_folder.MERGED):
@@ -189,14 +196,9 @@ def test_products_hold_weights_only(default):
     assert not os.path.exists(RunFolder(folder).state("float"))
 
 
-@pytest.mark.slow(10)
-def test_float_weights_of_an_earlier_run(tmp_path, default):
-    folder, first = default
-    for source in (folder, folder / run_folder.FLOAT):
-        target = tmp_path / f"from_{source.name}"
-        again = _run(target, init_from=str(source), bits=4, qat_epochs=0)
-        assert _accuracy(again)["float"] == _accuracy(first)["float"]
-        assert not os.path.exists(RunFolder(target).history("float"))
+@pytest.mark.slow
+def test_float_weights_that_do_not_fit(tmp_path, default):
+    folder, _ = default
     with pytest.raises(UserError, match="are not those of this model"):
         _run(tmp_path / "other", init_from=str(folder), method="plain")
     with pytest.raises(UserError, match="without float.keras"):
@@ -204,9 +206,26 @@ def test_float_weights_of_an_earlier_run(tmp_path, default):
     assert not os.path.exists(tmp_path / "other")
 
 
+class _OtherTask(TinyTask):
+    """Judges the file by something else than accuracy."""
+
+    headline = "loss"
+    columns = Task.columns
+
+    def evaluate_file(self, network, verbose=0):
+        assert network(self.test_inputs(3)[0]).shape == (3, 10)
+        return {"loss": 0.5}
+
+
 @pytest.mark.slow(10)
-def test_no_quantized_training_is_quantization_alone(tmp_path, default):
-    _run(tmp_path, init_from=str(default[0]), qat_epochs=0)
+def test_another_task_quantizes_a_float_file_and_does_not_train(tmp_path, default):
+    folder, first = default
+    source = str(folder / run_folder.FLOAT)
+    report = _run(tmp_path, _OtherTask, init_from=source, bits=4, qat_epochs=0)
+    with open(tmp_path / "report.md") as file:
+        assert "| quantized, .tflite | 0.5000 " in file.read()
+    assert report["metrics"]["float"] == first["metrics"]["float"]
+    assert not os.path.exists(RunFolder(tmp_path).history("float"))
     start, end = (
         checkpoint.load_model(str(tmp_path / name)).get_weights()
         for name in (run_folder.QUANTIZED_START, run_folder.QUANTIZED)
@@ -230,6 +249,7 @@ def test_a_damaged_product_is_named(tmp_path, default):
     assert _file_is_the_model(_run(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_stage_removes_what_was_made_of_its_product(tmp_path, default, monkeypatch):
     """Killed in it, nothing stale lies beside a new model."""
 
@@ -251,28 +271,12 @@ def test_a_stage_removes_what_was_made_of_its_product(tmp_path, default, monkeyp
 
 
 @pytest.mark.slow
-def test_quantized_training_that_diverges_names_its_stage(tmp_path):
+def test_quantized_training_that_diverges_names_its_stage(tmp_path, default):
+    options = {"method": "merged", "merged_bn": False, "init_from": str(default[0])}
     with pytest.raises(DivergedError, match="of stage qat"):
-        _run(tmp_path, method="merged", merged_bn=False, bits=4, qat_learning_rate=1e20)
+        _run(tmp_path, bits=4, qat_learning_rate=1e20, **options)
     assert os.path.exists(tmp_path / run_folder.QUANTIZED_START)
     assert not os.path.exists(tmp_path / run_folder.QUANTIZED)
-
-
-@pytest.mark.slow(10)
-def test_another_task_runs_through_the_same_pipeline(tmp_path, default):
-    class Loss(TinyTask):
-        """Judged by something else than accuracy."""
-
-        headline = "loss"
-        columns = Task.columns
-
-        def evaluate_file(self, network, verbose=0):
-            assert network(self.test_inputs(3)[0]).shape == (3, 10)
-            return {"loss": 0.5}
-
-    _run(tmp_path, make_task=Loss, init_from=str(default[0]), qat_epochs=0)
-    with open(tmp_path / "report.md") as file:
-        assert "| quantized, .tflite | 0.5000 " in file.read()
 
 
 def test_a_network_that_cannot_be_quantized_is_refused_before_it_is_trained(tmp_path):

@@ -113,16 +113,16 @@ def test_other_settings_do_not_touch_the_run(whole):
 @pytest.mark.slow(50)
 def test_a_run_killed_three_times_ends_with_the_same_numbers(tmp_path):
     folder, other = tmp_path / "whole", tmp_path / "killed"
-    before = [TINY_MODELS, WITHOUT_PICTURES]
-    run(*kill_trials.ARGUMENTS, f"--workdir={folder}", before=before)
+    how = {"before": [TINY_MODELS, WITHOUT_PICTURES], "forked": True}
+    run(*kill_trials.ARGUMENTS, f"--workdir={folder}", **how)
     args = [*kill_trials.ARGUMENTS, f"--workdir={other}"]
-    run_until(RunFolder(other).state("float"), *args, before=before)
+    run_until(RunFolder(other).state("float"), *args, **how)
     assert not (other / run_folder.FLOAT).exists()
-    run_until(RunFolder(other).state("qat"), *args, before=before)
+    run_until(RunFolder(other).state("qat"), *args, **how)
     assert not (other / run_folder.QUANTIZED).exists()
-    run_until(other / run_folder.MERGED, *args, before=before)
+    run_until(other / run_folder.MERGED, *args, **how)
     assert not (other / "report.md").exists()
-    run(*args, before=before)
+    run(*args, **how)
     assert not kill_trials.differences(folder, other)
 
 
@@ -131,14 +131,14 @@ def test_jax_trains_and_tensorflow_exports(tmp_path):
     folder = tmp_path / "run"
     args = [*TINY, f"--workdir={folder}"]
     without = [WITHOUT_TENSORFLOW, TINY_MODELS, WITHOUT_PICTURES]
-    output, _ = run(*args, before=without, backend="jax")
+    output, _ = run(*args, before=without, KERAS_BACKEND="jax")
     assert "No .tflite file" in output and "KERAS_BACKEND=tensorflow" in output
     assert (folder / "merged.keras").exists() and not (folder / "model.tflite").exists()
     assert os.listdir(folder / "logs" / "qat")
     trained = _json(folder, "report.json")
     assert trained["versions"]["backend"] == "jax"
     assert trained["merge_error"] < 1e-3
-    run(*args, before=[TINY_MODELS, WITHOUT_PICTURES])
+    run(*args, before=[TINY_MODELS, WITHOUT_PICTURES], forked=True)
     exported = _json(folder, "report.json")
     assert exported["versions"]["backend"] == "tensorflow" and "notes" not in exported
     assert exported["metrics"]["float"] == trained["metrics"]["float"]
@@ -157,7 +157,7 @@ def test_jax_without_tensorflow_refuses_what_needs_it(tmp_path):
             flag,
             f"--workdir={tmp_path / 'run'}",
             before=[WITHOUT_TENSORFLOW],
-            backend="jax",
+            KERAS_BACKEND="jax",
             code=1,
         )
         assert word in errors and "Traceback" not in errors

@@ -71,6 +71,10 @@ class TinyTask(Classification):
         block = tiny_ac if name == "ac_resnet18" else tiny_plain
         return block(classes=len(self.images.class_names), input_shape=shape, **options)
 
+    def compile(self, model, optimizer=None, jit_compile="auto"):
+        super().compile(model, optimizer, jit_compile)
+        model.run_eagerly = optimizer is None  # six batches take less than their graph's making
+
 
 class TinyUpscaling(SuperResolution):
     """Super resolution by three blocks, whatever `--model` says."""

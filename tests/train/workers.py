@@ -4,14 +4,14 @@ import contextlib
 import json
 import os
 import socket
-import subprocess
 import sys
 import tempfile
 import time
 
 import numpy as np
 
-from tests.train.commands import ROOT, TINY_MODELS, WITHOUT_PICTURES, command
+from tests.forks import text
+from tests.train.commands import TINY_MODELS, WITHOUT_PICTURES, start
 
 
 def tensorflow_cluster(count):
@@ -74,13 +74,11 @@ def run_workers(environments, folder, *args, until=None, last=None):
         WITHOUT_PICTURES,
         f"from tests.train import workers; workers.watch({str(folder)!r}, {last!r})",
     ]
-    line = command(*args, f"--workdir={folder}", before=before)
+    args = [*args, f"--workdir={folder}"]
     with contextlib.ExitStack() as stack:
         outputs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in environments]
         processes = [
-            subprocess.Popen(
-                line, cwd=ROOT, env={**os.environ, **each}, stdout=output, stderr=output
-            )
+            start(*args, output=output, errors=output, before=before, forked=True, **each)
             for each, output in zip(environments, outputs, strict=True)
         ]
         try:
@@ -106,11 +104,7 @@ def _wait(processes, outputs, until):
 
 
 def _texts(files):
-    texts = []
-    for file in files:
-        file.seek(0)
-        texts.append(file.read()[-3000:])
-    return texts
+    return [text(file)[-3000:] for file in files]
 
 
 def trained_weights(folder, stage, worker=0):

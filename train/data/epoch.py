@@ -25,7 +25,16 @@ class EpochDataset(keras.utils.PyDataset, abc.ABC):
         workers: Threads that prepare batches.
     """
 
-    def __init__(self, count, batch_size, seed=0, epoch=0, steps=None, shard=(0, 1), workers=1):
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        seed: int = 0,
+        epoch: int = 0,
+        steps: int | None = None,
+        shard: tuple[int, int] = (0, 1),
+        workers: int = 1,
+    ) -> None:
         super().__init__(workers=workers)
         self.count = count
         self.batch_size = batch_size
@@ -34,14 +43,14 @@ class EpochDataset(keras.utils.PyDataset, abc.ABC):
         self.steps = count // batch_size if steps is None else steps
         self._begin(epoch)
 
-    def _begin(self, epoch):
+    def _begin(self, epoch: int) -> None:
         self.epoch = epoch
         self.order = np.random.default_rng([self.seed, epoch]).permutation(self.count)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.steps
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
         first = index * self.batch_size
         worker, workers = self.shard
         chosen = self.order[first + worker : first + self.batch_size : workers]
@@ -50,7 +59,9 @@ class EpochDataset(keras.utils.PyDataset, abc.ABC):
         )
 
     @abc.abstractmethod
-    def make_batch(self, chosen, rng):
+    def make_batch(
+        self, chosen: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, ...]:
         """Returns a batch, as `fit` takes it.
 
         Args:
@@ -58,6 +69,6 @@ class EpochDataset(keras.utils.PyDataset, abc.ABC):
             rng: The generator of its random changes.
         """
 
-    def on_epoch_end(self):
+    def on_epoch_end(self) -> None:
         """Moves on to the next epoch; Keras calls it."""
         self._begin(self.epoch + 1)

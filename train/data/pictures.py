@@ -7,7 +7,7 @@ from repq_tf.files import pictures
 from repq_tf.train.errors import UserError
 
 
-def resize_all(images, size):
+def resize_all(images: np.ndarray, size: int) -> np.ndarray:
     """Returns uint8 images `(n, h, w, c)` resized to squares of height `size`."""
     if images.shape[1:3] == (size, size):
         return images
@@ -19,7 +19,7 @@ def resize_all(images, size):
     return out
 
 
-def read_picture(path, channels, size=None):
+def read_picture(path: str, channels: int, size: int | None = None) -> np.ndarray:
     """Returns a file's picture as a uint8 array `(h, w, channels)`.
 
     Args:

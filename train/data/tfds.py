@@ -1,6 +1,7 @@
 """Finding and preparing sets of TensorFlow Datasets (TFDS)."""
 
 import difflib
+from typing import Any
 
 import keras
 
@@ -9,7 +10,7 @@ from repq_tf.train.errors import UserError
 from repq_tf.train.settings.checks import check_data_dir
 
 
-def find_builder(name, data_dir):
+def find_builder(name: str, data_dir: str | None) -> Any:
     """Returns TFDS's builder of a set."""
     check_data_dir(data_dir)
     try:
@@ -40,7 +41,7 @@ def find_builder(name, data_dir):
         raise UserError(f"--dataset={name} is not accepted by TFDS: {reason}") from error
 
 
-def prepare(builder, name):
+def prepare(builder: Any, name: str) -> None:
     """Makes sure that the set is on disk."""
     try:
         builder.download_and_prepare()

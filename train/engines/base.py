@@ -6,8 +6,9 @@ one that writes files, in a folder that all of them see.
 """
 
 import contextlib
+from typing import Any
 
-from repq_tf.train.engines.batches import as_fit_wants
+from repq_tf.train.engines.batches import Batches, as_fit_wants
 from repq_tf.train.errors import UserError
 
 
@@ -25,20 +26,20 @@ class Engine:
     worker = 0
 
     @property
-    def is_chief(self):
+    def is_chief(self) -> bool:
         """Whether this process writes the files."""
         return self.worker == 0
 
-    def scope(self):
+    def scope(self) -> contextlib.AbstractContextManager[Any]:
         """Returns the context in which models and optimizers are made and trained."""
         return contextlib.nullcontext()
 
     @property
-    def shard(self):
+    def shard(self) -> tuple[int, int]:
         """`(worker, workers)`: which part of each training batch is this worker's."""
         return self.worker, self.workers
 
-    def fit_data(self, train, test):
+    def fit_data(self, train: Batches, test: Batches) -> dict[str, Any]:
         """Returns the arguments of `fit` that are data.
 
         Args:
@@ -48,7 +49,7 @@ class Engine:
         """
         return {"x": as_fit_wants(train), "validation_data": as_fit_wants(test)}
 
-    def wait(self, border):
+    def wait(self, border: str) -> None:
         """Returns when all workers have come here.
 
         Args:
@@ -58,13 +59,13 @@ class Engine:
             UserError: If another worker stopped.
         """
 
-    def _part(self, batch, count):
+    def _part(self, batch: Any, count: Any) -> tuple[Any, ...]:
         """Cuts this worker's part out of a batch of `count`; all devices get equally many."""
         size = count // self.devices * (self.devices // self.workers)
         return tuple(array[self.worker * size : (self.worker + 1) * size] for array in batch)
 
 
-def lost_worker(border):
+def lost_worker(border: str) -> UserError:
     """Returns the error of a worker whose wait for the others ended badly."""
     return UserError(
         f"Another worker stopped while this one waited for it ({border}); see its messages."

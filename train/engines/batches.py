@@ -3,16 +3,20 @@
 TensorFlow is imported where it is used: training on another backend may be without it.
 """
 
+from typing import Any, TypeAlias
+
 from repq_tf.keras_api import LEGACY
 from repq_tf.train.errors import UserError
 
+Batches: TypeAlias = Any  # a `keras.utils.PyDataset`, or a `tf.data.Dataset`
 
-def as_fit_wants(batches):
+
+def as_fit_wants(batches: Batches) -> Batches:
     """Returns batches of a `PyDataset`, which tf_keras does not know, as `tf.data` there."""
     return as_tf_data(batches) if LEGACY else batches
 
 
-def as_tf_data(batches):
+def as_tf_data(batches: Batches) -> Batches:
     """Returns batches of a `PyDataset` as `tf.data`, made by as many threads as it asks for."""
     import tensorflow as tf
 
@@ -20,7 +24,7 @@ def as_tf_data(batches):
         return batches
     first = batches[0]
 
-    def read(index):
+    def read(index: Any) -> tuple[Any, ...]:
         types = [array.dtype for array in first]
         batch = tf.numpy_function(lambda k: batches[k], [index], types, stateful=False)
         shapes = [(None, *array.shape[1:]) for array in first]
@@ -30,7 +34,7 @@ def as_tf_data(batches):
     return data.map(read, max(1, batches.workers), deterministic=True).prefetch(2)
 
 
-def even_batch(count, batch_size, devices):
+def even_batch(count: int, batch_size: int, devices: int) -> int:
     """Returns the batch size with which devices can evaluate a number of inputs together.
 
     Keras needs the first batch to be the same for all devices, and no device may be

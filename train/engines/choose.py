@@ -9,7 +9,7 @@ from repq_tf.train.engines.mirrored import Mirrored, MultiWorker, gpus
 from repq_tf.train.errors import UserError
 
 
-def make_engine(name):
+def make_engine(name: str) -> Engine:
     """Returns the engine that `--strategy` asks for.
 
     Args:
@@ -36,7 +36,7 @@ def make_engine(name):
     return Engine()
 
 
-def _auto(here):
+def _auto(here: str) -> str:
     if here == "tensorflow" and len(gpus()) > 1:
         return "mirrored"
     if here == "jax":
@@ -46,7 +46,7 @@ def _auto(here):
     return "none"
 
 
-def _check_backend(name, needed, otherwise):
+def _check_backend(name: str, needed: str, otherwise: str) -> None:
     if backend() != needed:
         title = {"tensorflow": "TensorFlow", "jax": "JAX"}[needed]
         raise UserError(
@@ -55,7 +55,7 @@ def _check_backend(name, needed, otherwise):
         )
 
 
-def _check_multi_worker():
+def _check_multi_worker() -> None:
     """Refuses Keras 3, whose `fit` fails with this strategy."""
     if not LEGACY:
         raise UserError(

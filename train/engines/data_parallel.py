@@ -1,10 +1,14 @@
 """JAX's engine: the devices of one or several processes."""
 
+import contextlib
 import os
+from collections.abc import Callable
+from typing import Any
 
 import keras
 
 from repq_tf.train.engines.base import Engine, lost_worker
+from repq_tf.train.engines.batches import Batches
 from repq_tf.train.errors import UserError
 
 _JAX_PROCESSES = "KERAS_DISTRIBUTION_"
@@ -19,7 +23,7 @@ class DataParallel(Engine):
         UserError: If the processes cannot be joined.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         import jax
 
         given = {k: v for k, v in os.environ.items() if k.startswith(_JAX_PROCESSES)}
@@ -38,10 +42,10 @@ class DataParallel(Engine):
         self.workers = jax.process_count()
         self.worker = jax.process_index()
 
-    def scope(self):  # noqa: D102
+    def scope(self) -> contextlib.AbstractContextManager[Any]:  # noqa: D102
         return self._distribution.scope()
 
-    def fit_data(self, train, test):  # noqa: D102
+    def fit_data(self, train: Batches, test: Batches) -> dict[str, Any]:  # noqa: D102
         if isinstance(test, keras.utils.PyDataset):
             return {"x": train, "validation_data": _Share(test, self._part)}
         import tensorflow as tf
@@ -49,7 +53,7 @@ class DataParallel(Engine):
         part = test.map(lambda *batch: self._part(batch, tf.shape(batch[0])[0]))
         return {"x": train, "validation_data": part}
 
-    def wait(self, border):  # noqa: D102
+    def wait(self, border: str) -> None:  # noqa: D102
         import jax
         from jax.experimental import multihost_utils
 
@@ -62,14 +66,14 @@ class DataParallel(Engine):
 class _Share(keras.utils.PyDataset):
     """A part of each batch of a data set."""
 
-    def __init__(self, batches, part):
+    def __init__(self, batches: Batches, part: Callable[..., tuple[Any, ...]]) -> None:
         super().__init__(workers=batches.workers)
         self._batches = batches
         self._part = part
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._batches)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
         batch = self._batches[index]
         return self._part(batch, len(batch[0]))

@@ -2,24 +2,26 @@
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from repq_tf.files import keras_models as saving
-from repq_tf.keras_api import to_numpy, variable_path
+from repq_tf.keras_api import Variable, keras, to_numpy, variable_path
 from repq_tf.train.errors import UserError
 from repq_tf.train.run.products import check_product, product, writing
 
 _SEAL = "sha256"
 
 
-def save_model(model, path):
+def save_model(model: keras.Model, path: str) -> None:
     """Saves a model as `.keras`, whole or not at all."""
     with product(path) as temporary:
         model.save(temporary)
 
 
-def load_model(path):
+def load_model(path: str) -> keras.Model:
     """Loads a `.keras` file without compiling it, and without running code from it.
 
     Raises:
@@ -36,7 +38,9 @@ def load_model(path):
         raise UserError(str(error)) from error
 
 
-def save_state(path, model, optimizer, progress, write=True):
+def save_state(
+    path: str, model: keras.Model, optimizer: Any, progress: dict[str, Any], write: bool = True
+) -> None:
     """Writes all that training needs to continue.
 
     Args:
@@ -47,7 +51,7 @@ def save_state(path, model, optimizer, progress, write=True):
         write: Whether this worker writes the file; all of them must read the variables.
     """
     variables = [*model.variables, *optimizer.variables]
-    arrays = {f"v{k}": to_numpy(v) for k, v in enumerate(variables)}
+    arrays: dict[str, Any] = {f"v{k}": to_numpy(v) for k, v in enumerate(variables)}
     if not write:
         return
     record = {"variables": _names(model, optimizer), "progress": progress}
@@ -57,7 +61,7 @@ def save_state(path, model, optimizer, progress, write=True):
         np.savez(temporary, **arrays)
 
 
-def load_state(path, model, optimizer):
+def load_state(path: str, model: keras.Model, optimizer: Any) -> dict[str, Any]:
     """Puts a saved state into a model and its optimizer.
 
     Args:
@@ -98,7 +102,7 @@ def load_state(path, model, optimizer):
     return record["progress"]
 
 
-def copy_weights(source, target, origin):
+def copy_weights(source: keras.Model, target: keras.Model, origin: str) -> None:
     """Copies the weights of a model into another one of the same shapes.
 
     Args:
@@ -120,7 +124,7 @@ def copy_weights(source, target, origin):
     target.set_weights(source.get_weights())
 
 
-def _digest_arrays(arrays):
+def _digest_arrays(arrays: Mapping[str, np.ndarray]) -> str:
     """The SHA-256 of named arrays, with their types and shapes."""
     digest = hashlib.sha256()
     for name, array in sorted(arrays.items()):
@@ -129,16 +133,18 @@ def _digest_arrays(arrays):
     return digest.hexdigest()
 
 
-def _names(model, optimizer):
+def _names(model: keras.Model, optimizer: Any) -> list[str]:
     """Names that do not depend on what else this process has made before."""
     return [*map(_name, model.variables), *("optimizer" for _ in optimizer.variables)]
 
 
-def _name(variable):
+def _name(variable: Variable) -> str:
     return variable_path(variable).split("/")[-1]
 
 
-def _first_difference(there, here):
+def _first_difference(
+    there: Sequence[tuple[str, tuple[int, ...]]], here: Sequence[tuple[str, tuple[int, ...]]]
+) -> str:
     for k, (a, b) in enumerate(zip(there, here, strict=False)):
         if a != b:
             return f"variable {k} is {a[0]} {a[1]} there and {b[0]} {b[1]} here"

@@ -1,5 +1,8 @@
 """Pictures of a run: training curves and weights."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from repq_tf.keras_api import keras, ops
@@ -9,7 +12,7 @@ _WIDTH = 4.0
 _COLUMNS = 4
 
 
-def draw_curves(histories, path):
+def draw_curves(histories: Mapping[str, Mapping[str, list[float]]], path: str) -> None:
     """Draws every metric over the epochs, one row per stage.
 
     There is a mark for each epoch, so that a single one can be seen.
@@ -42,7 +45,9 @@ def draw_curves(histories, path):
     save(figure, path)
 
 
-def draw_weights(before, after, path):
+def draw_weights(
+    before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], path: str
+) -> None:
     """Draws the distribution of every layer's merged kernel, before and after QAT.
 
     Args:
@@ -66,7 +71,7 @@ def draw_weights(before, after, path):
     save(figure, path)
 
 
-def with_unit(metric):
+def with_unit(metric: str) -> str:
     """Returns the name of a metric with its unit."""
     for part, unit in (("accuracy", "share of images"), ("psnr", "dB")):
         if part in metric:
@@ -74,7 +79,7 @@ def with_unit(metric):
     return metric
 
 
-def merged_kernels(model):
+def merged_kernels(model: keras.Model) -> dict[str, np.ndarray]:
     """Returns layer name -> kernel of a merged model's convolutions and dense layers."""
     kinds = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
     return {
@@ -84,7 +89,7 @@ def merged_kernels(model):
     }
 
 
-def grid(rows, columns, width=_WIDTH):
+def grid(rows: int, columns: int, width: float = _WIDTH) -> tuple[Any, np.ndarray]:
     """Returns a figure and its axes `(rows, columns)`, each of a width in inches."""
     from matplotlib.figure import Figure  # without pyplot: no window, no global state
 
@@ -92,7 +97,7 @@ def grid(rows, columns, width=_WIDTH):
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def save(figure, path):
+def save(figure: Any, path: str) -> None:
     """Writes a figure as a PNG file, whole or not at all."""
     with writing(path) as temporary:
         figure.savefig(temporary, dpi=80)

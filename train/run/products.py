@@ -8,6 +8,7 @@ leaves nothing that looks damaged.
 import contextlib
 import hashlib
 import os
+from collections.abc import Iterator
 
 from repq_tf.files import replacing, write_atomically
 from repq_tf.train.errors import UserError
@@ -16,7 +17,7 @@ SUMS = "SHA256SUMS"
 
 
 @contextlib.contextmanager
-def writing(path):
+def writing(path: str) -> Iterator[str]:
     """Yields a temporary name for the content of a file, as `files.replacing` does.
 
     Raises:
@@ -33,14 +34,14 @@ def writing(path):
 
 
 @contextlib.contextmanager
-def product(path):
+def product(path: str) -> Iterator[str]:
     """Yields a temporary name for a product, whose SHA-256 is kept."""
     with writing(path) as temporary:
         yield temporary
         add_sum(path, temporary)
 
 
-def add_sum(path, content=None):
+def add_sum(path: str, content: str | None = None) -> None:
     """Keeps the SHA-256 of a product.
 
     Args:
@@ -54,7 +55,7 @@ def add_sum(path, content=None):
         write_atomically(temporary, lines.encode())
 
 
-def check_product(path):
+def check_product(path: str) -> None:
     """Makes sure that a product is what was written, if its SHA-256 is known.
 
     Raises:
@@ -66,13 +67,13 @@ def check_product(path):
         raise UserError(f"{path} is damaged: its SHA-256 is not the one in {SUMS} beside it.")
 
 
-def sha256(path):
+def sha256(path: str) -> str:
     """Returns the SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_sums(folder):
+def _read_sums(folder: str) -> dict[str, str]:
     path = os.path.join(folder, SUMS)
     if not os.path.exists(path):
         return {}

@@ -5,10 +5,17 @@ import io
 import os
 import shutil
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
 
 from repq_tf.train.errors import UserError
 from repq_tf.train.run import text_files
 from repq_tf.train.run.products import add_sum, check_product
+from repq_tf.train.run.run_folder import RunFolder
+
+Row: TypeAlias = dict[str, float]  # what an epoch gave, by name
 
 
 class Records:
@@ -24,25 +31,27 @@ class Records:
         scalars: For each of these epochs, further name -> number for TensorBoard.
     """
 
-    def __init__(self, run, stage, history, scalars):
+    def __init__(
+        self, run: RunFolder, stage: str, history: Sequence[Row], scalars: Sequence[Row]
+    ) -> None:
         self._path = run.history(stage)
         self._rows = list(history)
         folder = os.path.join(run.logs, stage)
         shutil.rmtree(folder, ignore_errors=True)
         self._events = _Events(folder)
-        self._pictures = None
+        self._pictures: _Events | None = None
         self._picture_folder = f"{folder}_pictures"
         self._write()
         for row, extra in zip(history, scalars, strict=True):
             self._events.add({**row, **extra})
 
-    def add(self, row, extra):
+    def add(self, row: Row, extra: Row) -> None:
         """Adds an epoch."""
         self._rows.append(row)
         self._write()
         self._events.add({**row, **extra})
 
-    def add_pictures(self, epoch, pictures):
+    def add_pictures(self, epoch: int, pictures: Mapping[str, np.ndarray]) -> None:
         """Adds what a model does after an epoch.
 
         Args:
@@ -53,7 +62,7 @@ class Records:
             self._pictures = self._pictures or _Events(self._picture_folder)
             self._pictures.add_pictures(epoch, pictures)
 
-    def close(self):
+    def close(self) -> None:
         """Closes the event files; the CSV file is a product now."""
         self._events.close()
         if self._pictures:
@@ -61,7 +70,7 @@ class Records:
         if self._rows:
             add_sum(self._path)
 
-    def _write(self):
+    def _write(self) -> None:
         if self._rows:
             text = io.StringIO()
             writer = csv.DictWriter(text, list(self._rows[0]), lineterminator="\n")
@@ -70,7 +79,7 @@ class Records:
             text_files.write_text(self._path, text.getvalue())
 
 
-def read_history(path):
+def read_history(path: str) -> dict[str, list[float]]:
     """Returns the columns of a history file, name -> list of numbers; empty without one."""
     if not os.path.exists(path):
         return {}
@@ -83,13 +92,13 @@ def read_history(path):
 class _Events:
     """A TensorBoard event file; TensorBoard's own writer does not need TensorFlow."""
 
-    def __init__(self, folder):
+    def __init__(self, folder: str) -> None:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._folder = folder
         self._writer = EventFileWriter(folder)
 
-    def add(self, values):
+    def add(self, values: Row) -> None:
         """Writes the values of one epoch."""
         self._write(
             values["epoch"],
@@ -100,13 +109,13 @@ class _Events:
             ],
         )
 
-    def add_pictures(self, epoch, pictures):
+    def add_pictures(self, epoch: int, pictures: Mapping[str, np.ndarray]) -> None:
         """Writes the pictures of one epoch."""
         self._write(
             epoch, [{"tag": name, "image": _encoded(p)} for name, p in pictures.items()]
         )
 
-    def _write(self, epoch, values):
+    def _write(self, epoch: float, values: list[dict[str, Any]]) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
@@ -121,12 +130,12 @@ class _Events:
                 " same command goes on from there."
             ) from error
 
-    def close(self):
+    def close(self) -> None:
         """Closes the file."""
         self._writer.close()
 
 
-def _encoded(picture):
+def _encoded(picture: np.ndarray) -> Any:
     """A picture as TensorBoard keeps it: a PNG file."""
     from PIL import Image
     from tensorboard.compat.proto.summary_pb2 import Summary

@@ -3,11 +3,17 @@
 import contextlib
 import os
 import tempfile
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from repq_tf.files import is_temporary
 from repq_tf.train.errors import UserError
 from repq_tf.train.run import text_files
 from repq_tf.train.run.products import check_product
+from repq_tf.train.settings import Settings
+
+if TYPE_CHECKING:  # which takes seconds to import
+    from repq_tf.keras_api import keras
 
 FLOAT = "float.keras"
 QUANTIZED_START = "quantized_start.keras"
@@ -51,7 +57,7 @@ _MADE_OF = {
 
 
 @contextlib.contextmanager
-def _repeatable():
+def _repeatable() -> Iterator[None]:
     """Says of a damaged product what to do."""
     try:
         yield
@@ -66,21 +72,21 @@ class RunFolder:
         path: The folder, `--workdir`.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str) -> None:
         self.path = os.path.abspath(os.path.expanduser(path))
         self.logs = self.file("logs")
         self.plots = self.file("plots")
-        self._read = {}
+        self._read: dict[str, keras.Model] = {}
 
-    def file(self, name):
+    def file(self, name: str) -> str:
         """Returns the path of a file in the folder."""
         return os.path.join(self.path, name)
 
-    def has(self, name):
+    def has(self, name: str) -> bool:
         """Says whether a product is there; products are written whole or not at all."""
         return os.path.exists(self.file(name))
 
-    def check_products(self, names):
+    def check_products(self, names: Iterable[str]) -> None:
         """Makes sure that products are what was written.
 
         Raises:
@@ -90,7 +96,7 @@ class RunFolder:
             with _repeatable():
                 check_product(self.file(name))
 
-    def remove_made_of(self, products):
+    def remove_made_of(self, products: Iterable[str]) -> None:
         """Removes what was made of products, directly or not, before they are made anew.
 
         Args:
@@ -103,35 +109,35 @@ class RunFolder:
                 with contextlib.suppress(FileNotFoundError):
                     os.remove(self.file(name))
 
-    def read_model(self, name):
+    def read_model(self, name: str) -> "keras.Model":
         """Returns a product that is a model, loaded once for readers, who do not change it."""
         if name not in self._read:
             self._read[name] = self.load_model(name)
         return self._read[name]
 
-    def load_model(self, name):
+    def load_model(self, name: str) -> "keras.Model":
         """Loads a product that is a model."""
         from repq_tf.train.run import checkpoint  # which imports Keras
 
         with _repeatable():
             return checkpoint.load_model(self.file(name))
 
-    def save_model(self, model, name):
+    def save_model(self, model: "keras.Model", name: str) -> None:
         """Writes a product that is a model, whole or not at all."""
         from repq_tf.train.run import checkpoint
 
         checkpoint.save_model(model, self.file(name))
         self._read.pop(name, None)
 
-    def state(self, stage):
+    def state(self, stage: str) -> str:
         """Returns the path of a training stage's checkpoint."""
         return self.file(_STATE.format(stage))
 
-    def history(self, stage):
+    def history(self, stage: str) -> str:
         """Returns the path of a training stage's CSV file."""
         return self.file(_HISTORY.format(stage))
 
-    def check(self, settings):
+    def check(self, settings: Settings) -> None:
         """Makes sure that a run with these settings may use the folder; changes nothing.
 
         Raises:
@@ -160,7 +166,7 @@ class RunFolder:
                 f" ({error.strerror}: {existing})"
             ) from error
 
-    def _check_same(self, settings):
+    def _check_same(self, settings: Settings) -> None:
         found = settings.differences(text_files.read_json(self.file(_SETTINGS)))
         if found:
             lines = "".join(
@@ -171,13 +177,13 @@ class RunFolder:
                 f" overwritten. Give another --workdir, or the same settings:{lines}"
             )
 
-    def claim(self, settings):
+    def claim(self, settings: Settings) -> None:
         """Makes the folder and writes the settings into it, if that has not been done."""
         os.makedirs(self.path, exist_ok=True)
         if not os.path.exists(self.file(_SETTINGS)):
             text_files.write_json(self.file(_SETTINGS), settings.as_dict())
 
-    def join(self, settings):
+    def join(self, settings: Settings) -> None:
         """Makes sure that the folder is the one that the chief has claimed.
 
         Raises:
@@ -190,17 +196,17 @@ class RunFolder:
             )
         self._check_same(settings)
 
-    def seconds(self):
+    def seconds(self) -> dict[str, float]:
         """Returns stage -> seconds it took."""
         path = self.file(_SECONDS)
         return text_files.read_json(path) if os.path.exists(path) else {}
 
-    def add_seconds(self, stage, seconds):
+    def add_seconds(self, stage: str, seconds: float) -> None:
         """Records how long a stage took."""
         text_files.write_json(self.file(_SECONDS), {**self.seconds(), stage: round(seconds, 3)})
 
 
-def find_float_model(init_from):
+def find_float_model(init_from: str | None) -> str | None:
     """Returns the `.keras` file that `--init_from` means, if it means one.
 
     Raises:
@@ -223,7 +229,7 @@ def find_float_model(init_from):
     return file
 
 
-def find_file(model):
+def find_file(model: str) -> str:
     """Returns the `.tflite` file that `--model` of `upscale.py` means, whole if it is a run's.
 
     Raises:

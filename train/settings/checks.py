@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from typing import Any
 
 from repq_tf.model_names import MODELS, list_models
 from repq_tf.train.errors import UserError
@@ -27,7 +28,7 @@ _OWN = ("digits", "photographs")
 FOLDER = "folder:"
 
 
-def find_task(task, model):
+def find_task(task: str | None, model: str | None) -> str:
     """Returns the task of a run, from `--task` or the model.
 
     Args:
@@ -50,7 +51,7 @@ def find_task(task, model):
     return MODELS[model].task
 
 
-def check_task_flags(task, values):
+def check_task_flags(task: str, values: dict[str, Any]) -> None:
     """Refuses flags of another task.
 
     Args:
@@ -65,7 +66,7 @@ def check_task_flags(task, values):
             )
 
 
-def check_conflicts(values):
+def check_conflicts(values: dict[str, Any]) -> None:
     """Refuses pairs of flags of which one would be ignored.
 
     Args:
@@ -127,7 +128,7 @@ def check_conflicts(values):
                 )
 
 
-def _check_tfmot(task, mixed_precision, activation_bits):
+def _check_tfmot(task: str, mixed_precision: str, activation_bits: int | None) -> None:
     """Refuses what TFMOT cannot do, as far as it is known before TFMOT is imported."""
     if activation_bits == WIDE_BITS:
         raise UserError(
@@ -151,7 +152,7 @@ def _check_tfmot(task, mixed_precision, activation_bits):
         )
 
 
-def check_dataset(dataset, task, data_dir=None):
+def check_dataset(dataset: str, task: str, data_dir: str | None = None) -> None:
     """Refuses data sets of another task, misspelt names of ours, and `--data_dir` beside them.
 
     Args:
@@ -173,7 +174,7 @@ def check_dataset(dataset, task, data_dir=None):
         )
 
 
-def _check_name(dataset, task):
+def _check_name(dataset: str, task: str) -> None:
     """Refuses a name that cannot be that of a data set of the task."""
     name = dataset.split("/")[0].split(":")[0]
     known = DATASETS[task]
@@ -192,7 +193,7 @@ def _check_name(dataset, task):
         )
 
 
-def check_init_from(path):
+def check_init_from(path: str | None) -> None:
     """Refuses float weights that are not there."""
     if path is not None and not os.path.exists(path):
         raise UserError(
@@ -201,7 +202,7 @@ def check_init_from(path):
         )
 
 
-def check_file(settings):
+def check_file(settings: Any) -> None:
     """Refuses an exported file that cannot be.
 
     Args:
@@ -226,7 +227,7 @@ def check_file(settings):
         )
 
 
-def split_test_sets(text):
+def split_test_sets(text: str | None) -> dict[str, str]:
     """Returns the test sets of `--test_sets`, name -> folder, in their order."""
     tests = {}
     for item in text.split(",") if text else ():
@@ -240,7 +241,7 @@ def split_test_sets(text):
     return tests
 
 
-def check_paths(settings):
+def check_paths(settings: Any) -> None:
     """Makes sure that the folders which flags name are there.
 
     Args:
@@ -253,7 +254,7 @@ def check_paths(settings):
     check_data_dir(settings.data_dir)
 
 
-def check_dataset_folder(path):
+def check_dataset_folder(path: str) -> None:
     """Makes sure that the folder of `--dataset=folder:PATH` is there."""
     if not os.path.isdir(path):
         raise UserError(
@@ -263,7 +264,7 @@ def check_dataset_folder(path):
         )
 
 
-def check_test_set(name, path):
+def check_test_set(name: str, path: str) -> None:
     """Makes sure that a folder of `--test_sets` is there."""
     if not os.path.isdir(os.path.expanduser(path)):
         raise UserError(
@@ -272,7 +273,7 @@ def check_test_set(name, path):
         )
 
 
-def check_data_dir(path):
+def check_data_dir(path: str | None) -> None:
     """Makes sure that the folder of `--data_dir` is there, if it is given."""
     if path and not os.path.isdir(path):
         raise UserError(

@@ -4,18 +4,22 @@ abseil reads them: `--flag=value`, `--flag value`, `--noflag`, `--flagfile=FILE`
 """
 
 import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from absl import flags as abseil
 
 from repq_tf.train.errors import UserError
-from repq_tf.train.settings.flags import FLAGS
+from repq_tf.train.settings.flags import FLAGS, Flag
 from repq_tf.train.settings.kinds import Switch, did_you_mean
 
 _HELP = ("help", "helpfull", "helpshort", "h", "?")
 _WIDTH = 88
 
 
-def read(arguments, table=FLAGS):
+def read(
+    arguments: Sequence[str], table: Mapping[str, Flag] = FLAGS
+) -> tuple[dict[str, Any], list[str]]:
     """Reads a command line.
 
     Args:
@@ -52,7 +56,7 @@ def read(arguments, table=FLAGS):
     return {name: value for name, value in values.items() if value is not None}, others
 
 
-def _named(error, table):
+def _named(error: Exception, table: Mapping[str, Flag]) -> UserError:
     """Returns the error of a flag, whoever found it, in our words."""
     if isinstance(error.__context__, UserError):
         return error.__context__
@@ -66,22 +70,22 @@ def _named(error, table):
 class _Reader(abseil.ArgumentParser):
     """Reads and checks the value of one flag."""
 
-    def __init__(self, flag):
+    def __init__(self, flag: Flag) -> None:
         self._flag = flag
 
-    def parse(self, argument):
+    def parse(self, argument: str) -> Any:
         value = self._flag.kind.read(argument)
         self._flag.check(value)
         return value
 
 
-def asks_for_help(arguments):
+def asks_for_help(arguments: Sequence[str]) -> bool:
     """Says whether a command line asks what the flags are."""
     arguments = arguments[: arguments.index("--")] if "--" in arguments else arguments
     return any(a.startswith("-") and a.lstrip("-") in _HELP for a in arguments)
 
 
-def describe(program, table=FLAGS):
+def describe(program: str, table: Mapping[str, Flag] = FLAGS) -> str:
     """Returns the text of `--help`: what the program does, and its flags in their groups.
 
     Args:

@@ -5,12 +5,15 @@ default means that something else decides: the recipe, the model, the machine.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from repq_tf.model_names import TASKS
 from repq_tf.train.errors import UserError
 from repq_tf.train.settings.kinds import (
     Choice,
     Integer,
+    Kind,
     Number,
     Switch,
     Text,
@@ -45,14 +48,14 @@ class Flag:
     """
 
     name: str
-    kind: object
-    default: object
+    kind: Kind
+    default: Any
     help: str
     group: str = ""
     task: str | None = None
     compared: bool = True
 
-    def check(self, value):
+    def check(self, value: Any) -> None:
         """Raises UserError for a value that is not allowed."""
         if value is None or self.kind.admits(value):
             return
@@ -368,7 +371,7 @@ FLAGS = {
 }
 
 
-def fill(given, table=FLAGS):
+def fill(given: Mapping[str, Any], table: Mapping[str, Flag] = FLAGS) -> dict[str, Any]:
     """Returns a value of every flag, its default where `given` has none or `None`.
 
     Args:

@@ -7,7 +7,9 @@ import dataclasses
 import difflib
 import math
 import re
+from collections.abc import Iterable
 from numbers import Integral, Real
+from typing import Any, TypeAlias
 
 # Ends of lines, and bytes that are no UTF-8: reports could not hold them.
 _UNWRITABLE = re.compile("[\n\r\ud800-\udfff]")
@@ -30,23 +32,23 @@ class Integer:
     type = int
 
     @property
-    def allowed(self):
+    def allowed(self) -> str:
         """What is allowed, in words."""
         if self.high is None:
             return f"an integer of at least {self.low}"
         also = "" if self.also is None else f", or {self.also}"
         return f"an integer from {self.low} to {self.high}{also}"
 
-    def read(self, text):
+    def read(self, text: str) -> int | str:
         """Returns the value of a text, or the text."""
         return int(text) if re.fullmatch("[+-]?[0-9]{1,18}", text) else text
 
-    def admits(self, value):
+    def admits(self, value: Any) -> bool:
         """Says whether a value is allowed."""
         if not isinstance(value, Integral) or isinstance(value, bool):
             return False
-        high = math.inf if self.high is None else self.high
-        return self.low <= value <= high or value == self.also
+        number, high = int(value), math.inf if self.high is None else self.high
+        return self.low <= number <= high or number == self.also
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,27 +69,27 @@ class Number:
     type = float
 
     @property
-    def allowed(self):
+    def allowed(self) -> str:
         """What is allowed, in words."""
         text = f"{'greater than' if self.low_open else 'of at least'} {self.low}"
         if self.high is not None:
             text += f" and {'less than' if self.high_open else 'at most'} {self.high}"
         return f"a finite number {text}"
 
-    def read(self, text):
+    def read(self, text: str) -> float | str:
         """Returns the value of a text, or the text."""
         try:
             return float(text) if text.isascii() and "_" not in text else text
         except ValueError:
             return text
 
-    def admits(self, value):
+    def admits(self, value: Any) -> bool:
         """Says whether a value is allowed."""
         if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
             return False
-        high = math.inf if self.high is None else self.high
-        above = value > self.low if self.low_open else value >= self.low
-        return above and (value < high if self.high_open else value <= high)
+        number, high = float(value), math.inf if self.high is None else self.high
+        above = number > self.low if self.low_open else number >= self.low
+        return above and (number < high if self.high_open else number <= high)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,19 +100,19 @@ class Choice:
         words: All of them.
     """
 
-    words: tuple
+    words: tuple[str, ...]
     type = str
 
     @property
-    def allowed(self):
+    def allowed(self) -> str:
         """What is allowed, in words."""
         return f"one of: {', '.join(self.words)}"
 
-    def read(self, text):
+    def read(self, text: str) -> str:
         """Returns the text."""
         return text
 
-    def admits(self, value):
+    def admits(self, value: Any) -> bool:
         """Says whether a value is allowed."""
         return isinstance(value, str) and value in self.words
 
@@ -122,11 +124,11 @@ class Switch:
     type = bool
     allowed = "true or false"
 
-    def read(self, text):
+    def read(self, text: str) -> bool | str:
         """Returns the value of a text, or the text."""
         return _SWITCHES.get(text.lower(), text)
 
-    def admits(self, value):
+    def admits(self, value: Any) -> bool:
         """Says whether a value is allowed."""
         return isinstance(value, bool)
 
@@ -142,18 +144,21 @@ class Text:
     allowed: str
     type = str
 
-    def read(self, text):
+    def read(self, text: str) -> str:
         """Returns the text."""
         return text
 
-    def admits(self, value):
+    def admits(self, value: Any) -> bool:
         """Says whether a value is allowed."""
         if not isinstance(value, str) or not value.strip() or value.startswith("--"):
             return False
         return not _UNWRITABLE.search(value)
 
 
-def did_you_mean(value, words):
+Kind: TypeAlias = Integer | Number | Choice | Switch | Text
+
+
+def did_you_mean(value: Any, words: Iterable[str]) -> str:
     """Returns a hint at the word that is nearest to a misspelt one, or an empty text."""
     near = difflib.get_close_matches(str(value).lower(), list(words), n=1)
     return f". Did you mean {near[0]}?" if near else ""

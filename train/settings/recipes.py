@@ -11,6 +11,7 @@ short recipes, for small images and for few photographs.
 """
 
 import dataclasses
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +141,7 @@ _FOLDER_OF_PHOTOGRAPHS = dataclasses.replace(
 _SUPER_RESOLUTION = {"div2k": _DIV2K, "photographs": _PHOTOGRAPHS}
 
 # Start of the model's name -> what the family's authors do differently: on ImageNet, elsewhere.
-_BY_FAMILY = {
+_BY_FAMILY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "ac_": ({"epochs": 100, "qat_epochs": 100, "decay": "all"}, {"branch_gamma": 1 / 3}),
     "orepa_": ({"decay": "gains"}, {"decay": "gains"}),
     "qarepvgg_": ({"weight_decay": 4e-5}, {}),
@@ -148,7 +149,7 @@ _BY_FAMILY = {
 }
 
 
-def find_recipe(model, dataset, task="classification"):
+def find_recipe(model: str, dataset: str, task: str = "classification") -> Recipe:
     """Returns the recipe of a model on a data set.
 
     Args:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from repq_tf.train.settings import checks
 from repq_tf.train.settings.flags import FLAGS, WIDE_BITS, fill
@@ -13,8 +15,10 @@ _MODELS = {"classification": "ac_resnet18", "super_resolution": "ecbsr_m4c8"}
 _FLAGS = [(name, flag.kind.type | None) for name, flag in FLAGS.items() if name != "bits"]
 _FIELDS = _FLAGS + [(f.name, f.type) for f in dataclasses.fields(Recipe) if f.name not in FLAGS]
 
+_Values: Any = dataclasses.make_dataclass("_Values", _FIELDS, frozen=True)
 
-class Settings(dataclasses.make_dataclass("_Values", _FIELDS, frozen=True)):
+
+class Settings(_Values):
     """One run. Made by `resolve`, which fills in defaults and checks every value.
 
     Attributes mirror the flags of `main.py`; `optimizer`, `schedule`, `decay`, `warmup_epochs`
@@ -23,11 +27,11 @@ class Settings(dataclasses.make_dataclass("_Values", _FIELDS, frozen=True)):
     do the flags of another task. `test_sets` are written as in the flag, with whole paths.
     """
 
-    def as_dict(self):
+    def as_dict(self) -> dict[str, Any]:
         """Returns the settings as a dictionary of plain values."""
         return dataclasses.asdict(self)
 
-    def differences(self, other):
+    def differences(self, other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
         """Compares with the settings another run left behind.
 
         Args:
@@ -46,7 +50,7 @@ class Settings(dataclasses.make_dataclass("_Values", _FIELDS, frozen=True)):
         ]
 
 
-def resolve(**given):
+def resolve(**given: Any) -> Settings:
     """Checks the values of flags, fills in what was not given, and returns `Settings`.
 
     Args:
@@ -69,7 +73,7 @@ def resolve(**given):
     return settings
 
 
-def _complete(values):
+def _complete(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the values of all fields; what is `None` gets what the others imply.
 
     Args:
@@ -95,7 +99,7 @@ def _complete(values):
     return values
 
 
-def _default_workdir(values):
+def _default_workdir(values: Mapping[str, Any]) -> str:
     """Returns a run folder named after what users compare."""
     weight_bits, activation_bits = values["weight_bits"], values["activation_bits"]
     if weight_bits == activation_bits:
@@ -117,7 +121,7 @@ def _default_workdir(values):
     return os.path.join("runs", f"{model}-{values['method']}-{bits}-{name}")
 
 
-def _with_whole_paths(values):
+def _with_whole_paths(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the values with paths that mean the same wherever the run is continued."""
     dataset, tests = values["dataset"], checks.split_test_sets(values["test_sets"])
     if dataset.startswith(checks.FOLDER):
@@ -129,5 +133,5 @@ def _with_whole_paths(values):
     return {**values, **paths}
 
 
-def _absolute(path):
+def _absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))

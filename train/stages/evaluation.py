@@ -2,10 +2,13 @@
 
 import functools
 import os
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 import repq_tf
+from repq_tf.keras_api import keras
 from repq_tf.train.errors import UserError
 from repq_tf.train.interpreter import Network, measure_latency
 from repq_tf.train.run import plots, text_files
@@ -25,13 +28,15 @@ from repq_tf.train.run.run_folder import (
     QUANTIZED_START,
     SUMMARY,
     WEIGHTS_PLOT,
+    RunFolder,
 )
+from repq_tf.train.tasks.base import Task
 
 _IMAGES = 500
 _ANALYSIS_IMAGES = 16
 
 
-def evaluate(run, task, container="int8", verbose=0):
+def evaluate(run: RunFolder, task: Task, container: str = "int8", verbose: int = 0) -> None:
     """Judges the Keras models, and compares the float ones before and after merging.
 
     Args:
@@ -74,12 +79,18 @@ def evaluate(run, task, container="int8", verbose=0):
     text_files.write_json(run.file(EVALUATION), record)
 
 
-def _teller(stage, verbose):
+def _teller(stage: str, verbose: int) -> Callable[[str], None]:
     """Returns a function that tells which part of a stage begins."""
     return lambda part: print(f"[{stage}: {part}]", flush=True) if verbose else None
 
 
-def export(run, task, container="int8", input_type=None, verbose=0):
+def export(
+    run: RunFolder,
+    task: Task,
+    container: str = "int8",
+    input_type: str | None = None,
+    verbose: int = 0,
+) -> None:
     """Writes the integer file and, to compare with, the merged float one.
 
     Args:
@@ -104,7 +115,7 @@ def export(run, task, container="int8", input_type=None, verbose=0):
         )
 
 
-def describe(run, task):
+def describe(run: RunFolder, task: Task) -> None:
     """Writes what a program has to know to use the integer file.
 
     Args:
@@ -115,7 +126,7 @@ def describe(run, task):
         repq_tf.export_metadata(run.file(FILE), path, task.labels, task.pixels, task.meaning)
 
 
-def write_c_array(run):
+def write_c_array(run: RunFolder) -> None:
     """Writes the integer file as a C header.
 
     Args:
@@ -131,7 +142,7 @@ def write_c_array(run):
         raise UserError(f"--c_array is not possible: {error}") from error
 
 
-def measure(run, task, verbose=0):
+def measure(run: RunFolder, task: Task, verbose: int = 0) -> None:
     """Judges and times the files, and compares the integer one with its Keras model.
 
     Args:
@@ -165,11 +176,11 @@ def measure(run, task, verbose=0):
     text_files.write_json(run.file(MEASUREMENT), record)
 
 
-def _predict(model, inputs):
+def _predict(model: keras.Model, inputs: np.ndarray) -> np.ndarray:
     return model.predict(inputs, verbose=0)
 
 
-def draw(run, verbose=0):
+def draw(run: RunFolder, verbose: int = 0) -> None:
     """Draws the training curves, and the merged weights before and after QAT.
 
     Args:
@@ -189,7 +200,7 @@ def draw(run, verbose=0):
     plots.draw_weights(before, after, run.file(WEIGHTS_PLOT))
 
 
-def read_results(run):
+def read_results(run: RunFolder) -> dict[str, Any]:
     """Returns what `evaluate` and, if it could run, `measure` found, as one dictionary."""
     results = text_files.read_json(run.file(EVALUATION))
     if run.has(MEASUREMENT):

@@ -1,20 +1,22 @@
 """The optimizer of both training stages."""
 
+from typing import Any
+
 from repq_tf.keras_api import keras, variable_path
 
 MOMENTUM = 0.9
 
 
 def make_optimizer(
-    model,
-    learning_rate,
-    steps,
-    warmup_steps=0,
-    weight_decay=0.0,
-    decay="kernels",
-    kind="sgd",
-    schedule="cosine",
-):
+    model: keras.Model,
+    learning_rate: float,
+    steps: int,
+    warmup_steps: int = 0,
+    weight_decay: float = 0.0,
+    decay: str = "kernels",
+    kind: str = "sgd",
+    schedule: str = "cosine",
+) -> keras.optimizers.Optimizer:
     """Returns an optimizer for a model, its learning rate a function of its iteration.
 
     With SGD, `weight_decay` is the coefficient of the papers, whose optimizers add
@@ -52,7 +54,7 @@ def make_optimizer(
     return optimizer
 
 
-def _schedule(name, learning_rate, steps, warmup_steps):
+def _schedule(name: str, learning_rate: float, steps: int, warmup_steps: int) -> Any:
     """The learning rate as a function of the iteration."""
     if name == "constant":
         return learning_rate
@@ -68,7 +70,7 @@ def _schedule(name, learning_rate, steps, warmup_steps):
     return cosine(learning_rate, decay_steps=steps)
 
 
-def is_decayed(path, decay):
+def is_decayed(path: str, decay: str) -> bool:
     """Says whether the variable of this path is decayed (see `make_optimizer`)."""
     name = path.split("/")[-1]
     if "step" in name:

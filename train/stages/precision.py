@@ -1,12 +1,13 @@
 """Training in half precision; what is kept on disk is always a float32 model."""
 
 import contextlib
+from collections.abc import Iterator
 
 from repq_tf.keras_api import LEGACY, keras
 
 
 @contextlib.contextmanager
-def policy(mixed_precision):
+def policy(mixed_precision: str) -> Iterator[None]:
     """Sets Keras's dtype policy for the block.
 
     Args:
@@ -24,7 +25,7 @@ def policy(mixed_precision):
         put(before)
 
 
-def convert(model, mixed_precision):
+def convert(model: keras.Model, mixed_precision: str) -> keras.Model:
     """Returns an uncompiled copy of a model that computes in the given precision.
 
     Args:
@@ -41,5 +42,5 @@ def convert(model, mixed_precision):
     return converted
 
 
-def _policy_name(mixed_precision):
+def _policy_name(mixed_precision: str) -> str:
     return "float32" if mixed_precision == "none" else f"mixed_{mixed_precision}"

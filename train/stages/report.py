@@ -3,6 +3,8 @@
 import importlib.metadata
 import os
 import platform
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +12,9 @@ from repq_tf.keras_api import backend, keras
 from repq_tf.text import quantity
 from repq_tf.train.run import text_files
 from repq_tf.train.run.plots import with_unit
-from repq_tf.train.run.run_folder import ANALYSIS, REPORT, REPORT_DATA
+from repq_tf.train.run.run_folder import ANALYSIS, REPORT, REPORT_DATA, RunFolder
+from repq_tf.train.settings import Settings
+from repq_tf.train.tasks.base import Columns, Task
 from repq_tf.version import __version__
 
 _ROWS = (
@@ -29,7 +33,7 @@ _PARTS = (
 )
 
 
-def make_report(settings, task, run, results):
+def make_report(settings: Settings, task: Task, run: RunFolder, results: dict[str, Any]) -> str:
     """Writes `report.json` and `report.md`.
 
     Args:
@@ -64,13 +68,13 @@ def make_report(settings, task, run, results):
     return "\n".join([_title(settings), "", table, *_remarks(record)])
 
 
-def _title(settings):
+def _title(settings: Settings) -> str:
     bits = f"{settings.weight_bits}-bit weights, {settings.activation_bits}-bit activations"
     model = settings.model if settings.scale is None else f"{settings.model} x{settings.scale}"
     return f"{model}, {settings.method}, {bits}, {settings.dataset}"
 
 
-def _table(record, columns):
+def _table(record: dict[str, Any], columns: Columns) -> str:
     """The comparison of the four forms of the network, and what they have to beat."""
     rows = [(key, key, None) for key in record.get("references", {})] + list(_ROWS)
     metrics = {**record.get("references", {}), **record["metrics"]}
@@ -90,11 +94,11 @@ def _table(record, columns):
     return _aligned(lines)
 
 
-def _bytes(size):
+def _bytes(size: float) -> str:
     return f"{size / 1e6:.2f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
-def _all_metrics(record):
+def _all_metrics(record: dict[str, Any]) -> str:
     """Every metric of every form of the network."""
     metrics = {**record.get("references", {}), **record["metrics"]}
     names = list(dict.fromkeys(name for found in metrics.values() for name in found))
@@ -106,7 +110,7 @@ def _all_metrics(record):
     return _aligned(lines)
 
 
-def _aligned(lines):
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
     """A Markdown table of lines of cells, the first of which is its head."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rule = tuple("-" * max(width, 1) for width in widths)
@@ -116,7 +120,7 @@ def _aligned(lines):
     )
 
 
-def _remarks(record):
+def _remarks(record: dict[str, Any]) -> list[str]:
     lines = []
     if "merge_error" in record:
         lines.append(
@@ -136,7 +140,7 @@ def _remarks(record):
     return lines + record.get("notes", []) + [f"Time: {record['seconds']['total']:.0f} s"]
 
 
-def _markdown(settings, record, table, run):
+def _markdown(settings: Settings, record: dict[str, Any], table: str, run: RunFolder) -> str:
     sections = [f"# {_title(settings)}", table, *_remarks(record)]
     if "latency_shape" in record:
         height, width, _ = record["latency_shape"]
@@ -164,7 +168,7 @@ def _markdown(settings, record, table, run):
     return "\n\n".join(section.strip() for section in sections) + "\n"
 
 
-def versions():
+def versions() -> dict[str, str]:
     """Returns name -> version of what computes: libraries, system and processor."""
     found = {
         "repq_tf": __version__,
@@ -183,7 +187,7 @@ def versions():
     return found
 
 
-def _cpu():
+def _cpu() -> str:
     """Name of the processor, where the system tells."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:

@@ -1,12 +1,14 @@
 """The quantized stages by way of TensorFlow Model Optimization, which is imported when used."""
 
 import importlib
+from typing import Any
 
 import repq_tf
+from repq_tf.keras_api import keras
 from repq_tf.train.errors import UserError
 
 
-def check_importable():
+def check_importable() -> None:
     """Imports TFMOT, which also makes its layers known to Keras.
 
     Raises:
@@ -18,7 +20,7 @@ def check_importable():
         raise UserError(f"--quantizer=tfmot is not possible here: {error}") from error
 
 
-def quantize(model, verbose, **options):
+def quantize(model: keras.Model, verbose: bool, **options: Any) -> keras.Model:
     """Quantizes a float model as `repq_tf.quantize` does, in TFMOT's wrappers.
 
     Args:
@@ -37,7 +39,7 @@ def quantize(model, verbose, **options):
     return quantized
 
 
-def check_quantizable(model, **bits):
+def check_quantizable(model: keras.Model, **bits: int) -> None:
     """Raises the error with which `quantize` refuses a network, without images.
 
     Args:
@@ -50,7 +52,7 @@ def check_quantizable(model, **bits):
     quantize(model, verbose=False, **bits)
 
 
-def unwrap(model):
+def unwrap(model: keras.Model) -> keras.Model:
     """Returns the equal model of our own layers."""
     from repq_tf.tfmot import from_tfmot
 

@@ -3,6 +3,8 @@
 import math
 import os
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -11,14 +13,25 @@ from repq_tf.train.engines.base import Engine
 from repq_tf.train.errors import DivergedError
 from repq_tf.train.run import checkpoint
 from repq_tf.train.run.records import Records
+from repq_tf.train.run.run_folder import RunFolder
+from repq_tf.train.settings import Settings
 from repq_tf.train.stages.optimizer import make_optimizer
+from repq_tf.train.tasks.base import Task
 
 _ALONE = Engine()
 
 
 def train(
-    model, task, settings, run, stage, epochs, learning_rate, engine=_ALONE, scalars=None
-):
+    model: keras.Model,
+    task: Task,
+    settings: Settings,
+    run: RunFolder,
+    stage: str,
+    epochs: float,
+    learning_rate: float,
+    engine: Engine = _ALONE,
+    scalars: Callable[[keras.Model], dict[str, float]] | None = None,
+) -> float:
     """Trains a model; after each epoch all state is on disk.
 
     The batches of an epoch depend on the seed and the epoch, the learning rate on the
@@ -58,7 +71,7 @@ def train(
     task.compile(model, optimizer, jit_compile=choose_jit(settings))
     model.optimizer.build(model.trainable_variables)
     state = run.state(stage)
-    progress = {"history": [], "scalars": [], "seconds": 0.0}
+    progress: dict[str, Any] = {"history": [], "scalars": [], "seconds": 0.0}
     if os.path.exists(state):
         progress = checkpoint.load_state(state, model, model.optimizer)
     records = None
@@ -84,7 +97,15 @@ def train(
     return progress["seconds"]
 
 
-def _fit_epoch(model, task, epoch, total, verbose, engine, guard):
+def _fit_epoch(
+    model: keras.Model,
+    task: Task,
+    epoch: int,
+    total: int,
+    verbose: int,
+    engine: Engine,
+    guard: "_Guard",
+) -> dict[str, float]:
     """Trains one epoch and returns its losses and metrics."""
     per_epoch = task.steps_per_epoch
     steps = min(per_epoch, total - epoch * per_epoch)
@@ -107,25 +128,25 @@ def _fit_epoch(model, task, epoch, total, verbose, engine, guard):
 class _Guard(keras.callbacks.Callback):
     """Ends `fit` after one epoch, and at once when the loss is not finite."""
 
-    def __init__(self, stage, per_epoch, state):
+    def __init__(self, stage: str, per_epoch: int, state: str) -> None:
         super().__init__()
         self._stage = stage
         self._per_epoch = per_epoch
         self._state = state
         self._epoch = 0
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._epoch = epoch
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self.model.stop_training = True
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if not math.isfinite(logs["loss"]):
             step = self._epoch * self._per_epoch + batch + 1
             self._stop(f"The loss is {logs['loss']} at step {step} (epoch {self._epoch + 1})")
 
-    def check_weights(self, model, epoch):
+    def check_weights(self, model: keras.Model, epoch: int) -> None:
         """Refuses to call a state good that holds weights which are not finite."""
         for variable in model.weights:
             if not np.isfinite(to_numpy(variable)).all():
@@ -134,7 +155,7 @@ class _Guard(keras.callbacks.Callback):
                     f"The weight {variable_path(variable)} is not finite after step {step}"
                 )
 
-    def _stop(self, what):
+    def _stop(self, what: str) -> None:
         if os.path.exists(self._state):
             good = f"Last good checkpoint: {self._state}, from which the same command goes on."
         else:
@@ -144,7 +165,7 @@ class _Guard(keras.callbacks.Callback):
         )
 
 
-def choose_jit(settings):
+def choose_jit(settings: Settings) -> bool | str:
     """Returns `jit_compile`: XLA wherever it pays, and TensorFlow's own kernels on the CPU."""
     if settings.jit_compile is not None:
         return settings.jit_compile

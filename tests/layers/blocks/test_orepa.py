@@ -125,6 +125,7 @@ class TestFrequencyPrior:
                 np.testing.assert_allclose(actual, wave, atol=1e-12)
 
 
+@pytest.mark.slow(1)  # what it shares with the block is seen there
 class TestOREPAStem(BlockCase):
     block = OREPAStem
     options = {"filters": 6, "kernel_size": 5}
@@ -175,6 +176,7 @@ class TestOREPAStem(BlockCase):
         assert self.block.from_config(block.get_config()).get_config() == block.get_config()
 
 
+@pytest.mark.slow(1)
 class TestOREPARepVGGBlock(BlockCase):
     block = OREPARepVGGBlock
     options = {"filters": 4}

@@ -1,7 +1,5 @@
 import json
 import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -20,7 +18,7 @@ from repq_tf.train.settings import resolve
 from repq_tf.train.stages.training import train
 from repq_tf.train.tasks.base import Task
 from repq_tf.train.tasks.classification.arrays import ArrayDataset, EvaluationDataset
-from tests.train.commands import ROOT
+from tests import forks
 
 
 class _Blocks(Task):
@@ -215,14 +213,16 @@ def test_models_take_the_option_that_synchronizes():
 
 
 @pytest.mark.slow(60)
-def test_losses_of_quantized_training_do_not_depend_on_the_number_of_devices(tmp_path):
+def test_losses_of_quantized_training_do_not_depend_on_the_number_of_devices():
     """In float64, where no rounding error moves a value to another level."""
-    file = tmp_path / "losses.json"
-    flags = ["--devices=1,2,4", "--modes=batch,sample", "--steps=12", "--dtype=float64"]
-    command = [sys.executable, "benchmarks/devices.py", *flags, f"--json={file}"]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=600, stdout=subprocess.PIPE)
-    losses = json.loads(file.read_text())["losses"]
-    for mode, one in losses["1"].items():
+    code = "import runpy; runpy.run_path('benchmarks/devices.py', run_name='__main__')"
+    flags = ["--modes=batch,sample", "--steps=12", "--dtype=float64"]
+    losses = {}
+    for devices in (1, 2, 4):
+        status, output, errors = forks.run(code, *flags, f"--only={devices}")
+        assert status == 0, errors[-3000:]
+        losses[devices] = json.loads(output.splitlines()[-1])
+    for mode, one in losses[1].items():
         assert len(one) == 12 and one[-1] < one[0]
-        for devices in ("2", "4"):
+        for devices in (2, 4):
             np.testing.assert_allclose(losses[devices][mode], one, rtol=1e-12, err_msg=mode)

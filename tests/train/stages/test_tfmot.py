@@ -7,9 +7,12 @@ import pytest
 
 from tests.train.commands import TINY_MODELS, WITHOUT_PICTURES, run, run_until
 
-# Set before the tiny models are registered, which imports Keras.
-BEFORE = ("import os; os.environ['TF_USE_LEGACY_KERAS'] = '1'", TINY_MODELS)
-QUICK = (*BEFORE, WITHOUT_PICTURES)
+# The variable is set before the tiny models are registered, which imports Keras.
+QUICK = {
+    "before": (TINY_MODELS, WITHOUT_PICTURES),
+    "TF_USE_LEGACY_KERAS": "1",
+    "forked": True,
+}
 
 
 @pytest.mark.slow(90)
@@ -17,10 +20,10 @@ def test_a_run_and_a_killed_one_end_equal(tmp_path):
     flags = ["--model=tiny_ac", "--bits=6", "--quantizer=tfmot", "--epochs=1", "--qat_epochs=3"]
     flags += ["--batch_size=256", "--verbose=0"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run(*flags, f"--workdir={whole}", before=QUICK)
-    run_until(killed / "state_qat.npz", *flags, f"--workdir={killed}", before=QUICK)
+    run(*flags, f"--workdir={whole}", **QUICK)
+    run_until(killed / "state_qat.npz", *flags, f"--workdir={killed}", **QUICK)
     assert not os.path.exists(killed / "quantized.keras")
-    run(*flags, f"--workdir={killed}", before=QUICK)
+    run(*flags, f"--workdir={killed}", **QUICK)
     results = [
         json.loads((folder / "measurement.json").read_text()) for folder in (whole, killed)
     ]
@@ -35,7 +38,7 @@ def test_a_run_and_a_killed_one_end_equal(tmp_path):
 @pytest.mark.slow(10)
 def test_a_network_that_tfmot_cannot_quantize_is_refused_before_it_is_trained(tmp_path):
     flags = ["--model=tiny_sigmoid", "--quantizer=tfmot"]
-    _, error = run(*flags, f"--workdir={tmp_path / 'run'}", before=BEFORE, code=1)
+    _, error = run(*flags, f"--workdir={tmp_path / 'run'}", **QUICK, code=1)
     assert (
         "'probabilities' (Sigmoid): TFMOT has no wrapper" in error and "Traceback" not in error
     )

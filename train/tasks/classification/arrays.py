@@ -2,16 +2,19 @@
 
 import contextlib
 import os
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import keras
 import numpy as np
 
 from repq_tf.files.pictures import scale_pixels
 from repq_tf.train.data.epoch import EpochDataset
+from repq_tf.train.engines.batches import Batches
 from repq_tf.train.tasks.classification.augment import augment, central_crop
 from repq_tf.train.tasks.classification.images import Images
 from repq_tf.train.tasks.classification.randaugment import randaugment
-from repq_tf.train.tasks.classification.regularization import NONE
+from repq_tf.train.tasks.classification.regularization import NONE, Regularization
 
 
 class ArrayDataset(EpochDataset):
@@ -31,15 +34,15 @@ class ArrayDataset(EpochDataset):
 
     def __init__(
         self,
-        images,
-        labels,
-        batch_size,
-        size,
-        kind="none",
-        regularization=NONE,
-        classes=None,
-        **options,
-    ):
+        images: Any,
+        labels: np.ndarray,
+        batch_size: int,
+        size: tuple[int, int],
+        kind: str = "none",
+        regularization: Regularization = NONE,
+        classes: int | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(len(labels), batch_size, **options)
         self.images = images
         self.labels = labels
@@ -48,7 +51,9 @@ class ArrayDataset(EpochDataset):
         self.regularization = regularization
         self.classes = classes
 
-    def make_batch(self, chosen, rng):  # noqa: D102
+    def make_batch(  # noqa: D102
+        self, chosen: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, ...]:
         batch = augment(self.images[chosen], self.kind, self.size, rng)
         more = self.regularization
         if more.randaugment:
@@ -72,7 +77,15 @@ class EvaluationDataset(keras.utils.PyDataset):
         classes: Number of classes, if labels are wanted as one-hot vectors.
     """
 
-    def __init__(self, images, labels, batch_size, size, workers=1, classes=None):
+    def __init__(
+        self,
+        images: Any,
+        labels: np.ndarray,
+        batch_size: int,
+        size: tuple[int, int],
+        workers: int = 1,
+        classes: int | None = None,
+    ) -> None:
         super().__init__(workers=workers)
         self.images = images
         self.labels = labels
@@ -80,10 +93,10 @@ class EvaluationDataset(keras.utils.PyDataset):
         self.size = size
         self.batch_size = batch_size
 
-    def __len__(self):
+    def __len__(self) -> int:
         return -(-len(self.labels) // self.batch_size)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
         first = index * self.batch_size
         part = np.arange(first, min(first + self.batch_size, len(self.labels)))
         labels = self.labels[part]
@@ -105,7 +118,15 @@ class ArrayImages(Images):
         skipped: Names of the images that were left out because they cannot be decoded.
     """
 
-    def __init__(self, name, class_names, train, test, size=None, skipped=()):
+    def __init__(
+        self,
+        name: str,
+        class_names: Iterable[str],
+        train: tuple[Any, np.ndarray],
+        test: tuple[Any, np.ndarray],
+        size: tuple[int, int] | None = None,
+        skipped: Iterable[str] = (),
+    ) -> None:
         shape = train[0].shape
         super().__init__(
             name=name,
@@ -122,8 +143,15 @@ class ArrayImages(Images):
         self._workers = 1 if in_memory else min(8, os.cpu_count() or 1)
 
     def train_batches(  # noqa: D102
-        self, epoch, batch_size, seed, kind, steps, regularization=NONE, shard=(0, 1)
-    ):
+        self,
+        epoch: int,
+        batch_size: int,
+        seed: int,
+        kind: str,
+        steps: int,
+        regularization: Regularization = NONE,
+        shard: tuple[int, int] = (0, 1),
+    ) -> Batches:
         return ArrayDataset(
             *self._train,
             batch_size=batch_size,
@@ -138,12 +166,12 @@ class ArrayImages(Images):
             shard=shard,
         )
 
-    def test_batches(self, batch_size, one_hot=False):  # noqa: D102
+    def test_batches(self, batch_size: int, one_hot: bool = False) -> Batches:  # noqa: D102
         classes = len(self.class_names) if one_hot else None
         return EvaluationDataset(*self._test, batch_size, self._size, self._workers, classes)
 
     @contextlib.contextmanager
-    def reading(self):
+    def reading(self) -> Iterator[None]:
         """Turns errors of backends that were raised by an unreadable file into its name."""
         try:
             yield
@@ -153,11 +181,11 @@ class ArrayImages(Images):
                 raise fault from error
             raise
 
-    def train_sample(self, count, seed):  # noqa: D102
+    def train_sample(self, count: int, seed: int) -> np.ndarray:  # noqa: D102
         chosen = np.random.default_rng(seed).permutation(self.train_size)[:count]
         return scale_pixels(central_crop(self._train[0][chosen], self._size))
 
-    def test_sample(self, count):  # noqa: D102
+    def test_sample(self, count: int) -> tuple[np.ndarray, np.ndarray]:  # noqa: D102
         chosen = np.unique(np.linspace(0, self.test_size - 1, count).astype(int))
         images = scale_pixels(central_crop(self._test[0][chosen], self._size))
         return images, self._test[1][chosen]

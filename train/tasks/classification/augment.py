@@ -8,7 +8,7 @@ import numpy as np
 LARGE_IMAGE = 65
 
 
-def resolve_kind(kind, size):
+def resolve_kind(kind: str, size: int) -> str:
     """Returns the kind that `"auto"` stands for at an image height.
 
     Args:
@@ -20,7 +20,7 @@ def resolve_kind(kind, size):
     return "resized_crop" if size >= LARGE_IMAGE else "crop_flip"
 
 
-def stored_size(size):
+def stored_size(size: int) -> int:
     """Returns the height at which pictures are kept for a network input of height `size`.
 
     Large pictures are kept an eighth larger, for random and central crops to choose from.
@@ -28,7 +28,9 @@ def stored_size(size):
     return size if size < LARGE_IMAGE else round(size * 8 / 7)
 
 
-def augment(images, kind, size, rng):
+def augment(
+    images: np.ndarray, kind: str, size: tuple[int, int], rng: np.random.Generator
+) -> np.ndarray:
     """Returns randomly changed images, for training.
 
     Args:
@@ -49,7 +51,7 @@ def augment(images, kind, size, rng):
     return images
 
 
-def central_crop(images, size):
+def central_crop(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Returns the middle of each image of a batch.
 
     Args:
@@ -61,7 +63,7 @@ def central_crop(images, size):
     return images[:, top : top + size[0], left : left + size[1]]
 
 
-def _shift(images, rng):
+def _shift(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Shifts each image by up to an eighth of its size; black comes in at the border."""
     height, width = images.shape[1:3]
     down, right = max(1, height // 8), max(1, width // 8)
@@ -76,7 +78,9 @@ def _shift(images, rng):
     )
 
 
-def _resized_crop(image, size, rng):
+def _resized_crop(
+    image: np.ndarray, size: tuple[int, int], rng: np.random.Generator
+) -> np.ndarray:
     """Resizes a random 8-100 % of the area, of aspect 3/4 to 4/3, to the whole image."""
     from PIL import Image
 

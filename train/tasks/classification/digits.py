@@ -6,7 +6,7 @@ from repq_tf.train.data.pictures import resize_all
 from repq_tf.train.tasks.classification.arrays import ArrayImages
 
 
-def load_digits(image_size=None):
+def load_digits(image_size: int | None = None) -> ArrayImages:
     """Returns the digits, 80 % of each class for training; the split never changes.
 
     Args:

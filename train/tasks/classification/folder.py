@@ -1,7 +1,9 @@
 """Folders of images, one folder per class."""
 
 import os
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -33,14 +35,16 @@ class ImageFiles:
             threads of their own raise something else in its place.
     """
 
-    def __init__(self, paths, channels, size, shape):
+    def __init__(
+        self, paths: Sequence[str], channels: int, size: int | None, shape: tuple[int, int]
+    ) -> None:
         self._paths = paths
         self._channels = channels
         self._size = size
         self.shape = (len(paths), *shape, channels)
         self.fault = None
 
-    def __getitem__(self, indices):
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
         out = np.empty((len(indices), *self.shape[1:]), "uint8")
         try:
             for k, index in enumerate(indices):
@@ -51,7 +55,9 @@ class ImageFiles:
         return out
 
 
-def load_folder(path, image_size=None, skip_bad_images=False):
+def load_folder(
+    path: str, image_size: int | None = None, skip_bad_images: bool = False
+) -> ArrayImages:
     """Returns the images of a folder.
 
     Either `path` holds `train/` and one of `test/`, `val/`, `validation/`, each with one
@@ -91,7 +97,7 @@ def load_folder(path, image_size=None, skip_bad_images=False):
     return ArrayImages(f"folder:{path}", names, *parts, size=wanted, skipped=skipped)
 
 
-def _list_files(path):
+def _list_files(path: str) -> Any:
     """Returns the class names and the `(file, label)` lists of the two parts."""
     train = os.path.join(path, "train")
     if not os.path.isdir(train):
@@ -116,7 +122,7 @@ def _list_files(path):
     )
 
 
-def _classes(path):
+def _classes(path: str) -> dict[str, list[str]]:
     """Returns class name -> files, both sorted; every class has at least one file."""
     classes = {}
     for entry in sorted(os.scandir(path), key=lambda e: e.name):
@@ -134,7 +140,7 @@ def _classes(path):
     return classes
 
 
-def _pictures(path):
+def _pictures(path: str) -> Iterator[str]:
     """Yields the pictures of a class, also those in folders of its folder (Tiny ImageNet)."""
     for folder, _, names in os.walk(path):
         for name in names:
@@ -142,10 +148,10 @@ def _pictures(path):
                 yield os.path.join(folder, name)
 
 
-def _unreadable(paths):
+def _unreadable(paths: Sequence[str]) -> list[str]:
     """Returns those files that cannot be decoded, in their order."""
 
-    def is_bad(path):
+    def is_bad(path: str) -> bool:
         try:
             read_picture(path, 3)
         except UserError:
@@ -156,9 +162,12 @@ def _unreadable(paths):
         return [p for p, bad in zip(paths, threads.map(is_bad, paths), strict=True) if bad]
 
 
-def _split(classes):
+def _split(
+    classes: Mapping[str, list[str]],
+) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
     """Takes a fifth of each class, at least one image, for testing."""
-    train, test = [], []
+    train: list[tuple[str, int]] = []
+    test: list[tuple[str, int]] = []
     for label, (name, files) in enumerate(classes.items()):
         if len(files) < 2:
             raise UserError(
@@ -173,9 +182,9 @@ def _split(classes):
     return train, test
 
 
-def _inspect(paths, image_size):
+def _inspect(paths: Sequence[str], image_size: int | None) -> tuple[int, tuple[int, int]]:
     """Reads all headers: returns the channels, and the common `(height, width)` if any."""
-    grey, first = True, None
+    grey, first = True, ("", (0, 0))
     for path in paths:
         try:
             with Image.open(path) as picture:
@@ -183,7 +192,7 @@ def _inspect(paths, image_size):
                 size = (picture.height, picture.width)
         except (OSError, SyntaxError) as error:
             raise UserError(f"{path} cannot be read as an image: {error}") from error
-        first = first or (path, size)
+        first = first if first[0] else (path, size)
         if size != first[1] and not image_size:
             raise UserError(
                 "The images differ in size, so --image_size is needed:"

@@ -2,8 +2,13 @@
 
 import abc
 import contextlib
+from collections.abc import Iterable
+from typing import Any
 
-from repq_tf.train.tasks.classification.regularization import NONE
+import numpy as np
+
+from repq_tf.train.engines.batches import Batches
+from repq_tf.train.tasks.classification.regularization import NONE, Regularization
 
 
 class Images(abc.ABC):
@@ -18,7 +23,15 @@ class Images(abc.ABC):
         skipped: Names of the images that were left out because they cannot be decoded.
     """
 
-    def __init__(self, name, class_names, image_shape, train_size, test_size, skipped=()):
+    def __init__(
+        self,
+        name: str,
+        class_names: tuple[str, ...],
+        image_shape: Iterable[int],
+        train_size: int,
+        test_size: int,
+        skipped: Iterable[str] = (),
+    ) -> None:
         self.name = name
         self.class_names = class_names
         self.image_shape = tuple(int(n) for n in image_shape)
@@ -28,8 +41,15 @@ class Images(abc.ABC):
 
     @abc.abstractmethod
     def train_batches(
-        self, epoch, batch_size, seed, kind, steps, regularization=NONE, shard=(0, 1)
-    ):
+        self,
+        epoch: int,
+        batch_size: int,
+        seed: int,
+        kind: str,
+        steps: int,
+        regularization: Regularization = NONE,
+        shard: tuple[int, int] = (0, 1),
+    ) -> Batches:
         """Returns one epoch of `(images, labels)` batches, as `keras.Model.fit` takes them.
 
         Args:
@@ -44,7 +64,7 @@ class Images(abc.ABC):
         """
 
     @abc.abstractmethod
-    def test_batches(self, batch_size, one_hot=False):
+    def test_batches(self, batch_size: int, one_hot: bool = False) -> Batches:
         """Returns all test images in batches of at most `batch_size`, in a fixed order.
 
         Args:
@@ -53,13 +73,13 @@ class Images(abc.ABC):
         """
 
     @abc.abstractmethod
-    def train_sample(self, count, seed):
+    def train_sample(self, count: int, seed: int) -> np.ndarray:
         """Returns at most `count` training images, not augmented, as one float32 array."""
 
     @abc.abstractmethod
-    def test_sample(self, count):
+    def test_sample(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns at most `count` test images and their labels, spread over the whole set."""
 
-    def reading(self):
+    def reading(self) -> contextlib.AbstractContextManager[Any]:
         """Returns a context in which errors of reading name the file and the image."""
         return contextlib.nullcontext()

@@ -1,9 +1,16 @@
 """Which source of images a `--dataset` names."""
 
 from repq_tf.train.settings.checks import check_dataset
+from repq_tf.train.tasks.classification.images import Images
 
 
-def load_images(dataset, data_dir=None, image_size=None, cache=False, skip_bad_images=False):
+def load_images(
+    dataset: str,
+    data_dir: str | None = None,
+    image_size: int | None = None,
+    cache: bool = False,
+    skip_bad_images: bool = False,
+) -> Images:
     """Returns the images that `--dataset` names.
 
     Args:

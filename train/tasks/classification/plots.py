@@ -1,11 +1,15 @@
 """Pictures of what classification networks do."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from repq_tf.train.run.plots import grid, save
 
 
-def draw_predictions(images, labels, guesses, names, path):
+def draw_predictions(
+    images: np.ndarray, labels: np.ndarray, guesses: np.ndarray, names: Sequence[str], path: str
+) -> None:
     """Draws pictures with their classes and the network's answers.
 
     Args:

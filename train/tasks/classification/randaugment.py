@@ -5,6 +5,9 @@ them, from a state that parallel readers would share. Here each image has its ow
 is a function of a generator alone, on every backend.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
@@ -13,7 +16,9 @@ MAGNITUDE = 0.9
 _GREY = 128
 
 
-def randaugment(image, count, rng, magnitude=MAGNITUDE):
+def randaugment(
+    image: np.ndarray, count: int, rng: np.random.Generator, magnitude: float = MAGNITUDE
+) -> np.ndarray:
     """Returns an image after random operations of the paper's fourteen.
 
     Args:
@@ -29,7 +34,7 @@ def randaugment(image, count, rng, magnitude=MAGNITUDE):
     return np.asarray(picture).reshape(image.shape)
 
 
-def _warp(picture, matrix):
+def _warp(picture: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
     """Maps each pixel (x, y) of the result to one of the picture; grey comes in."""
     fill = _GREY if picture.mode == "L" else (_GREY,) * 3
     return picture.transform(
@@ -41,19 +46,19 @@ def _warp(picture, matrix):
     )
 
 
-def _rotate(picture, strength, sign):
+def _rotate(picture: Image.Image, strength: float, sign: int) -> Image.Image:
     angle = np.deg2rad(30 * strength * sign)
     cos, sin = np.cos(angle), np.sin(angle)
     x, y = (picture.width - 1) / 2, (picture.height - 1) / 2
     return _warp(picture, (cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y))
 
 
-def _shift(share):
+def _shift(share: float) -> float:
     """Returns the shift in pixels; 100 of 224 at full strength."""
     return share * 100 / 224
 
 
-def _enhance(kind):
+def _enhance(kind: Any) -> Callable[[Image.Image, float, int], Image.Image]:
     return lambda picture, strength, sign: kind(picture).enhance(1 + 0.9 * strength * sign)
 
 

@@ -1,6 +1,7 @@
 """What is done to a training batch beyond cropping and mirroring its images."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -20,17 +21,17 @@ class Regularization:
     label_smoothing: float = 0.0
 
     @property
-    def soft_labels(self):
+    def soft_labels(self) -> bool:
         """Whether labels are probabilities of the classes instead of their numbers."""
         return bool(self.mixup or self.label_smoothing)
 
-    def draw_weights(self, count, rng):
+    def draw_weights(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """Returns the weights of `count` images in their pairs, for `mix`."""
         if not self.mixup:
             return np.ones(count, "float32")
         return rng.beta(self.mixup, self.mixup, count).astype("float32")
 
-    def soften(self, images, one_hot, weights):
+    def soften(self, images: Any, one_hot: Any, weights: Any) -> tuple[Any, Any]:
         """Returns the images and soft labels of a batch: smoothed, then mixed.
 
         Image k is blended with image n - 1 - k of the batch, whose order is random.

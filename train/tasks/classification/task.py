@@ -1,6 +1,9 @@
 """Image classification."""
 
+import contextlib
 import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 from keras.utils import PyDataset
@@ -8,8 +11,10 @@ from keras.utils import PyDataset
 from repq_tf import models
 from repq_tf.files.pictures import scale_pixels
 from repq_tf.keras_api import LEGACY, keras
-from repq_tf.train.engines.batches import even_batch
+from repq_tf.train.engines.batches import Batches, even_batch
 from repq_tf.train.errors import UserError
+from repq_tf.train.interpreter import Network
+from repq_tf.train.settings import Settings
 from repq_tf.train.tasks.base import Task
 from repq_tf.train.tasks.classification.augment import resolve_kind
 from repq_tf.train.tasks.classification.load import load_images
@@ -40,7 +45,7 @@ class Classification(Task):
     meaning = "logits"
     columns = (("accuracy", "accuracy", lambda share: f"{100 * share:.2f} %"),)
 
-    def __init__(self, settings):
+    def __init__(self, settings: Settings) -> None:
         images = load_images(
             settings.dataset,
             settings.data_dir,
@@ -74,7 +79,7 @@ class Classification(Task):
             settings.randaugment, settings.mixup, settings.label_smoothing
         )
 
-    def build(self, name, **options):  # noqa: D102
+    def build(self, name: str, **options: Any) -> keras.Model:  # noqa: D102
         classes, shape = len(self.images.class_names), self.images.image_shape
         try:
             return models.build(
@@ -86,7 +91,9 @@ class Classification(Task):
                 f" {'x'.join(map(str, shape))}: {error}"
             ) from error
 
-    def compile(self, model, optimizer=None, jit_compile="auto"):  # noqa: D102
+    def compile(  # noqa: D102
+        self, model: keras.Model, optimizer: Any = None, jit_compile: bool | str | None = "auto"
+    ) -> None:
         if self._regularization.soft_labels:
             loss = keras.losses.CategoricalCrossentropy
             accuracy = keras.metrics.CategoricalAccuracy
@@ -107,7 +114,7 @@ class Classification(Task):
             jit_compile=jit_compile,
         )
 
-    def train_batches(self, epoch, steps, shard=(0, 1)):  # noqa: D102
+    def train_batches(self, epoch: int, steps: int, shard: tuple[int, int] = (0, 1)) -> Batches:  # noqa: D102
         return self.images.train_batches(
             epoch,
             self._batch_size,
@@ -118,17 +125,17 @@ class Classification(Task):
             shard,
         )
 
-    def validation_batches(self, devices=1):  # noqa: D102
+    def validation_batches(self, devices: int = 1) -> Batches:  # noqa: D102
         size = even_batch(self.images.test_size, self._batch_size, devices)
         return self.images.test_batches(size, self._regularization.soft_labels)
 
-    def calibration_data(self, count):  # noqa: D102
+    def calibration_data(self, count: int) -> np.ndarray:  # noqa: D102
         return self.images.train_sample(count, self._seed)
 
-    def test_inputs(self, count):  # noqa: D102
+    def test_inputs(self, count: int) -> list[np.ndarray]:  # noqa: D102
         return [self.images.test_sample(count)[0]]
 
-    def evaluate_file(self, network, verbose=0):  # noqa: D102
+    def evaluate_file(self, network: Network, verbose: int = 0) -> dict[str, float]:  # noqa: D102
         right = right_of_five = count = 0
         bar = keras.utils.Progbar(self.images.test_size, unit_name="image", verbose=verbose)
         for images, labels in self._test_pairs():
@@ -143,16 +150,16 @@ class Classification(Task):
             metrics["top_5_accuracy"] = right_of_five / count
         return metrics
 
-    def _test_pairs(self):
+    def _test_pairs(self) -> Iterable[tuple[np.ndarray, np.ndarray]]:
         batches = self.images.test_batches(self._batch_size)
         if isinstance(batches, PyDataset):
             return (batches[k] for k in range(len(batches)))
         return batches.as_numpy_iterator()
 
-    def normalize(self, images):  # noqa: D102
+    def normalize(self, images: np.ndarray) -> np.ndarray:  # noqa: D102
         return scale_pixels(images)
 
-    def describe(self):  # noqa: D102
+    def describe(self) -> dict[str, Any]:  # noqa: D102
         described = {
             "data": self.images.name,
             "classes": len(self.images.class_names),
@@ -167,10 +174,12 @@ class Classification(Task):
             described["names of skipped images"] = ", ".join(skipped[:_NAMED]) or "none"
         return described
 
-    def reading(self):  # noqa: D102
+    def reading(self) -> contextlib.AbstractContextManager[Any]:  # noqa: D102
         return self.images.reading()
 
-    def draw(self, networks, folder):  # noqa: D102
+    def draw(  # noqa: D102
+        self, networks: Mapping[str, Callable[[np.ndarray], np.ndarray]], folder: str
+    ) -> list[str]:
         images, labels = self.images.test_sample(25)
         guesses = networks["file"](images).argmax(-1)
         path = os.path.join(folder, "predictions.png")

@@ -1,12 +1,17 @@
 """Image classification sets of TensorFlow Datasets."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
+from repq_tf.keras_api import Tensor
 from repq_tf.train.data.pictures import resize_all
 from repq_tf.train.data.tfds import find_builder, prepare
 from repq_tf.train.errors import UserError
 from repq_tf.train.tasks.classification.arrays import ArrayImages
 from repq_tf.train.tasks.classification.augment import stored_size
+from repq_tf.train.tasks.classification.images import Images
 from repq_tf.train.tasks.classification.tfds_reading import Examples
 from repq_tf.train.tasks.classification.tfds_stream import StreamedImages
 
@@ -17,7 +22,13 @@ MEMORY_LIMIT = 4 * 2**30
 _DEFAULT_SIZE = 224
 
 
-def load_tfds(name, data_dir=None, image_size=None, cache=False, skip_bad_images=False):
+def load_tfds(
+    name: str,
+    data_dir: str | None = None,
+    image_size: int | None = None,
+    cache: bool = False,
+    skip_bad_images: bool = False,
+) -> Images:
     """Returns the images of a TFDS set, which is downloaded and prepared if need be.
 
     Small sets of equally large images become arrays in memory; others are streamed.
@@ -51,7 +62,9 @@ def load_tfds(name, data_dir=None, image_size=None, cache=False, skip_bad_images
     return ArrayImages(name, label.names, *arrays, size=wanted, skipped=skipped)
 
 
-def _fit_in_memory(shape, info, splits, image_size):
+def _fit_in_memory(
+    shape: Sequence[Any], info: Any, splits: Sequence[str], image_size: int | None
+) -> bool:
     """Says whether a set consists of equally large images, and few enough."""
     if None in shape:
         return False
@@ -60,7 +73,7 @@ def _fit_in_memory(shape, info, splits, image_size):
     return count * pixels * shape[2] <= MEMORY_LIMIT
 
 
-def _features(info):
+def _features(info: Any) -> tuple[Any, Any]:
     """Returns the image and the label feature."""
     import tensorflow_datasets as tfds
 
@@ -80,7 +93,7 @@ def _features(info):
     )
 
 
-def _splits(builder):
+def _splits(builder: Any) -> tuple[str, str]:
     """Returns the names of the training and the test split."""
     info = builder.info
     filled = [name for name, split in info.splits.items() if split.num_examples]
@@ -95,18 +108,18 @@ def _splits(builder):
     return "train[:80%]", "train[80%:]"
 
 
-def _is_labelled(builder, split):
+def _is_labelled(builder: Any, split: str) -> bool:
     """Whether a split says its labels: those of contests (ImageNet's "test") are all -1."""
     first = Examples(builder, f"{split}[:1]")
     with first.reading():
         return all(example["label"] >= 0 for example in first.dataset().as_numpy_iterator())
 
 
-def _read(examples, image_size):
+def _read(examples: Examples, image_size: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Returns all images of a split as `(images, labels)`."""
     import tensorflow as tf
 
-    def decode(example):
+    def decode(example: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         return examples.decode(example["image"]), example["label"]
 
     with examples.reading():

@@ -4,7 +4,10 @@ TensorFlow is imported where it is used: training on another backend may be with
 """
 
 import contextlib
+from collections.abc import Iterator
+from typing import Any
 
+from repq_tf.keras_api import Tensor
 from repq_tf.train.errors import UserError
 
 
@@ -19,24 +22,24 @@ class Examples:
         cache: Keep the examples in memory once they were read.
     """
 
-    def __init__(self, builder, split, cache=False):
+    def __init__(self, builder: Any, split: str, cache: bool = False) -> None:
         self.split = split
-        self.skipped = ()
+        self.skipped: tuple[str, ...] = ()
         self._builder = builder
         self._cached = self._read().cache() if cache else None
 
     @property
-    def count(self):
+    def count(self) -> int:
         """Number of examples, without those skipped."""
         return self._builder.info.splits[self.split].num_examples - len(self.skipped)
 
-    def skip_bad_images(self):
+    def skip_bad_images(self) -> None:
         """Leaves out the images that cannot be decoded; their names are in `skipped`."""
         with self.reading():
             self._check_files()
             self.skipped = tuple(self._undecodable())
 
-    def dataset(self, shuffle_seed=None, buffer=0):
+    def dataset(self, shuffle_seed: int | None = None, buffer: int = 0) -> Any:
         """Returns a `tf.data.Dataset` of the examples.
 
         Args:
@@ -58,7 +61,7 @@ class Examples:
         # One order, however often it is read: JAX's `fit` looks at a batch before it begins.
         return data.shuffle(buffer, seed=shuffle_seed, reshuffle_each_iteration=False)
 
-    def decode(self, data):
+    def decode(self, data: Tensor) -> Tensor:
         """Returns the picture of compressed bytes."""
         import tensorflow as tf
 
@@ -67,7 +70,7 @@ class Examples:
         return tf.ensure_shape(image, (None, None, channels))
 
     @contextlib.contextmanager
-    def reading(self):
+    def reading(self) -> Iterator[None]:
         """Gives errors of reading the name of the file or image.
 
         Raises:
@@ -87,7 +90,7 @@ class Examples:
                 ) from error
             raise
 
-    def _read(self, shuffle_seed=None):
+    def _read(self, shuffle_seed: int | None = None) -> Any:
         import tensorflow_datasets as tfds
 
         config = tfds.ReadConfig(
@@ -105,7 +108,7 @@ class Examples:
         names = ("image", "label", "tfds_id")
         return data.map(lambda example: {name: example[name] for name in names})
 
-    def _check_files(self, cause=None):
+    def _check_files(self, cause: Exception | None = None) -> None:
         """Refuses files that are cut off or whose bytes have changed, by their checksums."""
         import tensorflow as tf
 
@@ -120,11 +123,11 @@ class Examples:
                     " records can be read. Delete its folder and prepare the set again."
                 ) from cause
 
-    def _undecodable(self):
+    def _undecodable(self) -> Iterator[str]:
         """Yields the names of images that cannot be decoded."""
         import tensorflow as tf
 
-        def decode(example):
+        def decode(example: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
             return example["tfds_id"], tf.shape(self.decode(example["image"]))
 
         data = self._read().map(decode, tf.data.AUTOTUNE).ignore_errors()

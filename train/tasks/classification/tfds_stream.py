@@ -5,13 +5,18 @@ TensorFlow is imported where it is used: training on another backend may be with
 
 import contextlib
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
+from repq_tf.keras_api import Tensor
+from repq_tf.train.engines.batches import Batches
 from repq_tf.train.tasks.classification.augment import stored_size
 from repq_tf.train.tasks.classification.images import Images
 from repq_tf.train.tasks.classification.randaugment import randaugment
-from repq_tf.train.tasks.classification.regularization import NONE
+from repq_tf.train.tasks.classification.regularization import NONE, Regularization
+from repq_tf.train.tasks.classification.tfds_reading import Examples
 
 _SHUFFLE_BUFFER = 10_000
 
@@ -26,7 +31,7 @@ class StreamedImages(Images):
         size: Height and width of the network's input.
     """
 
-    def __init__(self, info, train, test, size):
+    def __init__(self, info: Any, train: Examples, test: Examples, size: int) -> None:
         super().__init__(
             name=info.full_name,
             class_names=tuple(info.features["label"].names),
@@ -39,8 +44,15 @@ class StreamedImages(Images):
         self._test = test
 
     def train_batches(  # noqa: D102
-        self, epoch, batch_size, seed, kind, steps, regularization=NONE, shard=(0, 1)
-    ):
+        self,
+        epoch: int,
+        batch_size: int,
+        seed: int,
+        kind: str,
+        steps: int,
+        regularization: Regularization = NONE,
+        shard: tuple[int, int] = (0, 1),
+    ) -> Batches:
         import tensorflow as tf
 
         worker, workers = shard
@@ -49,7 +61,7 @@ class StreamedImages(Images):
         data = self._train.dataset(int(order), _SHUFFLE_BUFFER).enumerate()
         data = data.shard(workers, worker)
 
-        def prepare(index, example):
+        def prepare(index: Tensor, example: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
             seeds = tf.stack([tf.cast(changes, tf.int64), index])
             image = self._augment(self._train.decode(example["image"]), kind, seeds)
             if regularization.randaugment:
@@ -62,7 +74,7 @@ class StreamedImages(Images):
             data = self._soften(data, regularization, [seed, epoch, 1, worker], steps)
         return data.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(2)
 
-    def test_batches(self, batch_size, one_hot=False):  # noqa: D102
+    def test_batches(self, batch_size: int, one_hot: bool = False) -> Batches:  # noqa: D102
         import tensorflow as tf
 
         data = self._central(self._test)
@@ -73,33 +85,35 @@ class StreamedImages(Images):
         data = data.batch(batch_size).apply(tf.data.experimental.assert_cardinality(count))
         return data.prefetch(2)
 
-    def train_sample(self, count, seed):  # noqa: D102
+    def train_sample(self, count: int, seed: int) -> np.ndarray:  # noqa: D102
         data = self._central(self._train, seed).take(count)
         return np.stack([image for image, _ in data.as_numpy_iterator()])
 
-    def test_sample(self, count):  # noqa: D102
+    def test_sample(self, count: int) -> tuple[np.ndarray, np.ndarray]:  # noqa: D102
         pairs = list(self._central(self._test).take(count).as_numpy_iterator())
         return np.stack([image for image, _ in pairs]), np.array([label for _, label in pairs])
 
     @contextlib.contextmanager
-    def reading(self):  # noqa: D102
+    def reading(self) -> Iterator[None]:  # noqa: D102
         with self._train.reading(), self._test.reading():
             yield
 
-    def _central(self, examples, shuffle_seed=None):
+    def _central(self, examples: Examples, shuffle_seed: int | None = None) -> Any:
         """Returns a split's pictures as they are tested: resized, the middle cut out."""
         import tensorflow as tf
 
         size = self.image_shape[0]
 
-        def prepare(example):
+        def prepare(example: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
             image = _fit_square(examples.decode(example["image"]), stored_size(size))
             return _scale(tf.image.resize_with_crop_or_pad(image, size, size)), example["label"]
 
         data = examples.dataset(shuffle_seed, buffer=1)
         return data.map(prepare, tf.data.AUTOTUNE, deterministic=True)
 
-    def _soften(self, data, regularization, seed, steps):
+    def _soften(
+        self, data: Any, regularization: Regularization, seed: list[int], steps: int
+    ) -> Any:
         """Mixes batches and makes their labels probabilities."""
         import tensorflow as tf
 
@@ -108,13 +122,13 @@ class StreamedImages(Images):
         weights = regularization.draw_weights(steps * size, np.random.default_rng(seed))
         weights = tf.data.Dataset.from_tensor_slices(weights.reshape(steps, size))
 
-        def soften(batch, weights):
+        def soften(batch: tuple[Tensor, Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:
             images, labels = batch
             return regularization.soften(images, tf.one_hot(labels, classes), weights)
 
         return tf.data.Dataset.zip(data, weights).map(soften)
 
-    def _augment(self, image, kind, seed):
+    def _augment(self, image: Tensor, kind: str, seed: Tensor) -> Tensor:
         """Does to one image what `augment.augment` does to a batch."""
         import tensorflow as tf
 
@@ -143,7 +157,7 @@ class StreamedImages(Images):
         return tf.ensure_shape(image, self.image_shape)
 
 
-def _fit_square(image, size):
+def _fit_square(image: Tensor, size: int) -> Tensor:
     """Resizes the middle square of an image to height and width `size`."""
     import tensorflow as tf
 
@@ -153,11 +167,11 @@ def _fit_square(image, size):
     return tf.image.resize(image, (size, size), antialias=True)
 
 
-def _randaugment(image, count, seeds):
+def _randaugment(image: Tensor, count: int, seeds: Tensor) -> Tensor:
     """`randaugment.randaugment` for a tensor; `seeds` are two integers."""
     import tensorflow as tf
 
-    def change(image, seeds):
+    def change(image: np.ndarray, seeds: np.ndarray) -> np.ndarray:
         return randaugment(image, count, np.random.default_rng([*seeds.tolist(), 2]))
 
     pixels = tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
@@ -165,7 +179,7 @@ def _randaugment(image, count, seeds):
     return tf.ensure_shape(changed, image.shape)
 
 
-def _scale(image):
+def _scale(image: Tensor) -> Tensor:
     """`pictures.scale_pixels` for tensors."""
     import tensorflow as tf
 

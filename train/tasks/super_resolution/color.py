@@ -16,7 +16,7 @@ _YCBCR = np.stack([_LUMA, _BLUE, _RED], axis=1)
 _OFFSET = np.array([16.0, 128.0, 128.0])
 
 
-def luma(rgb):
+def luma(rgb: np.ndarray) -> np.ndarray:
     """Returns the Y of colours, not rounded: `16 + (65.481 R + 128.553 G + 24.966 B) / 255`.
 
     Args:
@@ -28,7 +28,7 @@ def luma(rgb):
     return np.asarray(rgb, "float64") @ _LUMA[:, None] + 16
 
 
-def to_ycbcr(rgb):
+def to_ycbcr(rgb: np.ndarray) -> np.ndarray:
     """Returns Y, Cb and Cr of colours, not rounded; Cb and Cr are in 16 to 240 around 128.
 
     Args:
@@ -40,12 +40,12 @@ def to_ycbcr(rgb):
     return np.asarray(rgb, "float64") @ _YCBCR + _OFFSET
 
 
-def to_rgb(ycbcr):
+def to_rgb(ycbcr: np.ndarray) -> np.ndarray:
     """The inverse of `to_ycbcr`, not clipped: not every Y, Cb and Cr is a colour."""
     return (np.asarray(ycbcr, "float64") - _OFFSET) @ np.linalg.inv(_YCBCR)
 
 
-def to_network(pixels):
+def to_network(pixels: np.ndarray) -> np.ndarray:
     """Maps pixels to a network's numbers, `(p - 128) / 128`.
 
     The 256 levels of a pixel are the int8 numbers on a grid of step `PIXEL_STEP`, exactly,
@@ -60,7 +60,7 @@ def to_network(pixels):
     return ((np.asarray(pixels, "float64") - 128) * PIXEL_STEP).astype("float32")
 
 
-def to_pixels(values):
+def to_pixels(values: np.ndarray) -> np.ndarray:
     """Maps a network's numbers to pixels in 0 to 255, clipped but not rounded.
 
     Args:

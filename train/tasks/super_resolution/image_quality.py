@@ -11,12 +11,12 @@ WINDOW = 11  # of SSIM
 _SIGMA = 1.5
 
 
-def shave(image, border):
+def shave(image: np.ndarray, border: int) -> np.ndarray:
     """Returns an image `(h, w)` without the pixels at its border, which are not judged."""
     return image[border : image.shape[0] - border, border : image.shape[1] - border]
 
 
-def psnr(image, reference):
+def psnr(image: np.ndarray, reference: np.ndarray) -> float:
     """Peak signal-to-noise ratio, `10 log10(255^2 / mean((image - reference)^2))`, in dB.
 
     Args:
@@ -31,7 +31,7 @@ def psnr(image, reference):
     return 10 * math.log10(_PEAK**2 / error) if error else math.inf
 
 
-def ssim(image, reference):
+def ssim(image: np.ndarray, reference: np.ndarray) -> float:
     """Structural similarity (Wang et al., 2004), the mean over one channel.
 
     Gaussian windows of 11x11 pixels and sigma 1.5 that lie inside the image, K1 = 0.01,
@@ -60,7 +60,7 @@ def ssim(image, reference):
     return float(similarity.mean())
 
 
-def _blur(image):
+def _blur(image: np.ndarray) -> np.ndarray:
     """Means over the windows that lie inside the image."""
     offsets = np.arange(WINDOW) - WINDOW // 2
     weights = np.exp(-(offsets**2) / (2 * _SIGMA**2))
@@ -71,7 +71,7 @@ def _blur(image):
     return image
 
 
-def judge(pixels, photograph, border):
+def judge(pixels: np.ndarray, photograph: np.ndarray, border: int) -> dict[str, float]:
     """Returns the metrics of an upscaled image: PSNR and SSIM of the luma.
 
     Luma is always BT.601's, in 16 to 235. A grey photograph counts as RGB of three equal

@@ -11,7 +11,7 @@ import numpy as np
 BORDERS = ("symmetric", "replicate")
 
 
-def imresize(image, scale, border="symmetric"):
+def imresize(image: np.ndarray, scale: float, border: str = "symmetric") -> np.ndarray:
     """Resizes an image by a factor.
 
     Each output pixel is a weighted mean of the input around its centre u = x / scale +
@@ -40,7 +40,7 @@ def imresize(image, scale, border="symmetric"):
     return image
 
 
-def _resize_axis(image, scale, axis, border):
+def _resize_axis(image: np.ndarray, scale: float, axis: int, border: str) -> np.ndarray:
     """Resizes along one axis."""
     length = image.shape[axis]
     weights, indices = _weights(length, math.ceil(round(length * scale, 9)), scale, border)
@@ -53,7 +53,9 @@ def _resize_axis(image, scale, axis, border):
     return np.moveaxis(total, 0, axis)
 
 
-def _weights(length, count, scale, border):
+def _weights(
+    length: int, count: int, scale: float, border: str
+) -> tuple[np.ndarray, np.ndarray]:
     """The weights of each output pixel and the input pixels they belong to, `(count, taps)`."""
     stretch = min(scale, 1)
     width = 4 / stretch
@@ -69,7 +71,7 @@ def _weights(length, count, scale, border):
     return weights, np.clip(indices, 0, length - 1)
 
 
-def _cubic(x):
+def _cubic(x: np.ndarray) -> np.ndarray:
     """Keys' kernel with a = -1/2."""
     x = np.abs(x)
     near = 1.5 * x**3 - 2.5 * x**2 + 1

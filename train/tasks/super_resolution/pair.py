@@ -25,7 +25,7 @@ class Pair:
     file: str | None = None
 
 
-def make_pair(name, high, scale, low=None):
+def make_pair(name: str, high: np.ndarray, scale: int, low: np.ndarray | None = None) -> Pair:
     """Returns the `Pair` of a photograph, which is cut to a multiple of the scale.
 
     Args:

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+from collections.abc import Mapping, Sequence
 
 from repq_tf.files.pictures import SUFFIXES
 from repq_tf.train.data.pictures import read_picture
@@ -12,7 +13,7 @@ from repq_tf.train.settings.checks import (
     check_dataset_folder,
     check_test_set,
 )
-from repq_tf.train.tasks.super_resolution.pair import make_pair
+from repq_tf.train.tasks.super_resolution.pair import Pair, make_pair
 from repq_tf.train.tasks.super_resolution.tfds_pairs import load_div2k
 
 # Of a folder without test sets, one image in so many is for testing.
@@ -31,11 +32,16 @@ class Pairs:
         tests: Name of a test set -> list of `Pair`.
     """
 
-    train: list
-    tests: dict
+    train: list[Pair]
+    tests: dict[str, list[Pair]]
 
 
-def load_pairs(dataset, scale, test_sets=None, data_dir=None):
+def load_pairs(
+    dataset: str,
+    scale: int,
+    test_sets: Mapping[str, str] | None = None,
+    data_dir: str | None = None,
+) -> Pairs:
     """Returns the images that `--dataset` and `--test_sets` name.
 
     Args:
@@ -65,7 +71,7 @@ def load_pairs(dataset, scale, test_sets=None, data_dir=None):
     return Pairs(train, tests)
 
 
-def _check_separate(train, tests):
+def _check_separate(train: Sequence[Pair], tests: Mapping[str, Sequence[Pair]]) -> None:
     """Refuses files, by whatever path, that are trained on and tested on."""
     trained = {os.path.realpath(pair.file) for pair in train if pair.file}
     for name, pairs in tests.items():
@@ -77,7 +83,7 @@ def _check_separate(train, tests):
                 )
 
 
-def _photographs(scale):
+def _photographs(scale: int) -> tuple[list[Pair], dict[str, list[Pair]]]:
     """Scikit-learn's two photographs: one to train on, one to test on."""
     from sklearn.datasets import load_sample_image
 
@@ -87,7 +93,7 @@ def _photographs(scale):
     return [china], {"flower": [flower]}
 
 
-def _folder(path, scale, hold_out):
+def _folder(path: str, scale: int, hold_out: bool) -> tuple[list[Pair], dict[str, list[Pair]]]:
     """A folder's pairs, of which every tenth is held out if need be."""
     pairs = read_pairs(path, scale)
     if not hold_out:
@@ -102,7 +108,7 @@ def _folder(path, scale, hold_out):
     return [pair for pair in pairs if pair.name not in held], {"held_out": tests}
 
 
-def read_pairs(path, scale):
+def read_pairs(path: str, scale: int) -> list[Pair]:
     """Returns the pairs of a folder, sorted by name.
 
     Either all pictures in the folder, at any depth, are photographs, except those in folders of
@@ -121,7 +127,7 @@ def read_pairs(path, scale):
     path = os.path.abspath(os.path.expanduser(path))
     check_dataset_folder(path)
     low = _pictures(os.path.join(path, f"LR_x{scale}"))
-    high = {}
+    high: dict[str, str] = {}
     for name in sorted(_high_folders(path), key=lambda n: n != f"HR_x{scale}"):
         high = {**_pictures(os.path.join(path, name)), **high}
     high = high or _pictures(path)
@@ -143,13 +149,13 @@ def read_pairs(path, scale):
     return [_read_pair(name, scale, high[name], low.get(name)) for name in sorted(high)]
 
 
-def _read_pair(name, scale, high, low):
+def _read_pair(name: str, scale: int, high: str, low: str | None) -> Pair:
     small = read_picture(low, 3) if low else None
     pair = make_pair(high, read_picture(high, 3), scale, small)
     return dataclasses.replace(pair, name=name, file=high)
 
 
-def _high_folders(path):
+def _high_folders(path: str) -> list[str]:
     return [
         entry.name
         for entry in sorted(os.scandir(path), key=lambda e: e.name)
@@ -157,13 +163,13 @@ def _high_folders(path):
     ]
 
 
-def _pictures(path):
+def _pictures(path: str) -> dict[str, str]:
     """Returns name without suffix, relative to the folder -> file; not below `_SMALL`."""
     files = []
     for folder, below, names in os.walk(path):
         below[:] = [name for name in below if not _SMALL.search(name)]
         files += [os.path.join(folder, name) for name in names]
-    found = {}
+    found: dict[str, str] = {}
     for file in sorted(files):
         if not file.lower().endswith(SUFFIXES):
             continue

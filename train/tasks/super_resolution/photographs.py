@@ -37,20 +37,20 @@ class Photograph:
     profile: bytes | None = None
 
 
-def read_photograph(path):
+def read_photograph(path: str) -> Photograph:
     """Reads a picture, turned upright; CMYK becomes RGB, and its profile is left out.
 
     Raises:
         UserError: If the file is no picture of 8 bits a channel, naming it.
     """
     try:
-        with Image.open(path) as picture:
-            if picture.mode not in _MODES:
+        with Image.open(path) as file:
+            if file.mode not in _MODES:
                 raise UserError(
-                    f"{path} must have 8 bits a channel. Received: mode {picture.mode}"
+                    f"{path} must have 8 bits a channel. Received: mode {file.mode}"
                 )
-            profile = None if picture.mode == "CMYK" else picture.info.get("icc_profile")
-            picture = ImageOps.exif_transpose(picture)
+            profile = None if file.mode == "CMYK" else file.info.get("icc_profile")
+            picture = ImageOps.exif_transpose(file)
             transparent = "transparency" in picture.info or picture.mode[-1] == "A"
             grey = picture.mode in ("1", "L", "LA")
             mode = ("L" if grey else "RGB") + ("A" if transparent else "")
@@ -60,7 +60,7 @@ def read_photograph(path):
     return Photograph(pixels.reshape(*pixels.shape[:2], -1), profile)
 
 
-def check_writable(path, photograph, scale=1):
+def check_writable(path: str, photograph: Photograph, scale: int = 1) -> None:
     """Makes sure that a name's format can hold an enlarged picture, and its folder takes files.
 
     Args:
@@ -99,7 +99,7 @@ def check_writable(path, photograph, scale=1):
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def write_photograph(path, photograph):
+def write_photograph(path: str, photograph: Photograph) -> None:
     """Writes a picture, whole or not at all, in the format that its name says.
 
     Raises:

@@ -1,12 +1,15 @@
 """Pictures of what super-resolution networks do, side by side."""
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from repq_tf.train.run.plots import grid, save
 from repq_tf.train.tasks.super_resolution.color import luma
 from repq_tf.train.tasks.super_resolution.image_quality import psnr, shave
+from repq_tf.train.tasks.super_resolution.pair import Pair
 
 # Height and width, in pixels, of the detail that is shown large.
 _DETAIL = 96
@@ -15,7 +18,9 @@ _DETAIL = 96
 _WORST = 32
 
 
-def draw_comparison(pair, outputs, scale, test_set, folder):
+def draw_comparison(
+    pair: Pair, outputs: Mapping[str, np.ndarray], scale: int, test_set: str, folder: str
+) -> str:
     """Draws an image's input, what was made of it with the PSNR, and maps of the errors.
 
     The upper row shows the detail in the image's middle, the lower row what is wrong with
@@ -51,13 +56,13 @@ def draw_comparison(pair, outputs, scale, test_set, folder):
     return path
 
 
-def _detail(image, size):
+def _detail(image: np.ndarray, size: int) -> np.ndarray:
     """The middle of an image."""
     top, left = (max(0, (n - size) // 2) for n in image.shape[:2])
     return image[top : top + size, left : left + size]
 
 
-def _show(axis, pixels, title):
+def _show(axis: Any, pixels: np.ndarray, title: str) -> None:
     picture = np.rint(pixels).astype("uint8").squeeze()
     axis.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axis.set_title(title, fontsize=8)

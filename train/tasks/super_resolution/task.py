@@ -1,11 +1,16 @@
 """Super resolution: larger images out of small ones."""
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import numpy as np
 
 from repq_tf import models
-from repq_tf.keras_api import LEGACY, keras, ops, to_numpy
-from repq_tf.train.engines.batches import even_batch
+from repq_tf.keras_api import LEGACY, Tensor, keras, ops, to_numpy
+from repq_tf.train.engines.batches import Batches, even_batch
 from repq_tf.train.errors import UserError
+from repq_tf.train.interpreter import Network
+from repq_tf.train.settings import Settings
 from repq_tf.train.settings.checks import split_test_sets
 from repq_tf.train.settings.flags import WIDE_BITS
 from repq_tf.train.tasks.base import Task
@@ -17,6 +22,7 @@ from repq_tf.train.tasks.super_resolution.color import (
     to_pixels,
 )
 from repq_tf.train.tasks.super_resolution.imresize import imresize
+from repq_tf.train.tasks.super_resolution.pair import Pair
 from repq_tf.train.tasks.super_resolution.pairs import load_pairs
 from repq_tf.train.tasks.super_resolution.patches import (
     CentreDataset,
@@ -51,7 +57,7 @@ class SuperResolution(Task):
     pixels = (128.0, 128.0)
     meaning = "image, (pixels - 128) / 128"
 
-    def __init__(self, settings):
+    def __init__(self, settings: Settings) -> None:
         tests = split_test_sets(settings.test_sets)
         pairs = load_pairs(settings.dataset, settings.scale, tests, settings.data_dir)
         size = settings.patch_size
@@ -77,13 +83,13 @@ class SuperResolution(Task):
             (f"{name} PSNR", f"{name}_psnr", "{:.2f} dB".format) for name in self._tests
         ]
         self._settings = settings
-        self._middles = {}
+        self._middles: dict[int, CentreDataset] = {}
 
     @property
-    def _test_pairs(self):
+    def _test_pairs(self) -> list[Pair]:
         return [pair for pairs in self._tests.values() for pair in pairs]
 
-    def build(self, name, **options):  # noqa: D102
+    def build(self, name: str, **options: Any) -> keras.Model:  # noqa: D102
         s = self._settings
         # Without batch norms this is the same function, at the price of one convolution.
         options["merged"] = True
@@ -95,12 +101,14 @@ class SuperResolution(Task):
                 f" {error}"
             ) from error
 
-    def compile(self, model, optimizer=None, jit_compile="auto"):  # noqa: D102
+    def compile(  # noqa: D102
+        self, model: keras.Model, optimizer: Any = None, jit_compile: bool | str | None = "auto"
+    ) -> None:
         if LEGACY and jit_compile == "auto":  # a word that tf_keras does not know
             jit_compile = None
         scale = self._settings.scale
 
-        def psnr(high, output):
+        def psnr(high: Tensor, output: Tensor) -> Tensor:
             return _psnr(high, output, scale)
 
         model.compile(
@@ -110,7 +118,7 @@ class SuperResolution(Task):
             jit_compile=jit_compile,
         )
 
-    def train_batches(self, epoch, steps, shard=(0, 1)):  # noqa: D102
+    def train_batches(self, epoch: int, steps: int, shard: tuple[int, int] = (0, 1)) -> Batches:  # noqa: D102
         s = self._settings
         return PatchDataset(
             self._train,
@@ -125,7 +133,7 @@ class SuperResolution(Task):
             shard=shard,
         )
 
-    def validation_batches(self, devices=1):
+    def validation_batches(self, devices: int = 1) -> Batches:
         """Returns the middles of the test images, as large as all of them have one."""
         s, tests = self._settings, self._test_pairs
         size = np.min([pair.low.shape[:2] for pair in tests], axis=0)
@@ -134,7 +142,7 @@ class SuperResolution(Task):
             self._middles[batch] = CentreDataset(tests, s.color, s.scale, size, batch)
         return self._middles[batch]
 
-    def calibration_data(self, count):  # noqa: D102
+    def calibration_data(self, count: int) -> np.ndarray:  # noqa: D102
         s = self._settings
         crops = PatchDataset(
             self._train,
@@ -147,38 +155,42 @@ class SuperResolution(Task):
         )
         return crops[0][0]
 
-    def quantize_options(self):
+    def quantize_options(self) -> dict[str, Any]:
         """Pixels are integers of the network's input and output, or 128 times integers."""
         step = FINE_STEP if self._settings.activation_bits == WIDE_BITS else PIXEL_STEP
         return {"input_step": step, "output_step": step}
 
-    def test_inputs(self, count):
+    def test_inputs(self, count: int) -> list[np.ndarray]:
         """Returns whole images, spread over all test sets."""
         tests = self._test_pairs
         chosen = np.linspace(0, len(tests) - 1, min(count, _COMPARED)).astype(int)
         return [self._input(tests[k]) for k in np.unique(chosen)]
 
-    def _input(self, pair):
+    def _input(self, pair: Pair) -> np.ndarray:
         """The network's input for an image, a batch of one."""
         return to_network(as_color(pair.low, self._settings.color))[None]
 
-    def evaluate(self, model, verbose=0):  # noqa: D102
+    def evaluate(self, model: keras.Model, verbose: int = 0) -> dict[str, float]:  # noqa: D102
         return self._judge(lambda inputs: to_numpy(model(inputs, training=False)), verbose)
 
-    def evaluate_file(self, network, verbose=0):  # noqa: D102
+    def evaluate_file(self, network: Network, verbose: int = 0) -> dict[str, float]:  # noqa: D102
         return self._judge(network, verbose)
 
-    def references(self):  # noqa: D102
+    def references(self) -> dict[str, dict[str, float]]:  # noqa: D102
         return {"bicubic": self._average(self._bicubic)}
 
-    def _judge(self, network, verbose):
+    def _judge(
+        self, network: Callable[[np.ndarray], np.ndarray], verbose: int
+    ) -> dict[str, float]:
         return self._average(lambda pair: to_pixels(network(self._input(pair))[0]), verbose)
 
-    def _bicubic(self, pair):
+    def _bicubic(self, pair: Pair) -> np.ndarray:
         pixels = as_color(pair.low, self._settings.color).astype("float64")
         return np.clip(imresize(pixels, self._settings.scale), 0, 255)
 
-    def _average(self, upscale, verbose=0):
+    def _average(
+        self, upscale: Callable[[Pair], np.ndarray], verbose: int = 0
+    ) -> dict[str, float]:
         """The metrics of a function from pairs to pixels, averaged over each test set."""
         metrics = {}
         bar = keras.utils.Progbar(len(self._test_pairs), unit_name="image", verbose=verbose)
@@ -194,10 +206,10 @@ class SuperResolution(Task):
                 metrics[f"{name}_{metric}"] = float(np.mean(values))
         return metrics
 
-    def normalize(self, images):  # noqa: D102
+    def normalize(self, images: np.ndarray) -> np.ndarray:  # noqa: D102
         return to_network(images)
 
-    def describe(self):  # noqa: D102
+    def describe(self) -> dict[str, Any]:  # noqa: D102
         s = self._settings
         size = s.patch_size
         return {
@@ -211,7 +223,7 @@ class SuperResolution(Task):
             f" {s.scale} pixels at the border left out",
         }
 
-    def pictures(self, model):
+    def pictures(self, model: keras.Model) -> dict[str, np.ndarray]:
         """Returns the middle of the first test image: bicubic, network, and the truth."""
         s, pair = self._settings, self._test_pairs[0]
         size = np.minimum(pair.low.shape[:2], _SHOWN)
@@ -221,7 +233,9 @@ class SuperResolution(Task):
         row = np.concatenate([bicubic, to_pixels(shown), to_pixels(high[0])], axis=1)
         return {f"{pair.name}: bicubic, network, photograph": np.rint(row).astype("uint8")}
 
-    def draw(self, networks, folder):  # noqa: D102
+    def draw(  # noqa: D102
+        self, networks: Mapping[str, Callable[[np.ndarray], np.ndarray]], folder: str
+    ) -> list[str]:
         files = []
         for name, pairs in self._tests.items():
             for pair in pairs[:_DRAWN]:
@@ -232,7 +246,7 @@ class SuperResolution(Task):
         return files
 
 
-def _check_judged(pair, border):
+def _check_judged(pair: Pair, border: int) -> None:
     """Refuses a test image of which too little is left to judge."""
     height, width = (n - 2 * border for n in pair.high.shape[:2])
     if min(height, width) < image_quality.WINDOW:
@@ -244,7 +258,7 @@ def _check_judged(pair, border):
         )
 
 
-def _psnr(high, output, border):
+def _psnr(high: Tensor, output: Tensor, border: int) -> Tensor:
     """PSNR of each image of a batch of the network's numbers, in Keras's operations."""
     high, output = (x[:, border:-border, border:-border] for x in (high, output))
     output = ops.clip(ops.cast(output, high.dtype), -1.0, 127 / 128)

@@ -1,11 +1,15 @@
 """DIV2K of TensorFlow Datasets, whose low-resolution images are given."""
 
+from typing import Any
+
 from repq_tf.train.data.tfds import find_builder, prepare
 from repq_tf.train.errors import UserError
-from repq_tf.train.tasks.super_resolution.pair import make_pair
+from repq_tf.train.tasks.super_resolution.pair import Pair, make_pair
 
 
-def load_div2k(dataset, scale, data_dir=None, test=True):
+def load_div2k(
+    dataset: str, scale: int, data_dir: str | None = None, test: bool = True
+) -> tuple[list[Pair], dict[str, list[Pair]]]:
     """Returns the 800 training pairs, and the 100 of validation as the test set.
 
     They are held in memory as uint8, 9 GB at scale 2.
@@ -33,7 +37,7 @@ def load_div2k(dataset, scale, data_dir=None, test=True):
     return parts[0], {"div2k": parts[1]} if test else {}
 
 
-def _read(builder, split, scale):
+def _read(builder: Any, split: str, scale: int) -> list[Pair]:
     data = builder.as_dataset(split=split, shuffle_files=False)
     return [
         make_pair(f"{builder.name} {split} {k}", example["hr"], scale, example["lr"])

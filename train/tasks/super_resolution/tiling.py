@@ -9,6 +9,7 @@ radius and the network computes the same at every place.
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 
@@ -26,7 +27,7 @@ class Span:
     keep: slice
 
 
-def spans(length, size, halo):
+def spans(length: int, size: int, halo: int) -> list[Span]:
     """Covers an axis with tiles of one size.
 
     Args:
@@ -57,7 +58,7 @@ def spans(length, size, halo):
     return found
 
 
-def tiles(shape, size, halo):
+def tiles(shape: tuple[int, int], size: tuple[int, int], halo: int) -> list[tuple[Span, Span]]:
     """Covers an image with tiles of one size.
 
     Args:
@@ -68,11 +69,18 @@ def tiles(shape, size, halo):
     Returns:
         List of pairs of `Span`, row by row.
     """
-    axes = [spans(length, part, halo) for length, part in zip(shape, size, strict=True)]
-    return list(itertools.product(*axes))
+    rows, columns = (spans(n, part, halo) for n, part in zip(shape, size, strict=True))
+    return list(itertools.product(rows, columns))
 
 
-def run_tiled(function, image, size, halo, scale, progress=None):
+def run_tiled(
+    function: Callable[[np.ndarray], np.ndarray],
+    image: np.ndarray,
+    size: tuple[int, int],
+    halo: int,
+    scale: int,
+    progress: Callable[[int, int], object] | None = None,
+) -> np.ndarray:
     """Computes a function of an image in tiles.
 
     Args:
@@ -86,12 +94,12 @@ def run_tiled(function, image, size, halo, scale, progress=None):
     Returns:
         Array `(scale height, scale width, d)`.
     """
-    whole, result = tiles(image.shape[:2], size, halo), None
+    height, width = image.shape[:2]
+    whole, result = tiles((height, width), size, halo), np.empty(0)
     for done, pair in enumerate(whole, 1):
         part = function(image[tuple(span.read for span in pair)])
-        if result is None:
-            shape = (scale * image.shape[0], scale * image.shape[1], part.shape[-1])
-            result = np.empty(shape, part.dtype)
+        if done == 1:
+            result = np.empty((scale * height, scale * width, part.shape[-1]), part.dtype)
         inner = tuple(_scaled(span.keep, scale, span.read.start) for span in pair)
         result[tuple(_scaled(span.keep, scale) for span in pair)] = part[inner]
         if progress:
@@ -99,5 +107,5 @@ def run_tiled(function, image, size, halo, scale, progress=None):
     return result
 
 
-def _scaled(part, scale, origin=0):
+def _scaled(part: slice, scale: int, origin: int = 0) -> slice:
     return slice(scale * (part.start - origin), scale * (part.stop - origin))

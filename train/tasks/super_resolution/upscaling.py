@@ -1,5 +1,7 @@
 """Photographs of any size, enlarged by a super-resolution network in a `.tflite` file."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from repq_tf.keras_api import keras
@@ -40,7 +42,7 @@ class Upscaler:
         UserError: If the file is no such network, or the tile is too small for it.
     """
 
-    def __init__(self, path, tile=None, threads=1):
+    def __init__(self, path: str, tile: int | None = None, threads: int = 1) -> None:
         self.path = path
         try:
             self.field = receptive_field(reading.read(path)[1])
@@ -67,7 +69,9 @@ class Upscaler:
                 f" radius of {path}. Received: {tile}"
             )
 
-    def __call__(self, pixels, progress=None):
+    def __call__(
+        self, pixels: np.ndarray, progress: Callable[[int, int], object] | None = None
+    ) -> np.ndarray:
         """Enlarges a photograph.
 
         Args:
@@ -92,7 +96,9 @@ class Upscaler:
             large = np.dstack([large, imresize(pixels[..., -1], scale)])
         return large
 
-    def run(self, image, progress=None):
+    def run(
+        self, image: np.ndarray, progress: Callable[[int, int], object] | None = None
+    ) -> np.ndarray:
         """Returns what the network makes of an image of its own channels and range.
 
         Args:
@@ -108,11 +114,20 @@ class Upscaler:
             progress,
         )
 
-    def _enlarge(self, pixels, progress):
+    def _enlarge(
+        self, pixels: np.ndarray, progress: Callable[[int, int], object] | None
+    ) -> np.ndarray:
         return to_pixels(self.run(to_network(pixels), progress))
 
 
-def upscale_file(source, target, model, tile=None, threads=1, verbose=1):
+def upscale_file(
+    source: str,
+    target: str,
+    model: str,
+    tile: int | None = None,
+    threads: int = 1,
+    verbose: int = 1,
+) -> None:
     """Enlarges the photograph in a file.
 
     Args:
@@ -131,7 +146,7 @@ def upscale_file(source, target, model, tile=None, threads=1, verbose=1):
     check_writable(target, photograph, upscaler.field.scale)
     bar = keras.utils.Progbar(None, unit_name="tile", verbose=min(verbose, 1))
 
-    def show(done, count):
+    def show(done: int, count: int) -> None:
         bar.target = count
         bar.update(done)
 

@@ -193,6 +193,7 @@ def test_a_cached_set_is_read_once(tmp_path):
         np.testing.assert_array_equal(a[1], b[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "imagenet2012"])
 def test_the_sets_of_the_recipes(tmp_path, name, monkeypatch):
     counts = {"train": 24, "validation" if name == "imagenet2012" else "test": 9}
@@ -325,6 +326,7 @@ def test_images_that_cannot_be_decoded(tmp_path, monkeypatch, limit):
     assert len(data.test_batches(4)) == -(-(TEST - 1) // 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("skip", [True, False])
 @pytest.mark.parametrize("damage", ["flipped", "cut in a record", "cut between records"])
 def test_damaged_records_are_named(tmp_path, damage, skip):

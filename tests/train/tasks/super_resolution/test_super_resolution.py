@@ -271,9 +271,9 @@ def test_without_tensorflow_it_trains_up_to_the_merged_model(tmp_path, photograp
     options = {**SHORT, **_given(photographs), "model": "tiny_ecbsr", "bits": 4}
     options["workdir"] = tmp_path
     args = [f"--{name}={value}" for name, value in options.items()]
-    output, _ = run(*args, before=[WITHOUT_TENSORFLOW, TINY_MODELS], backend="jax")
+    output, _ = run(*args, before=[WITHOUT_TENSORFLOW, TINY_MODELS], KERAS_BACKEND="jax")
     assert "No .tflite file" in output and "| bicubic " in output
-    output, _ = run(*args, before=[TINY_MODELS])
+    output, _ = run(*args, before=[TINY_MODELS], forked=True)
     assert "| quantized, .tflite | " in output and "equal 100.000%" in output
     model = checkpoint.load_model(str(tmp_path / run_folder.QUANTIZED))
     assert isinstance(model.get_layer("first"), ECB)  # branches are trained, to the end

@@ -100,6 +100,7 @@ def test_tiles_give_what_the_whole_image_gives(files, kind, shape):
         np.testing.assert_allclose(tiled, whole, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_without_a_halo_seams_show(files):
     upscaler = Upscaler(files["integer", 3], tile=19)
     image = to_network(photograph(40, 40))
