@@ -7,7 +7,9 @@ import numpy as np
 
 from repq_tf.branches import BatchNorm
 from repq_tf.calibration.batch_norm import Moments
+from repq_tf.calibration.execution import Stored
 from repq_tf.calibration.prepared import MergedBlock, call
+from repq_tf.calibration.reconstruction import compared
 from repq_tf.calibration.samples import Sampler
 from repq_tf.calibration.thinning import thin
 from repq_tf.graphs import Graph, Node, evaluate
@@ -29,6 +31,7 @@ class FloatPass:
         graph: the float model's graph.
         builder: the `Builder` of the quantized model, before calibration.
         images: the number of images.
+        keep_outputs: whether outputs are kept that rounding compares with.
 
     Attributes:
         moments: `Moments` of each convolution's output, before a batch norm at the root,
@@ -36,13 +39,19 @@ class FloatPass:
         samples: a `Sampler` of each tensor that shares a quantizer with others, by the name
             of the quantizer: `{layer name: list}`.
         merged: each block in floating point, by its name.
+        outputs: what each convolution makes without its bias, at the pixels that are
+            `compared`, by the name of the block; nothing unless outputs are kept.
     """
 
-    def __init__(self, graph: Graph, builder: Any, images: int) -> None:
+    def __init__(
+        self, graph: Graph, builder: Any, images: int, keep_outputs: bool = False
+    ) -> None:
         self._graph, self._builder, self._images = graph, builder, images
         self._sites = builder.placement.sites
         self.merged = float_blocks(builder)
         self.moments = {block.name: Moments() for block in builder.blocks.values()}
+        names = self.moments if keep_outputs else ()
+        self.outputs: dict[str, Stored] = {name: Stored() for name in names}
         self._samplers: dict[str, Sampler] = {}
         self.samples: dict[str, list[Sampler]] = {}
         for group, quantizer in builder.quantizers.items():
@@ -79,6 +88,8 @@ class FloatPass:
         merged = self.merged[block.name]
         y = merged.convolution(x)
         self.moments[block.name].add_features(thin(y, self._images), merged.bias)
+        if block.name in self.outputs:
+            self.outputs[block.name].append(ops.convert_to_numpy(compared(y, self._images)))
         return merged.finish(y)
 
     def check(self) -> None:

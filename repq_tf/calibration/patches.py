@@ -32,15 +32,12 @@ class PatchSampler:
 
     def add(self, reading: FeatureReading) -> None:
         """Draws from the `FeatureReading` of a batch of the convolution's input."""
-        x = ops.convert_to_numpy(apply_window(reading.x, reading.window))
-        down, right = reading.strides
-        views = np.lib.stride_tricks.sliding_window_view(x, self._size, axis=(1, 2))
-        views = views[:, ::down, ::right]  # (batch, height, width, channels, kh, kw)
+        views = patches_of(reading, self._size)
         (height, width), values = views.shape[1:3], int(np.prod(views.shape[3:]))
         patches = max(1, min(_PATCHES, _VALUES // values))
         spacing = -(-self._images // patches)
-        rows = np.arange(-self._seen % spacing, len(x), spacing)[:, None]
-        self._seen += len(x)
+        rows = np.arange(-self._seen % spacing, len(views), spacing)[:, None]
+        self._seen += len(views)
         pixels, count = height * width, max(1, patches // self._images)
         if count < pixels:
             places = self._random.integers(0, pixels, (len(rows), count))
@@ -50,8 +47,27 @@ class PatchSampler:
 
     def drawn(self) -> Array:
         """What was drawn, `(groups, patches, channels / groups * kh * kw)`."""
-        patches = np.concatenate(self._drawn)
-        return patches.reshape(len(patches), self._groups, -1).transpose(1, 0, 2)
+        return by_group(np.concatenate(self._drawn), self._groups)
+
+
+def patches_of(reading: FeatureReading, size: Pair) -> Array:
+    """The patches that a convolution reads, `(batch, height, width, channels, kh, kw)`.
+
+    Args:
+        reading: the `FeatureReading` of its input.
+        size: of its kernel, `(kh, kw)`.
+
+    Returns:
+        A view of the padded input.
+    """
+    x = ops.convert_to_numpy(apply_window(reading.x, reading.window))
+    down, right = reading.strides
+    return np.lib.stride_tricks.sliding_window_view(x, size, axis=(1, 2))[:, ::down, ::right]
+
+
+def by_group(values: Array, groups: int) -> Array:
+    """Rows `(n, groups * m)` as `(groups, n, m)`."""
+    return values.reshape(len(values), groups, -1).transpose(1, 0, 2)
 
 
 def kernel_matrix(affine: AffineKernel) -> Array:
@@ -62,3 +78,10 @@ def kernel_matrix(affine: AffineKernel) -> Array:
     kernel = ops.convert_to_numpy(affine.kernel).transpose(2, 0, 1, 3)
     outputs = affine.out_channels // affine.groups
     return kernel.reshape(-1, affine.groups, outputs).transpose(1, 0, 2)
+
+
+def kernel_of(matrix: Array, size: Pair) -> Array:
+    """The kernel `(kh, kw, inputs / groups, outputs)` of such matrices."""
+    groups, rows, outputs = matrix.shape
+    kernel = matrix.transpose(1, 0, 2).reshape(-1, *size, groups * outputs)
+    return kernel.transpose(1, 2, 0, 3)

@@ -5,6 +5,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from repq_tf.branches import BatchNorm, FeatureReading
 from repq_tf.keras_api import Array, Layer, Tensor, ops
 from repq_tf.layers import DenseBlock, Quantize, ReparamConv
@@ -25,6 +27,7 @@ class MergedBlock:
     Attributes:
         kernel: the merged kernel.
         bias: that of the convolution, `(channels,)`.
+        offset: what is added behind the gain, `(channels,)`.
     """
 
     def __init__(
@@ -35,10 +38,15 @@ class MergedBlock:
         self.kernel, self._groups, self.bias = affine.kernel, affine.groups, affine.bias
         if quantized and block.weight_quantizer is not None:
             self.kernel = block.weight_quantizer(self.kernel)
-        self._gain, self._offset = None, self.bias
+        self._gain, self.offset = None, self.bias
         if root is not None:
             self._gain, shift = root.gain_and_shift()
-            self._offset = shift + self.bias * self._gain
+            self.offset = shift + self.bias * self._gain
+
+    @property
+    def gain(self) -> Any:
+        """What the convolution without its bias is multiplied by, `(channels,)` or `()`."""
+        return np.float32(1) if self._gain is None else self._gain
 
     def convolution(self, x: Tensor) -> Tensor:
         """The convolution of a batch, without its bias."""
@@ -46,16 +54,16 @@ class MergedBlock:
 
     def finish(self, y: Tensor) -> Tensor:
         """What the affine map and the activation make of a convolution."""
-        return self._finish((y if self._gain is None else y * self._gain) + self._offset)
+        return self._finish((y if self._gain is None else y * self._gain) + self.offset)
 
     def finish_values(self, y: Tensor, channels: Array) -> Tensor:
         """The same for single values, each of a given channel."""
         y = y if self._gain is None else y * ops.take(self._gain, channels)
-        return self._block.activation(y + ops.take(self._offset, channels))
+        return self._block.activation(y + ops.take(self.offset, channels))
 
     def __call__(self, x: Tensor) -> Tensor:
         """All of it, the gain standing in the kernel."""
-        return self._finish(self._convolve(x, self._scaled_kernel) + self._offset)
+        return self._finish(self._convolve(x, self._scaled_kernel) + self.offset)
 
     @functools.cached_property
     def _scaled_kernel(self) -> Tensor:

@@ -3,6 +3,7 @@
 Layer by layer, on the features as the quantized layers before make them.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,11 @@ from repq_tf.calibration.float_pass import FloatPass
 from repq_tf.calibration.images import read_images
 from repq_tf.calibration.prepared import MergedBlock, Run, prepare_float
 from repq_tf.calibration.ranges import TensorSteps, set_kernel_step
+from repq_tf.calibration.reconstruction import KernelFit, Rounding
 from repq_tf.calibration.samples import Sampler
 from repq_tf.calibration.thinning import thin_reading
 from repq_tf.graphs import Graph, Node, read_graph
-from repq_tf.keras_api import Array, keras, ops
+from repq_tf.keras_api import Array, Tensor, keras, ops
 from repq_tf.kernels import AffineKernel
 from repq_tf.layers import Quantize, ReparamConv
 from repq_tf.progress import Progress
@@ -49,6 +51,7 @@ def calibrate(
     correct: str | None = "moments",
     verbose: bool = True,
     alone: bool = False,
+    rounding: Rounding | None = None,
 ) -> dict[str, MergedBlock]:
     """Calibrates a quantized model, layer by layer.
 
@@ -62,11 +65,13 @@ def calibrate(
         verbose: whether to show progress bars.
         alone: whether each layer is calibrated as if it alone was quantized: on the features
             of the float network.
+        rounding: what chooses the levels of each kernel, which must be plain ones; None for
+            the nearest ones.
 
     Returns:
         What each block was in floating point, by its name.
     """
-    real = FloatPass(graph, builder, images.images)
+    real = FloatPass(graph, builder, images.images, keep_outputs=rounding is not None)
     progress = Progress("float features", len(images), "batch", verbose)
     for k in range(len(images)):
         real.add(images[k])
@@ -74,6 +79,20 @@ def calibrate(
     real.check()
     quantized = read_graph(model)
     steps = TensorSteps(quantized, builder.ranges, real.samples, images.images, correct)
+
+    def choose(block: ReparamConv, calls: Calls) -> Callable[[], None] | None:
+        """A function that rounds a block's kernel, or None."""
+        if rounding is None or block.weight_quantizer is None:
+            return None
+        merged, outputs = real.merged[block.name], real.outputs.pop(block.name)
+
+        def choose_levels() -> None:
+            readings = Readings(block, calls)
+            corrected = correct is not None
+            fit = KernelFit(block, merged, readings, outputs, images.images, corrected)
+            fit.write(rounding(fit))
+
+        return choose_levels
 
     def visit(node: Node, calls: Calls) -> None:
         layer = node.layer
@@ -87,6 +106,7 @@ def calibrate(
                 layer.name in builder.true_moments,
                 builder.ranges[layer.name],
                 correct,
+                choose(layer, calls),
             )
             steps.drawn[node.name] = None if alone else values
         elif isinstance(layer, Quantize):
@@ -109,6 +129,7 @@ def calibrate_block(
     true_moments: bool,
     rule: str,
     correct: str | None,
+    choose_levels: Callable[[], None] | None = None,
 ) -> Array | None:
     """Sets a quantized block's weight steps and corrects what quantization shifts and scales.
 
@@ -126,6 +147,7 @@ def calibrate_block(
         true_moments: whether the float block was trained with exact moments.
         rule: the range rule of its weights.
         correct: what is corrected, as in `calibrate`.
+        choose_levels: rounds the kernel, whose steps are set; None for the nearest levels.
 
     Returns:
         Values of its output, at random places; None if it runs its branches.
@@ -140,7 +162,11 @@ def calibrate_block(
         affine = block.inner.merge()
     if block.weight_quantizer is not None:
         set_kernel_step(block.weight_quantizer, affine, readings, rule, images, correct)
-    unrounded, quantized, sampler = _measured(block, affine, readings, images)
+    kernel = affine.kernel
+    if choose_levels is not None:
+        choose_levels()
+        affine = block.inner.merge()
+    unrounded, quantized, sampler = _measured(block, kernel, affine, readings, images)
     unused = block.root is block.restored and not block.uses_merged_kernel
     if block.root is None or unused:
         if correct is not None:
@@ -162,13 +188,13 @@ def calibrate_block(
 
 
 def _measured(
-    block: ReparamConv, affine: AffineKernel, readings: Readings, images: int
+    block: ReparamConv, kernel: Tensor, affine: AffineKernel, readings: Readings, images: int
 ) -> tuple[Moments, Moments, Sampler]:
-    """Moments behind a kernel as it is and quantized, and a `Sampler` of the latter's values.
+    """Moments behind a kernel and a quantized one, and a `Sampler` of the latter's values.
 
     Those are of the convolution without its bias.
     """
-    kernels = affine.kernel, quantized_kernel(block, affine).kernel
+    kernels = kernel, quantized_kernel(block, affine).kernel
     found, sampler = (Moments(), Moments()), Sampler(block.name, images)
     for reading in readings:
         r = thin_reading(reading, affine.size, images)

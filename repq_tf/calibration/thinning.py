@@ -11,31 +11,35 @@ from repq_tf.windows import convolved_size, subsample
 _VALUES = 2**15
 
 
-def thin(y: Tensor, images: int) -> Tensor:
+def thin(y: Tensor, images: int, values: int = _VALUES) -> Tensor:
     """Returns every n-th pixel of features `(batch, height, width, channels)`, both ways.
 
     Args:
         y: the features of some images.
         images: the number of images in all batches.
+        values: how many pixels of these have to stay at least; there may be four times as many.
     """
-    return subsample(y, _spacing(y.shape[1:3], images))
+    return subsample(y, _spacing(y.shape[1:3], images, values))
 
 
-def thin_reading(reading: FeatureReading, size: Pair, images: int) -> FeatureReading:
+def thin_reading(
+    reading: FeatureReading, size: Pair, images: int, values: int = _VALUES
+) -> FeatureReading:
     """Returns a `FeatureReading` whose convolutions make those pixels alone.
 
     Args:
         reading: the reading of a block's input.
         size: of the block's kernel, `(kh, kw)`.
         images: the number of images in all batches.
+        values: as in `thin`.
     """
     spatial = reading.x.shape[1:3]
     pixels = convolved_size(spatial, reading.window, size, reading.strides)
-    (high, wide), (down, right) = reading.strides, _spacing(pixels, images)
+    (high, wide), (down, right) = reading.strides, _spacing(pixels, images, values)
     return FeatureReading(reading.x, reading.window, (high * down, wide * right))
 
 
-def _spacing(pixels: Sequence[int], images: int) -> Pair:
+def _spacing(pixels: Sequence[int], images: int, values: int) -> Pair:
     height, width = pixels
-    n = max(1, math.isqrt(images * height * width // _VALUES))
+    n = max(1, math.isqrt(images * height * width // values))
     return (min(n, height), min(n, width))

@@ -2,6 +2,13 @@
 
 from repq_tf.post_training.equalization import Equalization, StreamScales
 from repq_tf.post_training.equalize import equalize
+from repq_tf.post_training.pipeline import post_training_quantize
 from repq_tf.post_training.restore import restore_batch_norm
 
-__all__ = ["Equalization", "StreamScales", "equalize", "restore_batch_norm"]
+__all__ = [
+    "Equalization",
+    "StreamScales",
+    "equalize",
+    "post_training_quantize",
+    "restore_batch_norm",
+]

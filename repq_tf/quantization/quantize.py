@@ -7,8 +7,9 @@ from typing import Any
 from repq_tf.arguments import boolean, check_bits, number
 from repq_tf.arithmetic import ACTIVATION_BITS, BITS
 from repq_tf.branches import check_mode
-from repq_tf.calibration.execution import fitting
+from repq_tf.calibration.execution import Stored, fitting
 from repq_tf.calibration.images import store_images
+from repq_tf.calibration.reconstruction import Rounding
 from repq_tf.calibration.steps import calibrate, check_correction
 from repq_tf.graphs import Graph, read_graph, rebuild
 from repq_tf.keras_api import keras
@@ -131,23 +132,55 @@ def quantize(
             number(step, name, above=0)
     graph = read_float(model)
     _warn_of_extras(graph)
-    steps = [(_one_input(graph), input_step)]
-    steps += [(tensor.node, output_step) for tensor in graph.output_tensors]
-    images, lowest = store_images(calibration_data, model, fitting(graph), calibration_images)
-    quantized, builder = uncalibrated(
+    found = store_images(calibration_data, model, fitting(graph), calibration_images)
+    return quantize_graph(
         graph,
+        found,
         default,
         rules,
-        bool(lowest < 0),
-        bn_statistics,
-        restore_batch_norm,
-        [(name, step) for name, step in steps if step is not None],
-        step_gradient,
+        (input_step, output_step),
+        correct,
+        verbose,
+        bn_statistics=bn_statistics,
+        restore_batch_norm=restore_batch_norm,
+        step_gradient=step_gradient,
     )
-    calibrate(quantized, graph, builder, images, correct, verbose)
+
+
+def quantize_graph(
+    graph: Graph,
+    images: tuple[Stored, float],
+    bits: LayerBits,
+    rules: CheckedRules,
+    end_steps: tuple[float | None, float | None] = (None, None),
+    correct: str | None = "moments",
+    verbose: bool = True,
+    rounding: Rounding | None = None,
+    **options: Any,
+) -> keras.Model:
+    """A quantized and calibrated model, from arguments of `quantize` that are checked.
+
+    Args:
+        graph: from `read_float`.
+        images: from `store_images`.
+        bits: from `default_bits`.
+        rules: from `check_rules`.
+        end_steps: the fixed steps of the model's input and of its outputs.
+        correct: as in `quantize`.
+        verbose: likewise.
+        rounding: as in `calibrate`.
+        **options: the others of `uncalibrated`.
+    """
+    stored, lowest = images
+    steps = [(_one_input(graph), end_steps[0])]
+    steps += [(tensor.node, end_steps[1]) for tensor in graph.output_tensors]
+    fixed = [(name, step) for name, step in steps if step is not None]
+    signed = bool(lowest < 0)
+    quantized, builder = uncalibrated(graph, bits, rules, signed, steps=fixed, **options)
+    calibrate(quantized, graph, builder, stored, correct, verbose, rounding=rounding)
     if verbose:
         print(quantization_table(quantized))
-        print(f"calibrated on {images.images} images")
+        print(f"calibrated on {stored.images} images")
     return quantized
 
 
@@ -222,7 +255,7 @@ def uncalibrated(
     bits: LayerBits,
     rules: CheckedRules,
     signed: bool,
-    bn_statistics: str,
+    bn_statistics: str = "restored",
     restore_batch_norm: bool | None = None,
     steps: Iterable[tuple[str, float]] = (),
     step_gradient: str = "bounded",
