@@ -8,13 +8,11 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator
-
-import numpy as np
+from collections.abc import Callable
 
 import repq_tf
-from repq_tf import models, quantization, quantizers
-from repq_tf.keras_api import backend, keras, ops
+from repq_tf import models
+from repq_tf.keras_api import backend, keras
 from repq_tf.quiet import quiet
 from repq_tf.train.engines import choose
 from repq_tf.train.engines.base import Engine
@@ -24,11 +22,13 @@ from repq_tf.train.run.run_folder import (
     C_ARRAY,
     EVALUATION,
     FILE,
+    FINETUNED,
     FLOAT,
     FLOAT_FILE,
     MEASUREMENT,
     MERGED,
     METADATA,
+    PREPARED,
     QUANTIZED,
     QUANTIZED_START,
     REPORT,
@@ -37,7 +37,7 @@ from repq_tf.train.run.run_folder import (
     find_float_model,
 )
 from repq_tf.train.settings import Settings
-from repq_tf.train.stages import evaluation, precision, report, tfmot
+from repq_tf.train.stages import evaluation, network, precision, report, tfmot
 from repq_tf.train.stages.training import train
 from repq_tf.train.tasks.base import Task
 from repq_tf.train.tasks.classification.task import Classification
@@ -118,6 +118,9 @@ class _Pipeline:
         folder, task, notes = self.folder, self.task, []
         self._open_folder()
         self._stage("float", self._train_float, FLOAT, together=True)
+        if network.is_prepared(self.settings):
+            self._stage("prepare", self._prepare, PREPARED)
+            self._stage("finetune", self._finetune, FINETUNED, together=True)
         self._stage("quantize", self._quantize, QUANTIZED_START)
         self._stage("qat", self._train_quantized, QUANTIZED, together=True)
         self._stage("merge", self._merge, MERGED)
@@ -220,12 +223,7 @@ class _Pipeline:
         if settings.init_from:
             path = find_float_model(settings.init_from)
             checkpoint.copy_weights(checkpoint.load_model(path), model, path)
-        with _named(f"--model={settings.model} cannot be quantized"):
-            _CHECK[settings.quantizer](
-                model,
-                weight_bits=settings.weight_bits,
-                activation_bits=settings.activation_bits,
-            )
+        network.check(model, settings)
         return model
 
     def _train_float(self) -> float | None:
@@ -237,25 +235,24 @@ class _Pipeline:
         self.float_model = None
         return seconds
 
+    def _prepare(self) -> None:
+        model = self.folder.load_model(FLOAT)
+        self.folder.save_model(network.prepare(model, self.settings, self.task), PREPARED)
+
+    def _finetune(self) -> float:
+        settings, model = self.settings, self.folder.load_model(PREPARED)
+        keras.utils.set_random_seed(settings.seed)  # workers begin with equal variables
+        with self.engine.scope():
+            model = precision.convert(model, settings.mixed_precision)
+        epochs, rate = settings.finetune_epochs, settings.qat_learning_rate
+        seconds = self._train(model, "finetune", epochs, rate)
+        self._save_trained(model, FINETUNED, "finetune")
+        return seconds
+
     def _quantize(self) -> None:
-        settings, model = self.settings, self.folder.load_model(FLOAT)
-        options = {"step_gradient": settings.step_gradient, **self.task.quantize_options()}
-        if settings.method == "repq":
-            options["bn_statistics"] = settings.bn_statistics
-        elif settings.method == "merged":
-            model = repq_tf.merge(model)
-            options["restore_batch_norm"] = settings.merged_bn
-        quantize = _QUANTIZE[settings.quantizer]
-        with _named("The float network cannot be quantized"):
-            model = quantize(
-                model,
-                weight_bits=settings.weight_bits,
-                activation_bits=settings.activation_bits,
-                calibration_data=self.task.calibration_data(settings.calibration_images),
-                calibration_images=settings.calibration_images,
-                verbose=bool(settings.verbose),
-                **options,
-            )
+        prepared = network.is_prepared(self.settings)
+        model = self.folder.load_model(FINETUNED if prepared else FLOAT)
+        model = network.quantize(model, self.settings, self.task)
         self.folder.save_model(model, QUANTIZED_START)
 
     def _train_quantized(self) -> float:
@@ -270,7 +267,7 @@ class _Pipeline:
             "qat",
             settings.qat_epochs,
             settings.qat_learning_rate,
-            scalars=lambda model: _quantizer_scalars(self._own(model), images),
+            scalars=lambda model: network.scalars(self._own(model), images),
         )
         self._save_trained(self._own(model), QUANTIZED, "qat")
         return seconds
@@ -312,26 +309,3 @@ class _Pipeline:
     def _merge(self) -> None:
         merged = repq_tf.merge(self.folder.read_model(QUANTIZED))
         self.folder.save_model(merged, MERGED)
-
-
-_QUANTIZE = {"keras": repq_tf.quantize, "tfmot": tfmot.quantize}
-_CHECK = {"keras": quantization.check_quantizable, "tfmot": tfmot.check_quantizable}
-
-
-@contextlib.contextmanager
-def _named(what: str) -> Iterator[None]:
-    """Makes a user's error of a network's ValueError."""
-    try:
-        yield
-    except ValueError as error:
-        raise UserError(f"{what}: {error}") from error
-
-
-def _quantizer_scalars(model: keras.Model, images: np.ndarray) -> dict[str, float]:
-    """Returns every quantizer's step size, averaged over channels, and clip rate."""
-    steps = {
-        f"step/{name}": float(np.mean(ops.convert_to_numpy(quantizer.step)))
-        for name, quantizer in quantizers.find(model).items()
-    }
-    rates = quantization.clip_rates(model, images)
-    return steps | {f"clip_rate/{name}": float(rate) for name, rate in rates.items()}

@@ -87,6 +87,41 @@ def test_every_method_ends_in_an_exact_file(tmp_path, default, given):
     assert bool(restored) == (method == "plain" or given.get("container") == "int4")
 
 
+@pytest.mark.slow(10)
+def test_without_training_kernels_are_rounded_by_what_layers_make(tmp_path, default):
+    given = {"method": "ptq", "qat_epochs": 0, "weight_bits": 3, "init_from": str(default[0])}
+    nearest = _run(tmp_path / "nearest", **given)
+    fitted = _run(tmp_path / "descent", rounding="descent", ranges="percentile", **given)
+    assert _file_is_the_model(nearest) and _file_is_the_model(fitted)
+    kernels = []
+    for name in ("nearest", "descent"):
+        blocks = _blocks(tmp_path / name)
+        assert {type(block).__name__ for block in blocks} <= {"ConvBlock", "DenseBlock"}
+        kernels.append([block.inner.merge().kernel.numpy() for block in blocks])
+    assert any((one != other).any() for one, other in zip(*kernels, strict=True))
+
+
+@pytest.mark.slow(10)
+@pytest.mark.parametrize("method", ["merged", "repq"])
+def test_a_float_network_is_equalized_and_tuned_before_it_is_quantized(
+    tmp_path, default, method
+):
+    given = {"method": method, "equalize": True, "finetune_epochs": 1, "qat_epochs": 0}
+    restored = {"restore_batch_norm": method == "merged"}
+    report = _run(tmp_path, init_from=str(default[0]), **given, **restored)
+    assert _file_is_the_model(report)
+    assert _accuracy(report)["float"] == _accuracy(default[1])["float"]
+    prepared, tuned = (
+        checkpoint.load_model(str(tmp_path / name))
+        for name in (run_folder.PREPARED, run_folder.FINETUNED)
+    )
+    x = TinyTask(resolve()).test_inputs(16)[0]
+    source = checkpoint.load_model(str(default[0] / run_folder.FLOAT))
+    np.testing.assert_allclose(prepared.predict(x), source.predict(x), atol=1e-3)
+    assert np.abs(tuned.predict(x) - source.predict(x)).max() > 1e-3
+    assert os.path.exists(RunFolder(tmp_path).history("finetune"))
+
+
 @pytest.mark.slow
 def test_the_default_method_restores_batch_norms(default):
     folder, report = default

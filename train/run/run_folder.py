@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # which takes seconds to import
     from repq_tf.keras_api import keras
 
 FLOAT = "float.keras"
+PREPARED = "prepared.keras"
+FINETUNED = "finetuned.keras"
 QUANTIZED_START = "quantized_start.keras"
 QUANTIZED = "quantized.keras"
 MERGED = "merged.keras"
@@ -37,12 +39,16 @@ _HISTORY = "history_{}.csv"
 
 # What a file is made of; sources stand above what is made of them.
 _MADE_OF = {
-    QUANTIZED_START: {FLOAT},
+    PREPARED: {FLOAT},
+    _STATE.format("finetune"): {PREPARED},
+    _HISTORY.format("finetune"): {PREPARED},
+    FINETUNED: {PREPARED},
+    QUANTIZED_START: {FLOAT, FINETUNED},
     _STATE.format("qat"): {QUANTIZED_START},
     _HISTORY.format("qat"): {QUANTIZED_START},
     QUANTIZED: {QUANTIZED_START},
     MERGED: {QUANTIZED},
-    EVALUATION: {FLOAT, QUANTIZED},
+    EVALUATION: {FLOAT, FINETUNED, QUANTIZED},
     SUMMARY: {QUANTIZED},
     ANALYSIS: {QUANTIZED},
     FLOAT_FILE: {FLOAT},

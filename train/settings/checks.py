@@ -96,6 +96,7 @@ def check_conflicts(values: dict[str, Any]) -> None:
             "--merged_bn goes with --method=merged only."
             f" Received: --merged_bn={values['merged_bn']} --method={method}"
         )
+    _check_post_training(values)
     if values["bits"] is not None:
         for name in ("weight_bits", "activation_bits"):
             if values[name] is not None:
@@ -126,6 +127,34 @@ def check_conflicts(values: dict[str, Any]) -> None:
                     f" stage does not run and --{name} has no meaning."
                     f" Received: --init_from={values['init_from']} --{name}={values[name]}"
                 )
+
+
+def _check_post_training(values: dict[str, Any]) -> None:
+    """Refuses flags of quantization without training beside the rest, and the reverse."""
+    alone = values["method"] == "ptq"
+    if not alone and values["rounding"] is not None:
+        raise UserError(
+            "--rounding goes with --method=ptq only; training moves the weights."
+            f" Received: --rounding={values['rounding']} --method={values['method']}"
+        )
+    if alone:
+        for name in ("qat_epochs", "finetune_epochs", "restore_batch_norm"):
+            if values[name]:
+                raise UserError(
+                    f"--method=ptq trains no more after the float stage, so --{name} has no"
+                    f" meaning. Received: --{name}={values[name]}"
+                )
+    if values["quantizer"] == "tfmot":
+        for name in ("equalize", "restore_batch_norm", "ranges", "finetune_epochs"):
+            if values[name]:
+                raise UserError(
+                    f"--{name} goes with --quantizer=keras only."
+                    f" Received: --{name}={values[name]} --quantizer=tfmot"
+                )
+        if alone:
+            raise UserError(
+                "--method=ptq goes with --quantizer=keras only. Received: --quantizer=tfmot"
+            )
 
 
 def _check_tfmot(task: str, mixed_precision: str, activation_bits: int | None) -> None:

@@ -22,7 +22,9 @@ from repq_tf.train.settings.kinds import (
 
 AUGMENTATIONS = ("none", "crop", "crop_flip", "resized_crop")
 BN_STATISTICS = ("restored", "batch", "estimate", "sample", "running")
-METHODS = ("plain", "merged", "repq")
+METHODS = ("plain", "merged", "repq", "ptq")
+RANGES = ("min_error", "max", "percentile", "mae", "kl", "output_error")
+ROUNDINGS = ("nearest", "descent", "adaround", "adaquant")
 WIDE_BITS = 16  # of activations
 
 _RECIPE = "Default: the recipe of the model and the data set."
@@ -84,7 +86,8 @@ _GROUPS = {
             Choice(METHODS),
             "repq",
             "repq: re-parameterized in both stages, quantized on the merged kernel. merged: the"
-            " branches are merged after the float stage. plain: the network without branches.",
+            " branches are merged after the float stage. plain: the network without branches."
+            " ptq: quantized after the float stage, without training.",
         ),
         Flag(
             "width",
@@ -122,6 +125,20 @@ _GROUPS = {
             "With --method=merged: restore a batch norm after each merged convolution. Default:"
             " for classification.",
         ),
+        Flag(
+            "equalize",
+            Switch(),
+            None,
+            "Equalize the float network's channels before it is quantized. Default: only with"
+            " --method=ptq, where a kernel's grid is that of the whole tensor.",
+        ),
+        Flag(
+            "restore_batch_norm",
+            Switch(),
+            False,
+            "Give each convolution of the float network a batch norm that starts as the"
+            " identity, after --equalize and before --finetune_epochs.",
+        ),
     ),
     "Bits": (
         Flag("bits", _BITS, None, "Bits of weights and activations, 2 to 8. Default: 8."),
@@ -131,6 +148,21 @@ _GROUPS = {
             Integer(2, 8, also=WIDE_BITS),
             None,
             "Bits of the activations, 2 to 8, or 16. Default: 8.",
+        ),
+        Flag(
+            "ranges",
+            Choice(RANGES),
+            None,
+            "The rule of the first ranges of weights and activations: min_error (default), max,"
+            " percentile, mae, kl (8 bits alone) or output_error.",
+        ),
+        Flag(
+            "rounding",
+            Choice(ROUNDINGS),
+            None,
+            "With --method=ptq: how kernels are rounded, to the nearest levels or to those with"
+            " which layers compute what they did: descent, adaround or adaquant. Default:"
+            " nearest.",
         ),
         Flag(
             "step_gradient",
@@ -294,6 +326,13 @@ _GROUPS = {
             Number(high=_EPOCHS),
             None,
             f"Epochs of quantization-aware training. {_RECIPE}",
+        ),
+        Flag(
+            "finetune_epochs",
+            Number(high=_EPOCHS),
+            0.0,
+            "Epochs of a second float stage, behind --equalize and --restore_batch_norm, at the"
+            " learning rate of quantized training. Default: 0, without it.",
         ),
         Flag("learning_rate", _RATE, None, f"Peak learning rate of the float stage. {_RECIPE}"),
         Flag("qat_learning_rate", _RATE, None, f"The same of quantized training. {_RECIPE}"),

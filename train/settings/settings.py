@@ -88,12 +88,16 @@ def _complete(values: Mapping[str, Any]) -> dict[str, Any]:
         "branch_gamma": None if values["method"] == "plain" else recipe.branch_gamma,
         "bn_statistics": "restored",
         "merged_bn": not upscales,
+        "ranges": "min_error",
+        "rounding": "nearest",
         "weight_bits": bits,
         "activation_bits": bits,
         "input_type": "int16" if values["activation_bits"] == WIDE_BITS else "int8",
         "scale": 2 if upscales else None,
         "color": "y" if upscales else None,
     }
+    if values["method"] == "ptq":
+        implied["qat_epochs"] = 0.0
     values |= {name: value for name, value in implied.items() if values.get(name) is None}
     values["workdir"] = values["workdir"] or _default_workdir(values)
     return values

@@ -19,6 +19,7 @@ from repq_tf.train.run.run_folder import (
     C_ARRAY,
     EVALUATION,
     FILE,
+    FINETUNED,
     FLOAT,
     FLOAT_FILE,
     MEASUREMENT,
@@ -64,7 +65,10 @@ def evaluate(run: RunFolder, task: Task, container: str = "int8", verbose: int =
     with writing(run.file(ANALYSIS)) as path:
         analysis.save(path)
     metrics = {}
-    for name, judged in (("float", model), ("float_merged", merged), ("quantized", quantized)):
+    judge = {"float": model, "float_merged": merged, "quantized": quantized}
+    if run.has(FINETUNED):
+        judge["finetuned"] = run.read_model(FINETUNED)
+    for name, judged in judge.items():
         say(name)
         metrics[name] = task.evaluate(judged, verbose)
     say("references")
@@ -190,7 +194,8 @@ def draw(run: RunFolder, verbose: int = 0) -> None:
     say = _teller("draw", verbose)
     say("curves")
     os.makedirs(run.plots, exist_ok=True)
-    histories = {stage: read_history(run.history(stage)) for stage in ("float", "qat")}
+    stages = ("float", "finetune", "qat")
+    histories = {stage: read_history(run.history(stage)) for stage in stages}
     histories = {stage: history for stage, history in histories.items() if history}
     if histories:
         plots.draw_curves(histories, os.path.join(run.plots, "curves.png"))

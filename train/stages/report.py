@@ -20,6 +20,7 @@ from repq_tf.version import __version__
 _ROWS = (
     ("float", "float, as trained", None),
     ("float_merged", "float, merged", "model_float.tflite"),
+    ("finetuned", "float, fine-tuned", None),
     ("quantized", "quantized, Keras", None),
     ("file", "quantized, .tflite", "model.tflite"),
 )

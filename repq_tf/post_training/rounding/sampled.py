@@ -82,7 +82,7 @@ class Sampled:
             rows = self._held[first : first + _AT_ONCE]
             y, _ = self._finished(self._x[:, rows] @ kernel + bias)
             found = found + np.square(y - self._y[:, rows]).sum(1, keepdims=True)
-        return found / len(self._held) * self._weight
+        return np.asarray(found / len(self._held) * self._weight)
 
     def gradients(self, kernel: Array, bias: Array) -> tuple[Array, Array]:
         """Those of the sum of all errors, on random pixels, by the kernel and by b."""

@@ -90,7 +90,7 @@ def test_a_file_of_flags_and_other_arguments(tmp_path):
         (["--workdir", "--bits=4"], "--workdir must be a folder. Received: '--bits=4'"),
         (
             ["--method=Plain"],
-            "one of: plain, merged, repq. Received: 'Plain'. Did you mean pla",
+            "one of: plain, merged, repq, ptq. Received: 'Plain'. Did you mean pla",
         ),
         (["--flagfile=/no/such"], "--flagfile must be a file that can be read"),
         (["--randaugment=1000"], "--randaugment must be an integer from 0 to 14"),

@@ -2,9 +2,12 @@ import dataclasses
 
 import pytest
 
+from repq_tf.branches import MODES
 from repq_tf.models import list_models
+from repq_tf.post_training.rounding import ROUNDINGS
+from repq_tf.quantizers import RANGES
 from repq_tf.train.errors import UserError
-from repq_tf.train.settings import checks, resolve
+from repq_tf.train.settings import checks, flags, resolve
 from repq_tf.train.settings.recipes import find_recipe
 
 
@@ -21,6 +24,14 @@ def test_defaults_come_from_the_recipe():
     assert settings.batch_size == recipe.batch_size
     assert settings.workdir == "runs/ac_resnet18-repq-8bit-digits"
     assert None not in (settings.learning_rate, settings.qat_learning_rate, settings.augment)
+
+
+def test_flags_name_the_rules_that_there_are():
+    """Their lists are written twice, since flags are read before the library is imported."""
+    assert set(flags.RANGES) == set(RANGES) and set(flags.ROUNDINGS) == set(ROUNDINGS)
+    assert set(flags.BN_STATISTICS) == set(MODES)
+    chosen = resolve(method="ptq")
+    assert (chosen.qat_epochs, chosen.rounding, chosen.ranges) == (0, "nearest", "min_error")
 
 
 def test_given_values_win_over_the_recipe():
@@ -88,6 +99,13 @@ def test_run_folder_names_tell_the_runs_apart():
         ({"container": "int4"}, ["--container=int4", "at most 4 bits", "8 bits"]),
         ({"bits": 4, "weight_bits": 4}, ["--bits", "--weight_bits=4"]),
         ({"method": "plain", "bn_statistics": "batch"}, ["--bn_statistics", "--method=repq"]),
+        ({"rounding": "descent"}, ["--rounding", "--method=ptq", "repq"]),
+        ({"method": "ptq", "rounding": "random"}, ["--rounding", "random", "adaround"]),
+        ({"method": "ptq", "qat_epochs": 1}, ["--qat_epochs", "--method=ptq"]),
+        ({"method": "ptq", "finetune_epochs": 1}, ["--finetune_epochs", "--method=ptq"]),
+        ({"method": "ptq", "quantizer": "tfmot"}, ["--method=ptq", "tfmot"]),
+        ({"equalize": True, "quantizer": "tfmot"}, ["--equalize", "tfmot"]),
+        ({"ranges": "widest"}, ["--ranges", "widest", "percentile"]),
         ({"merged_bn": False}, ["--merged_bn", "--method=merged"]),
         ({"epochs": 0}, ["--epochs", "greater than 0"]),
         ({"epochs": float("nan")}, ["--epochs", "nan"]),

@@ -1,0 +1,120 @@
+"""What becomes of the float network of a run: prepared, quantized, watched."""
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+
+import repq_tf
+from repq_tf import quantization, quantizers
+from repq_tf.keras_api import keras, ops
+from repq_tf.train.errors import UserError
+from repq_tf.train.settings import Settings
+from repq_tf.train.stages import tfmot
+from repq_tf.train.tasks.base import Task
+
+
+def check(model: keras.Model, settings: Settings) -> None:
+    """Raises UserError if a network cannot be quantized, before it is trained."""
+    checks = {"keras": quantization.check_quantizable, "tfmot": tfmot.check_quantizable}
+    with _named(f"--model={settings.model} cannot be quantized"):
+        checks[settings.quantizer](
+            model,
+            weight_bits=settings.weight_bits,
+            activation_bits=settings.activation_bits,
+        )
+
+
+def is_prepared(settings: Settings) -> bool:
+    """Whether the float network is changed before it is trained quantized."""
+    changes = settings.equalize or settings.restore_batch_norm or settings.finetune_epochs
+    return settings.method != "ptq" and bool(changes)
+
+
+def prepare(model: keras.Model, settings: Settings, task: Task) -> keras.Model:
+    """Merges, equalizes and gives batch norms back, as the method and the flags say.
+
+    Args:
+        model: The float network.
+        settings: The run's `settings.Settings`.
+        task: The `tasks.base.Task`.
+
+    Raises:
+        UserError: If a flag's work is not possible with this network.
+    """
+    images = task.calibration_data(settings.calibration_images)
+    options = {
+        "calibration_images": settings.calibration_images,
+        "verbose": bool(settings.verbose),
+    }
+    if settings.method == "merged":
+        model = repq_tf.merge(model)
+    if settings.equalize:
+        with _named("--equalize is not possible"):
+            model = repq_tf.equalize(model, images, **options).model
+    if settings.restore_batch_norm:
+        with _named("--restore_batch_norm is not possible"):
+            model = repq_tf.restore_batch_norm(model, images, **options)
+    return model
+
+
+def quantize(model: keras.Model, settings: Settings, task: Task) -> keras.Model:
+    """The quantized network, calibrated; of `--method=ptq` what is exported.
+
+    Args:
+        model: The float network, prepared if the settings say so.
+        settings: The run's `settings.Settings`.
+        task: The `tasks.base.Task`.
+
+    Raises:
+        UserError: If the network cannot be quantized.
+    """
+    work, options = repq_tf.quantize, task.quantize_options()
+    if settings.quantizer == "tfmot":
+        work = tfmot.quantize
+    else:
+        options |= dict.fromkeys(("weight_range", "activation_range"), settings.ranges)
+    if settings.method == "ptq":
+        work = repq_tf.post_training_quantize
+        options |= {"rounding": settings.rounding, "equalize": settings.equalize}
+    else:
+        options["step_gradient"] = settings.step_gradient
+    if settings.method == "repq":
+        options["bn_statistics"] = settings.bn_statistics
+    elif settings.method == "merged":
+        model = model if is_prepared(settings) else repq_tf.merge(model)
+        options["restore_batch_norm"] = settings.merged_bn
+    with _named("The float network cannot be quantized"):
+        return work(
+            model,
+            weight_bits=settings.weight_bits,
+            activation_bits=settings.activation_bits,
+            calibration_data=task.calibration_data(settings.calibration_images),
+            calibration_images=settings.calibration_images,
+            verbose=bool(settings.verbose),
+            **options,
+        )
+
+
+def scalars(model: keras.Model, images: np.ndarray) -> dict[str, float]:
+    """Every quantizer's step size, averaged over channels, and clip rate.
+
+    Args:
+        model: A quantized network in our own layers.
+        images: Images that it sees.
+    """
+    steps = {
+        f"step/{name}": float(np.mean(ops.convert_to_numpy(quantizer.step)))
+        for name, quantizer in quantizers.find(model).items()
+    }
+    rates = quantization.clip_rates(model, images)
+    return steps | {f"clip_rate/{name}": float(rate) for name, rate in rates.items()}
+
+
+@contextlib.contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Makes a user's error of a network's ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{what}: {error}") from error
