@@ -39,7 +39,8 @@ def integer_weights(
     """
     dtype = affine.kernel.dtype
     step, input_step = ops.cast(quantizer.step, dtype), ops.cast(input_step, dtype)
-    integers = quantize_levels(affine.kernel, step, quantizer.low, quantizer.high)
+    low, high = quantizer.bounds(affine.kernel.shape)
+    integers = quantize_levels(affine.kernel, step, low, high)
     scale = ops.broadcast_to(step, affine.bias.shape)
     bias = affine.bias
     if gain is not None:

@@ -85,6 +85,8 @@ def calibrate(
         if rounding is None or block.weight_quantizer is None:
             return None
         merged, outputs = real.merged[block.name], real.outputs.pop(block.name)
+        if block.wide_tap:
+            return None
 
         def choose_levels() -> None:
             readings = Readings(block, calls)

@@ -3,14 +3,16 @@
 from collections.abc import Callable
 from typing import Any
 
+from repq_tf.arguments import pair
 from repq_tf.arithmetic import zero_point
 from repq_tf.graphs import Node, copy_layer, copy_state, free_name
-from repq_tf.keras_api import Layer, Tensor, keras
+from repq_tf.keras_api import Config, Layer, Tensor, keras
 from repq_tf.layers import DenseBlock, Quantize, ReparamConv
 from repq_tf.layers.freezing import copy_trainable, is_frozen
 from repq_tf.layers.stock import assign, copy_stock, stock_block
 from repq_tf.quantization.grids import OPERATOR
 from repq_tf.quantization.sites import Placement, Site
+from repq_tf.quantizers import has_identity_taps
 
 
 class Builder:
@@ -65,7 +67,7 @@ class Builder:
 
     def _convolution(self, site: Site, x: Tensor) -> Tensor:
         step = self.steps.get(self._input_group(site))
-        block = self.blocks[site.name] = self._block(site)
+        block = self.blocks[site.name] = self._block(site, x.shape[-1])
         self.ranges[block.name] = site.bits.weight_range
         if step is None or block.weight_quantizer is None:
             return self.quantize_output(site, block(x))
@@ -177,7 +179,7 @@ class Builder:
         moves = site.operator is None or site.operator.make is None
         return site.kind == "same_scale" and moves and site.activation != "relu6"
 
-    def _block(self, site: Site) -> ReparamConv:
+    def _block(self, site: Site, in_channels: int) -> ReparamConv:
         if isinstance(site.layer, ReparamConv):
             kind, config = type(site.layer), site.layer.get_config()
         else:
@@ -194,6 +196,7 @@ class Builder:
             config["restore_batch_norm"] = self.restore_batch_norm
         elif _has_trained_root(site.layer):
             config["restore_batch_norm"] = True
+        config["wide_tap"] = site.bits.wide_tap and _can_be_wide(config, in_channels)
         return kind.from_config(config)
 
     def copy_weights(self) -> None:
@@ -242,6 +245,14 @@ class Builder:
 
 
 _DENSE = (keras.layers.Dense, DenseBlock)
+
+
+def _can_be_wide(config: Config, in_channels: int) -> bool:
+    """Whether a block of some configuration can have a wide tap."""
+    if "kernel_size" not in config:  # a dense layer
+        return False
+    size, strides = (pair(config[name], name) for name in ("kernel_size", "strides"))
+    return has_identity_taps(in_channels, config["filters"], size, strides)
 
 
 def _has_trained_root(layer: Layer) -> bool:

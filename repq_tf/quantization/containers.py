@@ -29,6 +29,12 @@ def check_four_bits(graph: Graph) -> None:
     layers = [node.layer for node in graph.nodes.values()]
     given = [layer.weight_bits for layer in layers if isinstance(layer, ReparamConv)]
     found = {bits for bits in given if bits is not None}
+    wide = [layer.name for layer in layers if getattr(layer, "wide_tap", False)]
+    if wide:
+        raise ValueError(
+            "container='int4' cannot hold wide taps, which have 8 bits. Received: a model with "
+            f"wide_tap in layers {wide}"
+        )
     if not found or min(found) > 4:
         there = " and ".join(map(str, sorted(found))) + " bits" if found else "floating point"
         raise ValueError(

@@ -40,6 +40,7 @@ def quantize(
     input_step: float | None = None,
     output_step: float | None = None,
     step_gradient: str = "bounded",
+    wide_tap: bool = False,
     verbose: bool = True,
 ) -> keras.Model:
     """Returns a quantization-aware copy of a float model (RepQ with LSQ).
@@ -59,8 +60,9 @@ def quantize(
         activation_bits: of activations, 2 to 8, or 16 for all of them (the file is then
             slower, since the runtime's fastest kernels do not take int16); default `bits`.
         rules: `(name pattern, settings)` pairs or a dict of them; a shell-style pattern
-            and a dict with some of `weight_bits`, `weight_range`, `per_channel`, and, of
-            the layer's output, `activation_bits` and `activation_range`; later ones win.
+            and a dict with some of `weight_bits`, `weight_range`, `per_channel`, `wide_tap`,
+            and, of the layer's output, `activation_bits` and `activation_range`; later ones
+            win.
             First and last layers get 8 bits unless a rule names them. None instead of bits
             leaves a layer in floating point (such a model cannot be exported to integers).
             Where the runtime needs several operators for a layer x, a rule for x is one for
@@ -101,6 +103,11 @@ def quantize(
         output_step: likewise, of the model's outputs.
         step_gradient: how fast the steps of the weights learn: "bounded" (default), about as
             fast as the weights, or "lsq", by LSQ's published gradient scale.
+        wide_tap: whether kernels that can hold an identity (an odd size, strides of 1, as many
+            filters as channels) have the bounds of int8 for its weight, which the file's
+            container holds anyway: of re-parameterized blocks with an identity branch, below
+            5 bits; see `repq_tf.quantizers.WideTapLSQ`. Their steps are set by "min_error"
+            where `weight_range` is "output_error", and their levels are the nearest ones.
         verbose: whether to print what was quantized.
 
     Returns:
@@ -119,7 +126,13 @@ def quantize(
         >>> qat.fit(images, labels)
     """
     default = default_bits(
-        bits, weight_bits, activation_bits, per_channel, weight_range, activation_range
+        bits,
+        weight_bits,
+        activation_bits,
+        per_channel,
+        weight_range,
+        activation_range,
+        wide_tap,
     )
     check_mode(bn_statistics)
     boolean(restore_batch_norm, "restore_batch_norm", optional=True)
@@ -234,6 +247,7 @@ def default_bits(
     per_channel: bool = True,
     weight_range: str = "min_error",
     activation_range: str = "min_error",
+    wide_tap: bool = False,
 ) -> LayerBits:
     """The `LayerBits` of layers that no rule names, from the arguments of `quantize`."""
 
@@ -247,6 +261,7 @@ def default_bits(
         boolean(per_channel, "per_channel"),
         check_range(weight_range, "weight_range"),
         check_range(activation_range, "activation_range"),
+        boolean(wide_tap, "wide_tap"),
     )
 
 

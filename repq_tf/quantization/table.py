@@ -105,9 +105,17 @@ def _row(graph: Graph, node: Node) -> Row:
         return Row(name, kind, "floating point", output, frozen=frozen)
     weight = f"{layer.weight_bits} bits, per {'channel' if layer.per_channel else 'tensor'}"
     kernel = layer.inner.merge(NumpyReading()).kernel
+    if layer.wide_tap:
+        weight += f", wide tap: {bits_of_a_weight(layer, kernel):.2f} a weight"
     gain, peak = largest_gain(layer), peak_to_rms(kernel, layer.per_channel)
     warning = _warning(layer, gain, peak)
     return Row(name, kind, weight, output, gain, peak, frozen, warning)
+
+
+def bits_of_a_weight(block: ReparamConv, kernel: Array) -> float:
+    """The mean bits of a quantized kernel's weights, of which wide taps have 8."""
+    bits = block.weight_bits or 0
+    return bits + (8 - bits) * kernel.shape[-1] / kernel.size if block.wide_tap else bits
 
 
 def _output(graph: Graph, node: Node) -> str:
@@ -149,7 +157,7 @@ def _warning(block: ReparamConv, gain: float | None, peak: float) -> str:
         )
     assert block.weight_quantizer is not None  # the row is that of a quantized block
     bound = max(16.0, 2.5 * block.weight_quantizer.high)
-    if peak > bound:
+    if peak > bound and not block.wide_tap:
         found.append(
             f"max/rms of the merged kernel is {peak:.3g}, much for {block.weight_bits} bits: "
             "most weights round to few levels; expect a low starting accuracy"

@@ -20,6 +20,7 @@ from repq_tf.quantizers.ranges import (
     percentile_step,
 )
 from repq_tf.quantizers.step_init import lsq_step, mae_step, min_error_step, search_step
+from repq_tf.quantizers.wide_tap import WideTapLSQ, check_identity_taps, has_identity_taps
 
 __all__ = [
     "ACTIVATION_BITS",
@@ -27,12 +28,15 @@ __all__ = [
     "LSQ",
     "RANGES",
     "VALUE_RULES",
+    "WideTapLSQ",
     "check_bits",
+    "check_identity_taps",
     "check_range",
     "check_step_gradient",
     "container_top",
     "fake_quantize",
     "find",
+    "has_identity_taps",
     "kl_step",
     "levels",
     "lsq",

@@ -14,6 +14,7 @@ from repq_tf.arithmetic import (
     quantize_levels,
 )
 from repq_tf.keras_api import (
+    Array,
     Config,
     Layer,
     Shape,
@@ -50,14 +51,14 @@ def learned_step(initial_step: Tensor, change: Tensor) -> Tensor:
     return initial_step * (ops.exp(shrinks) + grows)
 
 
-def edge(level: int, step: Tensor) -> Tensor:
+def edge(level: int | Array, step: Tensor) -> Tensor:
     """The value nearest to 0 of which `value / step` is rounded to `level`, or beyond.
 
     Comparing values with it is comparing `value / step` with the level, to the last bit,
     without dividing: the features of a layer would be divided for nothing else.
 
     Args:
-        level: the lowest or the highest level of a grid.
+        level: the lowest or the highest level of a grid, or of each value.
         step: a tensor of positive steps, float32 or float64.
     """
     product = level * step
@@ -73,10 +74,11 @@ def lsq(
     x: Tensor,
     initial_step: Tensor,
     change: Tensor,
-    low: int,
-    high: int,
+    low: int | Array,
+    high: int | Array,
     gradient_scale: float | Tensor,
     bounded: bool = False,
+    counted: Array | None = None,
 ) -> Tensor:
     """Fake-quantizes `x` with LSQ's gradients, keeping only `x` and the step for them.
 
@@ -107,10 +109,11 @@ def lsq(
         x: a float32 or float64 tensor.
         initial_step: `()` or `(channels,)`, positive; receives no gradient.
         change: of the same shape.
-        low: the lowest level.
-        high: the highest level.
+        low: the lowest level, or that of each value, an array of x's shape and dtype.
+        high: the highest level, likewise.
         gradient_scale: a number or scalar tensor.
         bounded: whether the gradient scale is limited, as above.
+        counted: 1 for the values that the limit looks at, and 0; None for all.
 
     Returns:
         A tensor of x's shape and dtype.
@@ -133,8 +136,10 @@ def lsq(
             to_step = ops.sum(product, axis=axes) / step
             scale = gradient_scale
             if bounded:
-                square = ops.mean(ops.square(error / step), axis=axes)
-                square = square * ops.sum(ops.square(x), axis=axes)
+                away, size = ops.square(error / step), ops.square(x)
+                if counted is not None:
+                    away, size = away * counted, size * counted
+                square = ops.mean(away, axis=axes) * ops.sum(size, axis=axes)
                 scale = ops.minimum(scale, step * ops.rsqrt(ops.maximum(square, 1e-30)))
             to_change = to_step * (scale / ops.minimum(step, initial_step))
             return to_x, ops.zeros_like(initial_step), to_change
@@ -148,11 +153,13 @@ def fake_quantize(
     x: Tensor,
     initial_step: Variable,
     change: Variable,
-    low: int,
-    high: int,
+    low: int | Array,
+    high: int | Array,
     gradient_scale: float | str = "auto",
     per_image: bool = False,
     bounded: bool = False,
+    top: int | None = None,
+    counted: Array | None = None,
 ) -> Tensor:
     """`lsq` of values of any dtype with the step in variables.
 
@@ -160,20 +167,24 @@ def fake_quantize(
         x: a tensor; computed in the variables' dtype, returned in its own.
         initial_step: a variable `()` or `(channels,)`.
         change: likewise.
-        low: the lowest level.
-        high: the highest level.
-        gradient_scale: a number, or "auto": `1 / sqrt(N * high)`, N the number of
+        low: the lowest level, or that of each value.
+        high: the highest level, likewise.
+        gradient_scale: a number, or "auto": `1 / sqrt(N * top)`, N the number of
             values that share a step.
         per_image: whether the first axis is a batch, which N leaves out.
         bounded: see `lsq`.
+        top: the highest level of most values; default: `high`.
+        counted: see `lsq`.
     """
     wide = ops.cast(x, change.dtype)
     # Copies, because TensorFlow's custom gradients refuse variables.
     initial = ops.copy(ops.convert_to_tensor(initial_step))
     moved = ops.copy(ops.convert_to_tensor(change))
     if gradient_scale == "auto":
-        gradient_scale = _gradient_scale(x, high, len(moved.shape) > 0, per_image)
-    return ops.cast(lsq(wide, initial, moved, low, high, gradient_scale, bounded), x.dtype)
+        top = high if top is None else top
+        gradient_scale = _gradient_scale(x, top, len(moved.shape) > 0, per_image)
+    y = lsq(wide, initial, moved, low, high, gradient_scale, bounded, counted)
+    return ops.cast(y, x.dtype)
 
 
 def _gradient_scale(x: Tensor, high: int, per_channel: bool, per_image: bool) -> float | Tensor:
@@ -273,6 +284,10 @@ class LSQ(Layer):
             raise ValueError(f"step must be positive and finite. Received: {values}")
         self.initial_step.assign(ops.broadcast_to(step, self.initial_step.shape))
         self.change.assign(ops.zeros(self.change.shape, self.change.dtype))
+
+    def bounds(self, shape: Shape) -> tuple[int | Array, int | Array]:
+        """The lowest and the highest level, or those of each value of a shape."""
+        return self.low, self.high
 
     def initialize(self, values: Tensor, method: str = "min_error") -> None:
         """Sets the step from data: by `min_error` (default), another range rule or `lsq`.

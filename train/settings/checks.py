@@ -105,6 +105,11 @@ def check_conflicts(values: dict[str, Any]) -> None:
                     " --weight_bits and --activation_bits."
                     f" Received: --bits={values['bits']} --{name}={values[name]}"
                 )
+    if values["wide_tap"] and values["container"] == "int4":
+        raise UserError(
+            "--wide_tap gives weights 8 bits, which --container=int4 cannot hold. Received:"
+            " both"
+        )
     if values["c_array"] and upscales:
         raise UserError(
             "--c_array is for files that take inputs of one size, and those of"
@@ -138,14 +143,20 @@ def _check_post_training(values: dict[str, Any]) -> None:
             f" Received: --rounding={values['rounding']} --method={values['method']}"
         )
     if alone:
-        for name in ("qat_epochs", "finetune_epochs", "restore_batch_norm"):
+        for name in ("qat_epochs", "finetune_epochs", "restore_batch_norm", "wide_tap"):
             if values[name]:
                 raise UserError(
-                    f"--method=ptq trains no more after the float stage, so --{name} has no"
-                    f" meaning. Received: --{name}={values[name]}"
+                    f"--{name} goes with methods that train quantized, and --method=ptq does"
+                    f" not. Received: --{name}={values[name]}"
                 )
     if values["quantizer"] == "tfmot":
-        for name in ("equalize", "restore_batch_norm", "ranges", "finetune_epochs"):
+        for name in (
+            "equalize",
+            "restore_batch_norm",
+            "ranges",
+            "finetune_epochs",
+            "wide_tap",
+        ):
             if values[name]:
                 raise UserError(
                     f"--{name} goes with --quantizer=keras only."

@@ -172,6 +172,13 @@ _GROUPS = {
             " weights; or lsq, by LSQ's published gradient scale.",
         ),
         Flag(
+            "wide_tap",
+            Switch(),
+            False,
+            "Give the weight that an identity branch makes the bounds of int8 in kernels of"
+            " fewer bits; for re-parameterized networks below 5 bits.",
+        ),
+        Flag(
             "container",
             Choice(("int8", "int4")),
             "int8",

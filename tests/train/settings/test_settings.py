@@ -105,6 +105,8 @@ def test_run_folder_names_tell_the_runs_apart():
         ({"method": "ptq", "finetune_epochs": 1}, ["--finetune_epochs", "--method=ptq"]),
         ({"method": "ptq", "quantizer": "tfmot"}, ["--method=ptq", "tfmot"]),
         ({"equalize": True, "quantizer": "tfmot"}, ["--equalize", "tfmot"]),
+        ({"wide_tap": True, "container": "int4", "bits": 4}, ["--wide_tap", "int4"]),
+        ({"wide_tap": True, "method": "ptq"}, ["--wide_tap", "--method=ptq"]),
         ({"ranges": "widest"}, ["--ranges", "widest", "percentile"]),
         ({"merged_bn": False}, ["--merged_bn", "--method=merged"]),
         ({"epochs": 0}, ["--epochs", "greater than 0"]),
