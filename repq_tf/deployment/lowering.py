@@ -37,7 +37,7 @@ class Lowering:
         graph: the model's `Graph`.
         input_shape: of the file's images; None for the model's own.
         packed: names of the nodes whose kernels are stored in 4 bits.
-        lowerings: `{class of a layer: Lower}`; the class is looked up with its bases.
+        lowerings: `{class of a layer: Lower}`.
 
     Attributes:
         program: the `Program`, after `run`.
@@ -162,7 +162,9 @@ class Lowering:
         return made(grid, self.program.name(node.name))
 
     def _lower(self, layer: Layer) -> Lower:
-        for kind in type(layer).__mro__:
+        # Of blocks all kinds are convolutions; other subclasses may compute something else.
+        block = isinstance(layer, ReparamConv)
+        for kind in type(layer).__mro__ if block else (type(layer),):
             if kind in self._lowerings:
                 return self._lowerings[kind]
         raise ValueError(
