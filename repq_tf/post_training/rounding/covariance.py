@@ -11,6 +11,10 @@ from repq_tf.keras_api import Array
 _HOLDS = (10.0, 1.0, 0.1, 0.01, 0.001)
 # A weaker hold that serves fewer outputs is the last one that is tried.
 _SERVED = 0.02
+# Three deviations of a normal distribution, in medians of the magnitude; and how many values
+# tell a median.
+_LIMIT = 3 * 1.4826
+_MEDIAN = 2**10
 # For inputs that are all zero.
 _NOTHING = 1e-30
 
@@ -90,6 +94,26 @@ class Covariance:
         """
         held = widened(self.inputs, hold * self.scale)
         return matrix + np.linalg.solve(held, self.both - self.inputs @ matrix)
+
+
+def robust_targets(x: Array, y: Array, matrix: Array) -> Array:
+    """Targets y without what is far from a kernel's outputs `x W`.
+
+    Few inputs are clipped, but by much; a squared error would have all weights make up for
+    them. Differences `y - x W` are limited to their median and three of their deviations, as
+    the median of their magnitudes tells it.
+
+    Args:
+        x: `(groups, pixels, inputs)`.
+        y: `(groups, pixels, outputs)`.
+        matrix: W, `(groups, inputs, outputs)`.
+    """
+    near = x.astype(np.float64) @ matrix
+    away = y - near
+    some = away[:, :: -(-away.shape[1] // _MEDIAN)]
+    middle = np.median(some, axis=1, keepdims=True)
+    limit = _LIMIT * np.median(np.abs(some - middle), axis=1, keepdims=True)
+    return near + np.clip(away, middle - limit, middle + limit)
 
 
 def widened(covariance: Array, variance: Array) -> Array:

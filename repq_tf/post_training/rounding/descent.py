@@ -6,7 +6,12 @@ import numpy as np
 
 from repq_tf.calibration.reconstruction import KernelFit, Rounded
 from repq_tf.keras_api import Array
-from repq_tf.post_training.rounding.covariance import Covariance, best_kernel, widened
+from repq_tf.post_training.rounding.covariance import (
+    Covariance,
+    best_kernel,
+    robust_targets,
+    widened,
+)
 
 # Sweeps over all coordinates; between two, steps are fitted to the levels.
 _SWEEPS = 6
@@ -36,13 +41,15 @@ def descent(fit: KernelFit) -> Rounded:
 
     and between sweeps the step to the best one of these levels. The better end of both is
     taken, output by output; and the nearest levels with the step as it was, where on the
-    images even that is worse.
+    images even that is worse. Targets are the float network's outputs but for what a few
+    clipped inputs change by much (`robust_targets`).
 
     Args:
         fit: the `KernelFit`.
     """
     halves = Covariance(), Covariance()
     for x, y, images in fit.pairs():
+        y = robust_targets(x, y, fit.matrix)
         for half, covariance in enumerate(halves):
             rows = images % 2 == half
             covariance.add(x[:, rows], y[:, rows])

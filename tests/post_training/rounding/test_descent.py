@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from repq_tf.post_training.rounding.covariance import Covariance, best_kernel
+from repq_tf.post_training.rounding.covariance import Covariance, best_kernel, robust_targets
 from repq_tf.post_training.rounding.descent import _DAMPING, descend
 
 DRAWS = [(seed, shared) for seed in range(8) for shared in (False, True)]
@@ -115,6 +115,20 @@ def test_covariances_tell_the_error_of_any_kernel(centred, rng):
     expected = away.var(axis=1) if centred else np.square(away).mean(axis=1)
     found = (one + other).finish(centred).error(kernel)[:, 0]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_few_clipped_inputs_move_no_target_far(rng):
+    x, kernel = rng.normal(size=(2, 4000, 5)), rng.normal(size=(2, 5, 3))
+    noise = rng.normal(0.2, 0.1, (2, 4000, 3))
+    usual = x @ kernel + noise
+    y = usual.copy()
+    y[:, ::50] += 30
+    found = robust_targets(x, y, kernel)
+    assert (np.abs(found - usual) < 1.1).all()
+    inside = (np.abs(noise - 0.2) < 0.25) & (y == usual)
+    np.testing.assert_allclose(found[inside], y[inside], rtol=1e-9)
+    alone = robust_targets(x[:, :1], y[:, :1], kernel)
+    np.testing.assert_allclose(alone, y[:, :1], rtol=1e-9)
 
 
 def test_the_best_kernel_is_fitted_as_far_as_data_carry(rng):

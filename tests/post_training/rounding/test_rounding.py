@@ -7,6 +7,7 @@ import pytest
 import repq_tf
 from repq_tf.calibration import reconstruction
 from repq_tf.post_training.rounding import ROUNDINGS, find_rounding
+from repq_tf.post_training.rounding.covariance import robust_targets
 from repq_tf.quantizers import LSQ, levels
 from tests.quantization.networks import array, block_of, layers, network, quantize
 
@@ -53,6 +54,7 @@ def rows_of(fit):
 def errors(fit, kernel):
     """Of each output before the activation, by what `pairs` yields, in float64."""
     x, y = rows_of(fit)
+    y = robust_targets(x, y, fit.matrix)
     away = y - x @ kernel
     return away.var(axis=1) if fit.corrected else np.square(away).mean(axis=1)
 
