@@ -55,7 +55,7 @@ class KernelFit:
         readings: the `Readings` of its input, as the quantized network makes it.
         outputs: the float convolution's outputs, without its bias, from `compared`.
         images: the number of images.
-        corrected: whether means are corrected afterwards.
+        corrected: whether means are corrected afterwards, where there is a bias for it.
 
     Attributes:
         name: of the block.
@@ -64,7 +64,7 @@ class KernelFit:
         low: the lowest level.
         high: the highest level.
         shared: whether all outputs have one step.
-        corrected: as given.
+        corrected: whether they will be.
         gain: what outputs are multiplied by, `(groups, 1, outputs / groups)`.
         offset: what is added then, likewise.
         bounds: what the activation behind clips to.
@@ -84,7 +84,10 @@ class KernelFit:
         self._grid = grid
         self._block, self._readings, self._outputs = block, readings, outputs
         self._images, self._size, self._groups = images, affine.size, affine.groups
-        self.name, self.corrected = block.name, corrected
+        self.name, self._convolution = block.name, block.inner
+        assert isinstance(self._convolution, Convolution)  # of merged models, all are
+        takes = block.root is not None or self._convolution.bias is not None
+        self.corrected = corrected and takes
         self.low, self.high, self.shared = grid.low, grid.high, grid.channels is None
         self.matrix = kernel_matrix(affine).astype(np.float64)
         step = np.asarray(ops.convert_to_numpy(grid.step), np.float64)
@@ -152,12 +155,10 @@ class KernelFit:
         So that the quotient of the two rounds to the levels again, in inference and when the
         file is written.
         """
-        convolution = self._block.inner
-        assert isinstance(convolution, Convolution)  # of merged models, all are
         step = rounded.step.astype(np.float32).ravel()
         self._grid.set_step(step[0] if self.shared else step)
         step = self._of_outputs(self._grid.step)
-        convolution.kernel.assign(kernel_of(rounded.levels * step, self._size))
+        self._convolution.kernel.assign(kernel_of(rounded.levels * step, self._size))
 
 
 # What chooses the levels of a kernel.

@@ -181,7 +181,9 @@ def calibrate_block(
         elif isinstance(block.expression, BatchNorm):
             neutralise_dead_channels(block.root)
         if correct is not None:
-            before = unrounded if correct == "moments" else quantized
+            # Levels that were fitted keep deviations by themselves.
+            fitted = correct == "bias" or choose_levels is not None
+            before = quantized if fitted else unrounded
             match_moments(block.root, real, before, quantized)
     if not block.uses_merged_kernel:
         return None

@@ -15,7 +15,6 @@ Metric: TypeAlias = Callable[[keras.Model], float]
 _STEPS: tuple[dict[str, Any], ...] = (
     {"weight_range": "output_error", "activation_range": "output_error"},
     {"rounding": "descent"},
-    {"rounding": "adaquant"},
     {"activation_bits": 16},
 )
 _HEADER = (

@@ -67,8 +67,8 @@ def post_training_quantize(
     kept only where the layer is better on the images than with the nearest ones.
 
     With `max_drop`, settings are tried from the cheapest on until the metric is at most so much
-    below the float model's: the given ones; ranges by "output_error"; "descent"; "adaquant";
-    activations of 16 bits, each on top of those before. What a quantized model computes in
+    below the float model's: the given ones; ranges by "output_error"; "descent"; activations
+    of 16 bits, each on top of those before. What a quantized model computes in
     inference is what its file will, so no file is needed to judge it.
 
     Args:

@@ -1,7 +1,7 @@
 """What becomes of the float network of a run: prepared, quantized, watched."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -69,7 +69,8 @@ def quantize(model: keras.Model, settings: Settings, task: Task) -> keras.Model:
     Raises:
         UserError: If the network cannot be quantized.
     """
-    work, options = repq_tf.quantize, task.quantize_options()
+    work: Callable[..., keras.Model] = repq_tf.quantize
+    options = task.quantize_options()
     if settings.quantizer == "tfmot":
         work = tfmot.quantize
     else:

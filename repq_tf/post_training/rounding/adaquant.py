@@ -1,5 +1,7 @@
 """AdaQuant (arXiv 2006.10518): a layer's weights, steps and bias trained through rounding."""
 
+import math
+
 import numpy as np
 
 from repq_tf.calibration.reconstruction import KernelFit, Rounded
@@ -29,7 +31,7 @@ def adaquant(fit: KernelFit, iterations: int = 500) -> Rounded:
     growth = Adam(np.zeros((1, 1, 1) if fit.shared else first.shape, np.float32))
     bias = Adam(layer.bias_of(weights.values))
     for k in range(iterations):
-        rate = 0.5 + 0.5 * np.cos(np.pi * k / iterations)
+        rate = 0.5 + 0.5 * math.cos(math.pi * k / iterations)
         step = first * np.exp(growth.values)
         v = weights.values / step
         levels = np.clip(np.rint(v), fit.low, fit.high)

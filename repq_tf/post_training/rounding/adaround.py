@@ -1,5 +1,7 @@
 """AdaRound (arXiv 2004.10568): each weight is rounded up or down, as training decides."""
 
+import math
+
 import numpy as np
 
 from repq_tf.calibration.reconstruction import KernelFit, Rounded
@@ -41,7 +43,7 @@ def adaround(fit: KernelFit, iterations: int = 500) -> Rounded:
         gradient *= step
         done = (k / iterations - _FREE) / (1 - _FREE)
         if done > 0:
-            beta = _LAST + (_FIRST - _LAST) * (0.5 + 0.5 * np.cos(np.pi * done))
+            beta = _LAST + (_FIRST - _LAST) * (0.5 + 0.5 * math.cos(math.pi * done))
             side = 2 * h - 1
             pull = np.sign(side) * np.abs(side) ** (beta - 1)
             gradient -= pull * (2 * beta * _PENALTY / h.shape[1])

@@ -6,7 +6,12 @@ import numpy as np
 
 from repq_tf.calibration.reconstruction import KernelFit, Rounded
 from repq_tf.keras_api import Array
-from repq_tf.post_training.rounding.covariance import Covariance, best_kernel
+from repq_tf.post_training.rounding.covariance import (
+    Covariance,
+    best_kernel,
+    robust_targets,
+    widened,
+)
 
 # Sweeps over all coordinates; between two, steps are fitted to the levels.
 _SWEEPS = 6
@@ -36,18 +41,23 @@ def descent(fit: KernelFit) -> Rounded:
 
     and between sweeps the step to the best one of these levels. The better end of both is
     taken, output by output; and the nearest levels with the step as it was, where on the
-    images even that is worse.
+    images even that is worse. Targets are the float network's outputs but for what a few
+    clipped inputs change by much (`robust_targets`).
 
     Args:
         fit: the `KernelFit`.
     """
-    halves = Covariance(fit.corrected), Covariance(fit.corrected)
+    halves = Covariance(), Covariance()
     for x, y, images in fit.pairs():
+        y = robust_targets(x, y, fit.matrix)
         for half, covariance in enumerate(halves):
             rows = images % 2 == half
             covariance.add(x[:, rows], y[:, rows])
     whole = halves[0] + halves[1]
-    kernel, start = best_kernel(halves, fit.matrix), fit.nearest()
+    for covariance in (*halves, whole):
+        covariance.finish(fit.corrected)
+    kernel, start = best_kernel(halves, whole, fit.matrix), fit.nearest()
+    del halves  # a large layer's fill memory
     levels, step = descend(whole.inputs, kernel, start.levels, start.step, fit)
     return fit.better(Rounded(levels, step), start, whole.error)
 
@@ -69,8 +79,7 @@ def descend(
     order = np.argsort(-variance, axis=1, kind="stable")[:, :, None]
     turned = order.transpose(0, 2, 1)
     h = np.take_along_axis(np.take_along_axis(covariance, order, 1), turned, 2)
-    damping = _DAMPING * variance.mean(axis=1) + 1e-30
-    h = h + damping[:, None, None] * np.eye(h.shape[1])
+    h = widened(h, _DAMPING * variance.mean(axis=1, keepdims=True))
     v, start = (np.take_along_axis(values, order, 1) for values in (kernel, nearest))
     ends = []
     for levels in (start, _nearest_plane(h, v, step, grid)):
@@ -84,8 +93,8 @@ def descend(
         ends.append((error.sum() if grid.shared else error, levels, fitted))
     (error, levels, fitted), (other, others, others_step) = ends
     levels = np.where(other < error, others, levels)
-    back = np.argsort(order, axis=1, kind="stable")
     fitted = np.where(other < error, others_step, fitted)
+    back = np.argsort(order, axis=1)
     return np.take_along_axis(levels, back, 1), fitted
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from repq_tf.post_training.rounding.covariance import Covariance, best_kernel
+from repq_tf.post_training.rounding.covariance import Covariance, best_kernel, robust_targets
 from repq_tf.post_training.rounding.descent import _DAMPING, descend
 
 DRAWS = [(seed, shared) for seed in range(8) for shared in (False, True)]
@@ -106,25 +106,43 @@ def test_blocks_of_coordinates_change_nothing(monkeypatch):
 @pytest.mark.parametrize("centred", [True, False])
 def test_covariances_tell_the_error_of_any_kernel(centred, rng):
     x, y = rng.normal(1, 2, (2, 60, 5)), rng.normal(-1, 1, (2, 60, 3))
-    one, other = Covariance(centred), Covariance(centred)
+    one, other = Covariance(), Covariance()
     one.add(x[:, :10].astype("float32"), y[:, :10].astype("float32"))
     other.add(x[:, 10:40], y[:, 10:40])
     other.add(x[:, 40:], y[:, 40:])
     kernel = rng.normal(size=(2, 5, 3))
     away = y - x @ kernel
     expected = away.var(axis=1) if centred else np.square(away).mean(axis=1)
-    np.testing.assert_allclose((one + other).error(kernel)[:, 0], expected, rtol=1e-6)
+    found = (one + other).finish(centred).error(kernel)[:, 0]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_few_clipped_inputs_move_no_target_far(rng):
+    x, kernel = rng.normal(size=(2, 4000, 5)), rng.normal(size=(2, 5, 3))
+    noise = rng.normal(0.2, 0.1, (2, 4000, 3))
+    usual = x @ kernel + noise
+    y = usual.copy()
+    y[:, ::50] += 30
+    found = robust_targets(x, y, kernel)
+    assert (np.abs(found - usual) < 1.1).all()
+    inside = (np.abs(noise - 0.2) < 0.25) & (y == usual)
+    np.testing.assert_allclose(found[inside], y[inside], rtol=1e-9)
+    alone = robust_targets(x[:, :1], y[:, :1], kernel)
+    np.testing.assert_allclose(alone, y[:, :1], rtol=1e-9)
 
 
 def test_the_best_kernel_is_fitted_as_far_as_data_carry(rng):
     """What many pixels tell is learned; what few tell by chance is not."""
 
     def found(pixels, noise):
-        halves = Covariance(True), Covariance(True)
+        halves = Covariance(), Covariance()
         for half in halves:
             x = rng.normal(size=(1, pixels, 8))
             half.add(x, x @ better + noise * rng.normal(size=(1, pixels, 4)))
-        return best_kernel(halves, kernel)
+        whole = halves[0] + halves[1]
+        for covariance in (*halves, whole):
+            covariance.finish(centred=True)
+        return best_kernel(halves, whole, kernel)
 
     kernel = rng.normal(size=(1, 8, 4))
     better = kernel + 0.1 * rng.normal(size=kernel.shape)

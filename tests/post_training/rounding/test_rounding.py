@@ -7,6 +7,7 @@ import pytest
 import repq_tf
 from repq_tf.calibration import reconstruction
 from repq_tf.post_training.rounding import ROUNDINGS, find_rounding
+from repq_tf.post_training.rounding.covariance import robust_targets
 from repq_tf.quantizers import LSQ, levels
 from tests.quantization.networks import array, block_of, layers, network, quantize
 
@@ -16,7 +17,7 @@ SHAPE = (8, 8, 3)
 def every_kind(x):
     """A padded, a strided depthwise, a grouped, a normalized and a dense layer."""
     x = layers.Conv2D(8, 3, padding="same", activation="relu", name="padded")(x)
-    x = layers.DepthwiseConv2D(3, strides=2, depth_multiplier=2, name="depthwise")(x)
+    x = layers.DepthwiseConv2D(3, 2, depth_multiplier=2, use_bias=False, name="depthwise")(x)
     x = layers.Conv2D(8, 1, groups=4, activation="relu6", name="grouped")(x)
     x = layers.Conv2D(6, 3, padding="same", use_bias=False, name="normalized")(x)
     x = layers.ReLU(name="relu")(layers.BatchNormalization(name="bn")(x))
@@ -53,6 +54,7 @@ def rows_of(fit):
 def errors(fit, kernel):
     """Of each output before the activation, by what `pairs` yields, in float64."""
     x, y = rows_of(fit)
+    y = robust_targets(x, y, fit.matrix)
     away = y - x @ kernel
     return away.var(axis=1) if fit.corrected else np.square(away).mean(axis=1)
 
@@ -79,6 +81,7 @@ def test_levels_and_errors_of_each_layer(model, name, per_channel, correct, monk
         seen[fit.name] = fit.low, fit.high, fit.shared, rounded
         assert rounded.levels.shape == fit.matrix.shape
         assert (rounded.levels == np.rint(rounded.levels)).all()
+        assert fit.corrected == (correct is not None and fit.name != "depthwise")
         assert rounded.levels.min() >= fit.low and rounded.levels.max() <= fit.high
         assert np.isfinite(rounded.step).all() and np.min(rounded.step) > 0
         assert np.ptp(rounded.step) == 0 or not fit.shared
