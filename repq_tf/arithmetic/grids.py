@@ -37,12 +37,12 @@ def container_top(bits: int) -> int:
     return 127 if bits <= 8 else 2**15 - 1
 
 
-def quantize_levels(x: Tensor, step: Tensor, low: float, high: float) -> Tensor:
+def quantize_levels(x: Tensor, step: Tensor, low: float | Array, high: float | Array) -> Tensor:
     """The integers `round-half-to-even(clip(x / step, low, high))`, as floats."""
     return ops.round(ops.clip(x / step, low, high))
 
 
-def inference_levels(x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
+def inference_levels(x: Tensor, step: Tensor, low: int | Array, high: int | Array) -> Tensor:
     """The levels of `x` in inference, `round(clip(x * (1 / step), low, high))`.
 
     The runtime multiplies by the reciprocal, which moves values half way between two levels.
@@ -50,8 +50,8 @@ def inference_levels(x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
     Args:
         x: a float32 tensor or array.
         step: likewise; arithmetic in another type would move other values.
-        low: the lowest level.
-        high: the highest level.
+        low: the lowest level, or that of each value.
+        high: the highest level, likewise.
     """
     reciprocal = 1.0 / ops.convert_to_tensor(step)
     return ops.round(ops.clip(ops.convert_to_tensor(x) * reciprocal, low, high))

@@ -181,8 +181,8 @@ def fake_quantize(
     initial = ops.copy(ops.convert_to_tensor(initial_step))
     moved = ops.copy(ops.convert_to_tensor(change))
     if gradient_scale == "auto":
-        top = high if top is None else top
-        gradient_scale = _gradient_scale(x, top, len(moved.shape) > 0, per_image)
+        highest: Any = high if top is None else top
+        gradient_scale = _gradient_scale(x, highest, len(moved.shape) > 0, per_image)
     y = lsq(wide, initial, moved, low, high, gradient_scale, bounded, counted)
     return ops.cast(y, x.dtype)
 
