@@ -25,11 +25,11 @@ from absl import app, flags
 
 from repq_tf.files import write_atomically
 from repq_tf.train.settings.checks import split_test_sets
-from repq_tf.train.settings.flags import METHODS
 from repq_tf.train.stages.report import versions
 
 # The float network that a method begins with.
 NETWORKS = {"plain": "plain", "merged": "branches", "repq": "branches"}
+METHODS = tuple(NETWORKS)
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("model", "ecbsr_m4c8", "A re-parameterized super-resolution network.")

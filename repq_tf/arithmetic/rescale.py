@@ -77,7 +77,8 @@ def multiplier(scale: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
     ratio = ops.cast(scale, "float64") / ops.cast(step, "float64")
     exponent = ops.cast(floor_log2(ratio, _EXPONENTS) + 1, "int64")
     power = ops.cast(_power(31 - exponent), ratio.dtype)
-    mantissa = ops.cast(ops.floor(ratio * power + 0.5), "int64")
+    # The cast cuts off what `ops.floor` would, which makes float32 of float64 under JAX.
+    mantissa = ops.cast(ratio * power + 0.5, "int64")
     full = mantissa >= 2**31
     mantissa = ops.where(full, ops.right_shift(mantissa, 1), mantissa)
     return mantissa, ops.where(full, exponent + 1, exponent)

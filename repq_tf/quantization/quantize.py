@@ -144,6 +144,8 @@ def quantize(
         if step is not None:
             number(step, name, above=0)
     graph = read_float(model)
+    # What cannot be quantized is refused before images run through it.
+    place(graph, default, rules, {_one_input(graph): True})
     _warn_of_extras(graph)
     found = store_images(calibration_data, model, fitting(graph), calibration_images)
     return quantize_graph(
