@@ -283,6 +283,8 @@ def replica_mean(tensor: Tensor) -> Tensor:
 def traced_for_xla() -> bool:
     """Whether TensorFlow traces a function that XLA will compile."""
     import tensorflow as tf
+
+    # There is no public way to ask; tf_keras has a copy of this function for it.
     from tensorflow.python.ops import control_flow_util
 
     return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())

@@ -44,9 +44,8 @@ def softmax(levels: Tensor, step_in: Tensor) -> Tensor:
     """
     distance = ops.max(levels, axis=-1, keepdims=True) - levels
     x = -step_in * np.arange(_HIGHEST + 1, dtype=np.float32)
-    table = ops.cast(
-        ops.exp(ops.cast(x, wide_dtype())), step_in.dtype
-    )  # rounded to float32 once
+    exact = ops.exp(ops.cast(x, wide_dtype()))
+    table = ops.cast(exact, step_in.dtype)  # rounded to float32 once
     exponentials = ops.take(table, ops.clip(distance, 0, _HIGHEST))
     # The last of the running sums: `ops.sum` may add in another order.
     total = ops.cumsum(exponentials, axis=-1)[..., -1:]

@@ -1,14 +1,13 @@
 """Convolutions and dense layers of a quantized model, as operators of a file."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from repq_tf.deployment.lowering import Lowering, Make
 from repq_tf.graphs import Node
-from repq_tf.keras_api import Array, Pair, Shape, ops
-from repq_tf.layers import ReparamConv
+from repq_tf.keras_api import Array, Layer, Pair, Shape, ops
 from repq_tf.quantization.grids import input_quantizer, known_name
 from repq_tf.quantization.operators import activation_name
 from repq_tf.reparameterization.merge import stock_padding
@@ -18,7 +17,7 @@ from repq_tf.windows import Window, convolved_size
 
 _ACTIVATIONS = {"linear": "NONE", "relu": "RELU", "relu6": "RELU6"}
 # Integers `(kh, kw, in / groups, out)`, their scales and the biases, `(out,)` each.
-Weights = tuple[Array, Array, Array]
+Weights: TypeAlias = tuple[Array, Array, Array]
 
 
 def convolution(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
@@ -174,6 +173,6 @@ def strides(pixels: Pair) -> dict[str, int]:
     return dict(zip(("strideH", "strideW"), map(int, pixels), strict=True))
 
 
-def fused_activation(layer: ReparamConv | Any) -> str:
+def fused_activation(layer: Layer) -> str:
     """The option of an operator that applies a layer's activation."""
     return _ACTIVATIONS[activation_name(layer)]

@@ -2,9 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
 
-import flatbuffers
 from absl import logging
 
 from repq_tf.files import new_file, write_atomically
@@ -12,8 +10,8 @@ from repq_tf.graphs import pairs, read_graph, read_native
 from repq_tf.keras_api import Shape, Tensor, backend, keras
 from repq_tf.layers import Quantize
 from repq_tf.reparameterization.merge import merge
-from repq_tf.tflite import schema
 from repq_tf.tflite.reading import load
+from repq_tf.tflite.writer import dump, signature
 
 
 def export_tflite_float(model: keras.Model, path: str | os.PathLike[str]) -> None:
@@ -81,20 +79,10 @@ def _with_signature(content: bytes, input_name: str, keys: Mapping[str, str]) ->
         keys: `{the converter's name of an output: the model's}`, in order.
     """
     model = load(content)
-    graph, signature = model.subgraphs[0], schema.SignatureDefT()
-    indices = dict(zip(keys, graph.outputs, strict=True))
+    graph = model.subgraphs[0]
+    found = dict(zip(keys, map(int, graph.outputs), strict=True))
     if model.signatureDefs:
-        indices = {o.name.decode(): o.tensorIndex for o in model.signatureDefs[0].outputs}
-    signature.signatureKey, signature.subgraphIndex = b"serving_default", 0
-    signature.inputs = [_entry(input_name, graph.inputs[0])]
-    signature.outputs = [_entry(keys[name], indices[name]) for name in keys]
-    model.signatureDefs = [signature]
-    builder = flatbuffers.Builder(1 << 20)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
-
-
-def _entry(name: str, index: int) -> Any:
-    entry = schema.TensorMapT()
-    entry.name, entry.tensorIndex = name.encode(), int(index)
-    return entry
+        found = {o.name.decode(): int(o.tensorIndex) for o in model.signatureDefs[0].outputs}
+    outputs = {key: found[name] for name, key in keys.items()}
+    model.signatureDefs = [signature({input_name: int(graph.inputs[0])}, outputs)]
+    return dump(model)

@@ -71,22 +71,21 @@ class Lowering:
         self.input_shape: Shape = source.input_shape[1:]
         if input_shape is not None:
             self.input_shape = fitting_shape(self.input_shape, input_shape)
-        quantizers = {n.name: n.layer for n in graph.nodes.values() if _rounds(n)}
         self.steps = {
-            layer.name: np.float32(ops.convert_to_numpy(layer.step))
-            for layer in quantizers.values()
+            node.layer.name: np.float32(ops.convert_to_numpy(node.layer.step))
+            for node in graph.nodes.values()
+            if _rounds(node)
         }
         for name, step in self.steps.items():
             self.check_finite(name, step)
 
     def run(self, ends: Ends) -> Program:
         """Lowers every layer; returns the program, with the file's `Ends`."""
-        self._ends = ends
         graph, program = self.graph, self.program
         # Tensors that parity compares bear the layers' names; what lies between gets others.
         stored = [quantized_node(graph, n) for n in graph.nodes.values() if _rounds(n)]
         program.reserve({known_name(graph, node) for node in stored})
-        outputs = leaves(evaluate(graph, self._feed, self._apply))
+        outputs = leaves(evaluate(graph, lambda node: self._feed(node, ends), self._apply))
         for key, tensor in zip(graph.output_keys, outputs, strict=True):
             program.outputs[key] = ends.give(program, tensor)
         return program
@@ -137,10 +136,10 @@ class Lowering:
             "output has no quantizer), so the file would not be all integer"
         )
 
-    def _feed(self, node: Node) -> Make:
+    def _feed(self, node: Node, ends: Ends) -> Make:
         def make(grid: Grid, name: str) -> Tensor:
             tensor = self.tensor(name, (None, *self.input_shape), grid)
-            self.program.inputs[node.name] = self._ends.take(self.program, tensor)
+            self.program.inputs[node.name] = ends.take(self.program, tensor)
             return tensor
 
         return make

@@ -205,7 +205,7 @@ def _pixel_shuffle(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) ->
     program, planes = lowering.program, (*x.shape[:3], x.shape[3] // size**2)
     parts = [lowering.inner(f"{node.name}/part", planes, x.grid) for _ in range(size**2)]
     axis = program.constant("axis", whole(3))
-    program.split(axis, x, parts)
+    program.add("SPLIT", (axis, x), *parts, numSplits=len(parts))
     batch = lowering.inner(f"{node.name}/planes", planes, x.grid)
     program.add("CONCATENATION", tuple(parts), batch, axis=0)
     block = program.constant("block", whole((size, size)))

@@ -87,7 +87,6 @@ def _compare(
     batch_size: int | None,
     verbose: bool,
 ) -> ParityReport:
-
     def fitting(shape: Shape) -> int:
         kept, largest = comparison.file.image_bytes(shape)
         return batch_size or max(1, _FEATURES // (kept + _KERAS * largest))

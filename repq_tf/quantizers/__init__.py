@@ -10,7 +10,8 @@ from repq_tf.arithmetic import (
     zero_point,
 )
 from repq_tf.quantizers.find import find
-from repq_tf.quantizers.lsq import LSQ, check_step_gradient, fake_quantize, lsq
+from repq_tf.quantizers.lsq import check_step_gradient, fake_quantize, lsq
+from repq_tf.quantizers.lsq_layer import LSQ
 from repq_tf.quantizers.ranges import (
     RANGES,
     VALUE_RULES,

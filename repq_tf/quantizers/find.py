@@ -1,7 +1,7 @@
 """Finding the quantizers of a model."""
 
 from repq_tf.keras_api import keras
-from repq_tf.quantizers.lsq import LSQ
+from repq_tf.quantizers.lsq_layer import LSQ
 
 
 def find(model: keras.Model) -> dict[str, LSQ]:

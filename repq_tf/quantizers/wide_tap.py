@@ -4,7 +4,8 @@ import numpy as np
 
 from repq_tf.arithmetic import inference_levels
 from repq_tf.keras_api import Array, Shape, Tensor, dtype_name, ops, register
-from repq_tf.quantizers.lsq import LSQ, fake_quantize
+from repq_tf.quantizers.lsq import fake_quantize
+from repq_tf.quantizers.lsq_layer import LSQ
 
 # The levels of int8 that a negative gain turns round without leaving the container.
 _WIDEST = 127

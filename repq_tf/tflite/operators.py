@@ -28,7 +28,7 @@ class Operator:
 def _any(
     options: str | None, int8: int = 2, int16: int | None = None, **facts: bool
 ) -> Operator:
-    versions = {"int8": int8, "uint8": int8}
+    versions = {"int8": int8}
     if int16 is not None:
         versions["int16"] = int16
     return Operator(versions, options, **facts)

@@ -50,7 +50,7 @@ class Operation:
     Attributes:
         kind: the operator's name in the file format, such as "CONV_2D".
         inputs: the tensors that it reads.
-        output: the one that it makes, or several.
+        outputs: those that it makes, mostly one.
         options: by their names in the file format's schema.
     """
 
@@ -86,7 +86,7 @@ class Program:
         return found
 
     def reserve(self, names: set[str]) -> None:
-        """Keeps names for the tensors that `named` makes."""
+        """Keeps names, which `name` does not give then."""
         self._names |= names
 
     def constant(self, name: str, values: Array, grid: Grid | None = None) -> Tensor:
@@ -100,16 +100,11 @@ class Program:
         return self._constants[key]
 
     def add(
-        self, kind: str, inputs: tuple[Tensor, ...], output: Tensor, **options: Any
+        self, kind: str, inputs: tuple[Tensor, ...], *outputs: Tensor, **options: Any
     ) -> Tensor:
-        """Adds an operation with one output; returns that."""
-        self.operations.append(Operation(kind, inputs, (output,), options))
-        return output
-
-    def split(self, axis: Tensor, x: Tensor, parts: list[Tensor]) -> None:
-        """Adds a SPLIT into equal parts along an axis."""
-        options = {"numSplits": len(parts)}
-        self.operations.append(Operation("SPLIT", (axis, x), tuple(parts), options))
+        """Adds an operation; returns its first output."""
+        self.operations.append(Operation(kind, inputs, outputs, options))
+        return outputs[0]
 
     @property
     def tensors(self) -> list[Tensor]:

@@ -25,6 +25,9 @@ _ENUMERATIONS = {
     "padding": "Padding",
     "quantizedBiasType": "TensorType",
 }
+# From these on runtimes know grouped convolutions, and dense layers that keep the rank.
+_GROUPED_VERSION = 6
+_KEEPS_RANK_VERSION = 5
 # Codes from here on do not fit the byte that old runtimes read.
 _LARGEST_OLD_CODE = 127
 
@@ -54,10 +57,37 @@ def write(program: Program) -> bytes:
     model.version, model.description = _FORMAT, f"repq_tf {__version__}".encode()
     model.subgraphs, model.buffers = [graph], buffers.made
     model.operatorCodes = codes.made
-    model.signatureDefs = [_signature(*ends, numbers)]
+    named = ({n: numbers[id(tensor)] for n, tensor in end.items()} for end in ends)
+    model.signatureDefs = [signature(*named)]
+    return dump(model)
+
+
+def dump(model: Any) -> bytes:
+    """The bytes of a model of the schema."""
     builder = flatbuffers.Builder(1 << 16)
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
+
+
+def signature(inputs: Mapping[str, int], outputs: Mapping[str, int]) -> Any:
+    """The signature of a file.
+
+    Args:
+        inputs: `{name: number of the tensor}`.
+        outputs: likewise.
+    """
+    made = schema.SignatureDefT()
+    made.signatureKey, made.subgraphIndex = _SIGNATURE, 0
+    made.inputs, made.outputs = (
+        [_entry(name, number) for name, number in side.items()] for side in (inputs, outputs)
+    )
+    return made
+
+
+def _entry(name: str, number: int) -> Any:
+    made = schema.TensorMapT()
+    made.name, made.tensorIndex = name.encode(), number
+    return made
 
 
 class _Buffers:
@@ -158,6 +188,11 @@ def _operator(item: Operation, codes: _Codes, numbers: Mapping[int, int]) -> Any
 
 
 def _version(item: Operation) -> int:
+    """The least version of an operator that takes its types and does what it is asked to.
+
+    An older runtime refuses a later version by name. It would not see that a convolution is
+    grouped, or that a dense layer keeps its input's rank, and compute something else.
+    """
     features = next(tensor for tensor in item.inputs if tensor.values is None)
     versions = OPERATORS[item.kind].versions
     if any(tensor.type == "int4" for tensor in item.inputs):
@@ -167,25 +202,12 @@ def _version(item: Operation) -> int:
             f"the runtime has no {features.type.upper()} kernel of operator {item.kind}, which "
             f"makes {item.outputs[0].name!r}"
         )
-    return versions[features.type]
-
-
-def _signature(
-    inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor], numbers: Mapping[int, int]
-) -> Any:
-    made = schema.SignatureDefT()
-    made.signatureKey, made.subgraphIndex = _SIGNATURE, 0
-    made.inputs, made.outputs = (
-        [_entry(name, numbers[id(tensor)]) for name, tensor in side.items()]
-        for side in (inputs, outputs)
-    )
-    return made
-
-
-def _entry(name: str, number: int) -> Any:
-    made = schema.TensorMapT()
-    made.name, made.tensorIndex = name.encode(), number
-    return made
+    version = versions[features.type]
+    if item.kind == "CONV_2D" and features.shape[-1] != item.inputs[1].shape[-1]:
+        version = max(version, _GROUPED_VERSION)
+    if item.options.get("keepNumDims"):
+        version = max(version, _KEEPS_RANK_VERSION)
+    return version
 
 
 def _numbers(tensors: Sequence[Tensor] | Any, numbers: Mapping[int, int]) -> Array:

@@ -85,6 +85,36 @@ def test_four_bit_kernels_need_a_later_version():
     assert run(x=np.array([[1, 2, 3]], np.int8))["y"].item() == -8 + 14 + 3 + 5
 
 
+@pytest.mark.parametrize(("inputs", "version"), [(4, 3), (2, 6)])
+def test_older_runtimes_refuse_grouped_convolutions(inputs, version):
+    """As TensorFlow's own converter has them; an older runtime computes something else."""
+    program = Program()
+    x = program.inputs["x"] = features(program, "x", (None, 2, 2, 4))
+    kernel = np.ones((4, 1, 1, inputs), np.int8)
+    constants = program.constant("kernel", kernel, GRID), program.constant("b", whole([0] * 4))
+    y = features(program, "y", (None, 2, 2, 4))
+    options = {"padding": "VALID", "strideH": 1, "strideW": 1}
+    program.outputs["y"] = program.add("CONV_2D", (x, *constants), y, **options)
+    (code,) = reading.load(write(program)).operatorCodes
+    assert code.version == version
+
+
+@pytest.mark.parametrize(("rank", "version"), [(2, 4), (3, 5)])
+def test_older_runtimes_refuse_dense_layers_that_keep_the_rank(rank, version):
+    program = Program()
+    shape = (None, 3, 4)[: rank - 1] + (4,)
+    x = program.inputs["x"] = features(program, "x", shape)
+    constants = (
+        program.constant("kernel", np.ones((5, 4), np.int8), GRID),
+        program.constant("b", whole([0] * 5)),
+    )
+    y = features(program, "y", (*shape[:-1], 5))
+    options = {"keepNumDims": rank > 2}
+    program.outputs["y"] = program.add("FULLY_CONNECTED", (x, *constants), y, **options)
+    (code,) = reading.load(write(program)).operatorCodes
+    assert code.version == version
+
+
 def test_types_without_a_kernel_and_unknown_options_are_refused():
     program = Program()
     x = program.inputs["x"] = features(program, "x", kind="int16")
