@@ -5,15 +5,17 @@ TensorFlow is imported where it is used: training on another backend may be with
 
 from typing import Any, TypeAlias
 
-from repq_tf.keras_api import LEGACY
+from repq_tf.keras_api import backend, keras
 from repq_tf.train.errors import UserError
 
 Batches: TypeAlias = Any  # a `keras.utils.PyDataset`, or a `tf.data.Dataset`
 
 
 def as_fit_wants(batches: Batches) -> Batches:
-    """Returns batches of a `PyDataset`, which tf_keras does not know, as `tf.data` there."""
-    return as_tf_data(batches) if LEGACY else batches
+    """Returns batches as `fit` and `evaluate` take them: `tf.data`, where TensorFlow trains."""
+    if backend() == "tensorflow":
+        return as_tf_data(batches)
+    return batches if isinstance(batches, keras.utils.PyDataset) else _untuned(batches)
 
 
 def as_tf_data(batches: Batches) -> Batches:
@@ -21,7 +23,7 @@ def as_tf_data(batches: Batches) -> Batches:
     import tensorflow as tf
 
     if isinstance(batches, tf.data.Dataset):
-        return batches
+        return _untuned(batches)
     first = batches[0]
 
     def read(index: Any) -> tuple[Any, ...]:
@@ -31,7 +33,21 @@ def as_tf_data(batches: Batches) -> Batches:
         return tuple(map(tf.ensure_shape, batch, shapes))
 
     data = tf.data.Dataset.range(len(batches))
-    return data.map(read, max(1, batches.workers), deterministic=True).prefetch(2)
+    data = data.map(read, max(1, batches.workers), deterministic=True)
+    return _untuned(data.prefetch(2))
+
+
+def _untuned(data: Any) -> Any:
+    """Switches the autotuner of `tf.data` off.
+
+    Its thread sleeps twice as long after each look, up to a minute, and TensorFlow 2.21 does
+    not wake it: an epoch that is over waits for it, for as long as it has trained at worst.
+    """
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return data.with_options(options)
 
 
 def even_batch(count: int, batch_size: int, devices: int) -> int:
