@@ -6,6 +6,9 @@ Runs `train/main.py` for each row in `--workdir`, with the recipe of CIFAR-10 un
 otherwise; flags behind `--` go to each row. The float stage of a network is trained once and
 shared by its rows; `--stages=float` trains nothing but these. Interrupted, the command goes on,
 also in the middle of a training. Figures are those of the last epoch on all 10,000 test images.
+
+A network without branches is trained by `plain` where `--methods` says `repq`, and has no other
+method that needs branches. `none` is the float network quantized to 8 bits and not trained.
 """
 
 import json
@@ -24,9 +27,26 @@ from repq_tf.model_names import MODELS, list_models
 
 FLAGS = flags.FLAGS
 _RESNETS = ["resnet8", "ac_resnet8", "dbb_resnet8", "orepa_resnet8", "repvgg_resnet8"]
+# What each method is to `train/main.py`, of networks with branches and without.
+METHODS = {
+    "repq": ["--method=repq"],
+    "wide": ["--method=repq", "--wide_tap"],
+    "odd": ["--method=repq", "--weight_levels=odd"],
+    "wide_odd": ["--method=repq", "--wide_tap", "--weight_levels=odd"],
+    "merged": ["--method=merged"],
+    "ptq": ["--method=ptq"],
+    "ptq_descent": ["--method=ptq", "--rounding=descent"],
+}
+_PLAIN = {
+    "repq": ["--method=plain"],
+    "odd": ["--method=plain", "--weight_levels=odd"],
+    "ptq": METHODS["ptq"],
+    "ptq_descent": METHODS["ptq_descent"],
+}
 _CHAINS = ["repvgg_tiny_plain", "repvgg_tiny", "qarepvgg_tiny", "oabn_repvgg_tiny"]
 flags.DEFINE_list("models", [*_RESNETS, *_CHAINS], "Networks.")
 flags.DEFINE_list("bits", ["8", "4"], "Bit widths.")
+flags.DEFINE_list("methods", ["repq", "merged"], f"Some of {', '.join(METHODS)}.")
 flags.DEFINE_list("seeds", ["0"], "Seeds.")
 flags.DEFINE_enum("stages", "all", ["all", "float"], "Whether to quantize.")
 flags.DEFINE_string("data_dir", None, "Folder of the TFDS data set.")
@@ -47,12 +67,13 @@ def rows(model, seed, extra):
     yield row(model, seed, "none", "8", source, [*options, "--bits=8", "--qat_epochs=0"])
     if FLAGS.stages == "float":
         return
-    methods = ["plain"] if MODELS[model].plain == model else ["repq", "merged"]
+    kinds = _PLAIN if MODELS[model].plain == model else METHODS
     for bits in FLAGS.bits:
-        for method in methods:
-            folder = root / f"{model}-{seed}-{method}-{bits}"
-            given = [*options, f"--bits={bits}", f"--method={method}"]
-            yield row(model, seed, method, bits, folder, given, source)
+        for method in FLAGS.methods:
+            if method in kinds:
+                folder = root / f"{model}-{seed}-{method}-{bits}"
+                given = [*options, f"--bits={bits}", *kinds[method]]
+                yield row(model, seed, method, bits, folder, given, source)
 
 
 def row(model, seed, method, bits, folder, options, source=None):
@@ -68,6 +89,11 @@ def _check():
     for name in FLAGS.models:
         if name not in known:
             raise SystemExit(f"--models must be among {', '.join(known)}. Received: {name!r}")
+    for name in FLAGS.methods:
+        if name not in METHODS:
+            raise SystemExit(
+                f"--methods must be among {', '.join(METHODS)}. Received: {name!r}"
+            )
     for flag in ("bits", "seeds"):
         for value in FLAGS[flag].value:
             if not value.isdecimal():

@@ -10,13 +10,16 @@ BITS = range(2, 9)
 ACTIVATION_BITS = (*BITS, 16)
 
 
-def levels(bits: int, signed: bool, narrow: bool) -> Pair:
+def levels(bits: int, signed: bool, narrow: bool, odd: bool = False) -> Pair:
     """The lowest and the highest integer of a grid, `(-Q_N, Q_P)`.
 
     Unsigned: `0 ... 2^b - 1`. Signed: `-2^(b-1) ... 2^(b-1) - 1`; narrow drops the
     lowest, so that the grid is symmetric, as TFLite wants 8-bit weights. In TFLite's 16 bits
-    0 always stands for 0, so that unsigned is the upper half: `0 ... 2^15 - 1`.
+    0 always stands for 0, so that unsigned is the upper half: `0 ... 2^15 - 1`. Odd: as many
+    odd numbers, `-(2^b - 1), ..., -1, 1, ..., 2^b - 1`.
     """
+    if odd:
+        return 1 - 2**bits, 2**bits - 1
     if not signed:
         return 0, 2 ** min(bits, 15) - 1
     top = 2 ** (bits - 1) - 1
@@ -37,12 +40,40 @@ def container_top(bits: int) -> int:
     return 127 if bits <= 8 else 2**15 - 1
 
 
-def quantize_levels(x: Tensor, step: Tensor, low: float | Array, high: float | Array) -> Tensor:
-    """The integers `round-half-to-even(clip(x / step, low, high))`, as floats."""
-    return ops.round(ops.clip(x / step, low, high))
+def quantize_levels(
+    x: Tensor,
+    step: Tensor,
+    low: float | Array,
+    high: float | Array,
+    odd: bool | Array = False,
+) -> Tensor:
+    """The integers `round-half-to-even(clip(x / step, low, high))`, as floats.
+
+    Args:
+        x: a tensor.
+        step: positive.
+        low: the lowest level, or that of each value.
+        high: the highest level, likewise.
+        odd: whether the levels are the odd numbers alone, or of which values they are:
+            `2 floor(clip(x / step, low, high) / 2) + 1`.
+    """
+    return _rounded(ops.clip(x / step, low, high), odd)
 
 
-def inference_levels(x: Tensor, step: Tensor, low: int | Array, high: int | Array) -> Tensor:
+def _rounded(v: Tensor, odd: bool | Array) -> Tensor:
+    if odd is False:
+        return ops.round(v)
+    between = 2.0 * ops.floor(v / 2.0) + 1.0
+    return between if odd is True else ops.where(odd, between, ops.round(v))
+
+
+def inference_levels(
+    x: Tensor,
+    step: Tensor,
+    low: int | Array,
+    high: int | Array,
+    odd: bool | Array = False,
+) -> Tensor:
     """The levels of `x` in inference, `round(clip(x * (1 / step), low, high))`.
 
     The runtime multiplies by the reciprocal, which moves values half way between two levels.
@@ -52,9 +83,10 @@ def inference_levels(x: Tensor, step: Tensor, low: int | Array, high: int | Arra
         step: likewise; arithmetic in another type would move other values.
         low: the lowest level, or that of each value.
         high: the highest level, likewise.
+        odd: as of `quantize_levels`.
     """
     reciprocal = 1.0 / ops.convert_to_tensor(step)
-    return ops.round(ops.clip(ops.convert_to_tensor(x) * reciprocal, low, high))
+    return _rounded(ops.clip(ops.convert_to_tensor(x) * reciprocal, low, high), odd)
 
 
 def input_levels(values: Array, scale: Any, low: int, high: int) -> Array:

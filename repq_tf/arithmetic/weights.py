@@ -39,8 +39,9 @@ def integer_weights(
     """
     dtype = affine.kernel.dtype
     step, input_step = ops.cast(quantizer.step, dtype), ops.cast(input_step, dtype)
-    low, high = quantizer.bounds(affine.kernel.shape)
-    integers = quantize_levels(affine.kernel, step, low, high)
+    shape = affine.kernel.shape
+    low, high = quantizer.bounds(shape)
+    integers = quantize_levels(affine.kernel, step, low, high, quantizer.odd_levels(shape))
     scale = ops.broadcast_to(step, affine.bias.shape)
     bias = affine.bias
     if gain is not None:

@@ -14,7 +14,7 @@ from repq_tf.graphs import Graph, Node
 from repq_tf.keras_api import Array, ops
 from repq_tf.kernels import AffineKernel
 from repq_tf.layers import Quantize, ReparamConv
-from repq_tf.quantizers import LSQ, WideTapLSQ
+from repq_tf.quantizers import LSQ
 
 
 def set_kernel_step(
@@ -35,7 +35,7 @@ def set_kernel_step(
         images: the number of images.
         correct: what is corrected of what quantization does, as in `calibrate`.
     """
-    if isinstance(grid, WideTapLSQ) and rule == "output_error":
+    if rule == "output_error" and not grid.is_uniform:
         rule = "min_error"
     if rule != "output_error":
         grid.initialize(ops.convert_to_numpy(affine.kernel), rule)

@@ -85,7 +85,7 @@ def calibrate(
         if rounding is None or block.weight_quantizer is None:
             return None
         merged, outputs = real.merged[block.name], real.outputs.pop(block.name)
-        if block.wide_tap:
+        if not block.weight_quantizer.is_uniform:
             return None
 
         def choose_levels() -> None:

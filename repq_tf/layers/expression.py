@@ -41,7 +41,12 @@ from repq_tf.layers.freezing import (
     read_build_config,
 )
 from repq_tf.layers.options import Padding
-from repq_tf.quantizers import LSQ, WideTapLSQ, check_identity_taps, check_step_gradient
+from repq_tf.quantizers import (
+    check_identity_taps,
+    check_step_gradient,
+    check_weight_levels,
+    kernel_quantizer,
+)
 from repq_tf.windows import Window, same_window
 
 
@@ -65,6 +70,7 @@ class ExpressionLayer(Layer):
         weight_bits: int | None = None,
         per_channel: bool = True,
         step_gradient: str = "bounded",
+        weight_levels: str = "uniform",
         wide_tap: bool = False,
         momentum: float = 0.9,
         epsilon: float = 1e-5,
@@ -92,6 +98,7 @@ class ExpressionLayer(Layer):
         self.weight_bits = weight_bits
         self.per_channel = boolean(per_channel, "per_channel")
         self.step_gradient = check_step_gradient(step_gradient)
+        self.weight_levels = check_weight_levels(weight_levels)
         self.wide_tap = boolean(wide_tap, "wide_tap")
         check_batch_norm(momentum, epsilon, sample_fraction)
         self.momentum = momentum
@@ -106,8 +113,9 @@ class ExpressionLayer(Layer):
         self.kernel_hook: Callable[[Tensor], Tensor] | None = None
         self.weight_quantizer = None
         if weight_bits is not None:
-            kind = WideTapLSQ if self.wide_tap else LSQ
-            self.weight_quantizer = kind(
+            self.weight_quantizer = kernel_quantizer(
+                self.weight_levels,
+                self.wide_tap,
                 bits=check_bits(weight_bits, "weight_bits"),
                 signed=True,
                 channels=self.filters if self.per_channel else None,
@@ -286,8 +294,8 @@ class ExpressionLayer(Layer):
         config.pop("autocast", None)
         names = (
             "filters kernel_size strides padding groups merged bn_statistics "
-            "restore_batch_norm weight_bits per_channel step_gradient wide_tap momentum "
-            "epsilon synchronized sample_fraction literal_estimate oabn_k"
+            "restore_batch_norm weight_bits per_channel step_gradient weight_levels "
+            "wide_tap momentum epsilon synchronized sample_fraction literal_estimate oabn_k"
         )
         config.update({name: getattr(self, name) for name in names.split()})
         if self.built and (self.restored is not None) != self._restores():

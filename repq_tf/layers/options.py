@@ -19,6 +19,7 @@ class TrainingOptions(TypedDict, total=False):
     weight_bits: int | None
     per_channel: bool
     step_gradient: str
+    weight_levels: str
     wide_tap: bool
     momentum: float
     epsilon: float

@@ -61,6 +61,9 @@ class ReparamConv(ExpressionLayer):
         step_gradient: how fast the steps of the weights learn: "bounded", about as fast as
             the weights, or "lsq", by LSQ's published gradient scale; see
             `repq_tf.quantizers.lsq`.
+        weight_levels: which numbers of steps the kernel's weights may be: "uniform", all
+            between the bounds of `weight_bits`; or "odd", as many odd ones; see
+            `repq_tf.quantizers.LSQ`.
         wide_tap: whether the weight that an identity makes, the centre of output o and input
             `o mod inputs`, has the bounds of int8 and not those of `weight_bits`; see
             `repq_tf.quantizers.WideTapLSQ`.

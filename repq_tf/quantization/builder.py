@@ -5,14 +5,15 @@ from typing import Any
 
 from repq_tf.arguments import pair
 from repq_tf.arithmetic import zero_point
+from repq_tf.branches import NumpyReading
 from repq_tf.graphs import Node, copy_layer, copy_state, free_name
 from repq_tf.keras_api import Config, Layer, Tensor, keras
 from repq_tf.layers import DenseBlock, Quantize, ReparamConv
 from repq_tf.layers.freezing import copy_trainable, is_frozen
-from repq_tf.layers.stock import assign, copy_stock, stock_block
+from repq_tf.layers.stock import assign, copy_stock, stock_block, stock_kernel
 from repq_tf.quantization.grids import OPERATOR
 from repq_tf.quantization.sites import Placement, Site
-from repq_tf.quantizers import has_identity_taps
+from repq_tf.quantizers import has_identity_taps, tap_stands_out
 
 
 class Builder:
@@ -196,7 +197,9 @@ class Builder:
             config["restore_batch_norm"] = self.restore_batch_norm
         elif _has_trained_root(site.layer):
             config["restore_batch_norm"] = True
-        config["wide_tap"] = site.bits.wide_tap and _can_be_wide(config, in_channels)
+        few = site.bits.weight_bits is not None and site.bits.weight_bits <= 4
+        config["weight_levels"] = site.bits.weight_levels if few else "uniform"
+        config["wide_tap"] = _can_be_wide(config, in_channels) and _wants_wide_tap(site)
         return kind.from_config(config)
 
     def copy_weights(self) -> None:
@@ -253,6 +256,18 @@ def _can_be_wide(config: Config, in_channels: int) -> bool:
         return False
     size, strides = (pair(config[name], name) for name in ("kernel_size", "strides"))
     return has_identity_taps(in_channels, config["filters"], size, strides)
+
+
+def _wants_wide_tap(site: Site) -> bool:
+    """Whether a site's kernel, which can have a wide tap, gets one."""
+    bits = site.bits
+    if bits.wide_tap != "auto" or bits.weight_bits is None:
+        return bool(bits.wide_tap)
+    if isinstance(site.layer, ReparamConv):
+        kernel = site.layer.inner.merge(NumpyReading()).kernel
+    else:
+        kernel = stock_kernel(site.layer)
+    return tap_stands_out(kernel, bits.weight_bits, bits.weight_levels, bits.per_channel)
 
 
 def _has_trained_root(layer: Layer) -> bool:

@@ -27,13 +27,19 @@ def check_container(container: str) -> None:
 def check_four_bits(graph: Graph) -> None:
     """Raises ValueError when a model has no kernel that "int4" would store in 4 bits."""
     layers = [node.layer for node in graph.nodes.values()]
-    given = [layer.weight_bits for layer in layers if isinstance(layer, ReparamConv)]
-    found = {bits for bits in given if bits is not None}
+    blocks = [layer for layer in layers if isinstance(layer, ReparamConv)]
+    found = {block.weight_bits for block in blocks if block.weight_bits is not None}
     wide = [layer.name for layer in layers if getattr(layer, "wide_tap", False)]
     if wide:
         raise ValueError(
             "container='int4' cannot hold wide taps, which have 8 bits. Received: a model with "
             f"wide_tap in layers {wide}"
+        )
+    odd = [block.name for block in blocks if block.weight_levels == "odd"]
+    if odd and max(b.weight_quantizer.high for b in blocks if b.name in odd) > 7:
+        raise ValueError(
+            "container='int4' holds odd levels of at most 3 bits, whose outer ones are 7. "
+            f"Received: a model with weight_levels='odd' of 4 bits in layers {odd}"
         )
     if not found or min(found) > 4:
         there = " and ".join(map(str, sorted(found))) + " bits" if found else "floating point"

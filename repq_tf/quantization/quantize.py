@@ -20,7 +20,12 @@ from repq_tf.quantization.expand import expand
 from repq_tf.quantization.placement import place
 from repq_tf.quantization.rules import CheckedRules, LayerBits, Rules, check_rules
 from repq_tf.quantization.table import quantization_table
-from repq_tf.quantizers import check_range, check_step_gradient
+from repq_tf.quantizers import (
+    check_range,
+    check_step_gradient,
+    check_weight_levels,
+    check_wide_tap,
+)
 
 
 def quantize(
@@ -40,7 +45,8 @@ def quantize(
     input_step: float | None = None,
     output_step: float | None = None,
     step_gradient: str = "bounded",
-    wide_tap: bool = False,
+    weight_levels: str = "uniform",
+    wide_tap: bool | str = False,
     verbose: bool = True,
 ) -> keras.Model:
     """Returns a quantization-aware copy of a float model (RepQ with LSQ).
@@ -103,11 +109,18 @@ def quantize(
         output_step: likewise, of the model's outputs.
         step_gradient: how fast the steps of the weights learn: "bounded" (default), about as
             fast as the weights, or "lsq", by LSQ's published gradient scale.
+        weight_levels: which numbers of steps the weights of kernels of at most 4 bits may be:
+            "uniform" (default), all between two bounds, -2, -1, 0 and 1 at 2 bits; or "odd",
+            as many odd ones, -3, -1, 1 and 3, see `repq_tf.quantizers.LSQ`. Odd levels are the
+            nearest ones and their steps are set by "min_error" where `weight_range` is
+            "output_error", as with `wide_tap`.
         wide_tap: whether kernels that can hold an identity (an odd size, strides of 1, as many
             filters as channels) have the bounds of int8 for its weight, which the file's
             container holds anyway: of re-parameterized blocks with an identity branch, below
-            5 bits; see `repq_tf.quantizers.WideTapLSQ`. Their steps are set by "min_error"
-            where `weight_range` is "output_error", and their levels are the nearest ones.
+            5 bits; see `repq_tf.quantizers.WideTapLSQ`. "auto": those of at most 4 bits whose
+            error it at least halves, as of merged kernels whose centre stands out. Their
+            steps are set by "min_error" where `weight_range` is "output_error", and their
+            levels are the nearest ones.
         verbose: whether to print what was quantized.
 
     Returns:
@@ -132,6 +145,7 @@ def quantize(
         per_channel,
         weight_range,
         activation_range,
+        weight_levels,
         wide_tap,
     )
     check_mode(bn_statistics)
@@ -249,7 +263,8 @@ def default_bits(
     per_channel: bool = True,
     weight_range: str = "min_error",
     activation_range: str = "min_error",
-    wide_tap: bool = False,
+    weight_levels: str = "uniform",
+    wide_tap: bool | str = False,
 ) -> LayerBits:
     """The `LayerBits` of layers that no rule names, from the arguments of `quantize`."""
 
@@ -263,7 +278,8 @@ def default_bits(
         boolean(per_channel, "per_channel"),
         check_range(weight_range, "weight_range"),
         check_range(activation_range, "activation_range"),
-        boolean(wide_tap, "wide_tap"),
+        check_weight_levels(weight_levels),
+        check_wide_tap(wide_tap),
     )
 
 

@@ -7,9 +7,9 @@ from typing import Any, TypeAlias
 
 from repq_tf.arguments import boolean, check_bits
 from repq_tf.arithmetic import ACTIVATION_BITS, BITS
-from repq_tf.quantizers import check_range
+from repq_tf.quantizers import check_range, check_weight_levels, check_wide_tap
 
-_OF_WEIGHTS = ("weight_bits", "weight_range", "per_channel", "wide_tap")
+_OF_WEIGHTS = ("weight_bits", "weight_range", "per_channel", "weight_levels", "wide_tap")
 _OF_ACTIVATIONS = ("activation_bits", "activation_range")
 _KEYS = (*_OF_WEIGHTS, *_OF_ACTIVATIONS)
 # A pattern of layer names, and settings: as users write them, and checked.
@@ -27,7 +27,9 @@ class LayerBits:
         per_channel: whether each output channel's kernel has a step of its own.
         weight_range: the range rule that sets the kernel's steps.
         activation_range: that of its output's.
-        wide_tap: whether the weight of an identity has the bounds of int8, where it can.
+        weight_levels: "uniform", or "odd" for kernels of at most 4 bits.
+        wide_tap: whether the weight of an identity has the bounds of int8, where it can;
+            "auto": where that at least halves the kernel's error.
     """
 
     weight_bits: int | None = 8
@@ -35,7 +37,8 @@ class LayerBits:
     per_channel: bool = True
     weight_range: str = "min_error"
     activation_range: str = "min_error"
-    wide_tap: bool = False
+    weight_levels: str = "uniform"
+    wide_tap: bool | str = False
 
 
 def check_rules(rules: Rules | None) -> CheckedRules:
@@ -44,7 +47,8 @@ def check_rules(rules: Rules | None) -> CheckedRules:
     Args:
         rules: None, a dict or a sequence of pairs, `pattern -> settings`: a shell-style
             pattern of layer names and a dict with some of `weight_bits`, `weight_range`,
-            `per_channel`, `wide_tap`, `activation_bits` and `activation_range`.
+            `per_channel`, `weight_levels`, `wide_tap`, `activation_bits` and
+            `activation_range`.
     """
     pairs: Any = rules.items() if isinstance(rules, dict) else () if rules is None else rules
     pairs = list(pairs) if isinstance(pairs, Iterable) else [pairs]
@@ -67,9 +71,12 @@ def check_rules(rules: Rules | None) -> CheckedRules:
         for key in ("weight_range", "activation_range"):
             if key in settings:
                 check_range(settings[key], f"rule {pattern!r}: {key}")
-        for key in ("per_channel", "wide_tap"):
-            if key in settings:
-                boolean(settings[key], f"rule {pattern!r}: {key}")
+        if "weight_levels" in settings:
+            check_weight_levels(settings["weight_levels"], f"rule {pattern!r}: weight_levels")
+        if "wide_tap" in settings:
+            check_wide_tap(settings["wide_tap"], f"rule {pattern!r}: wide_tap")
+        if "per_channel" in settings:
+            boolean(settings["per_channel"], f"rule {pattern!r}: per_channel")
     return pairs
 
 

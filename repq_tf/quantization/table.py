@@ -104,6 +104,7 @@ def _row(graph: Graph, node: Node) -> Row:
     if layer.weight_quantizer is None:
         return Row(name, kind, "floating point", output, frozen=frozen)
     weight = f"{layer.weight_bits} bits, per {'channel' if layer.per_channel else 'tensor'}"
+    weight += "" if layer.weight_levels == "uniform" else f", {layer.weight_levels} levels"
     kernel = layer.inner.merge(NumpyReading()).kernel
     if layer.wide_tap:
         weight += f", wide tap: {bits_of_a_weight(layer, kernel):.2f} a weight"

@@ -12,6 +12,13 @@ from repq_tf.arithmetic import (
 from repq_tf.quantizers.find import find
 from repq_tf.quantizers.lsq import check_step_gradient, fake_quantize, lsq
 from repq_tf.quantizers.lsq_layer import LSQ
+from repq_tf.quantizers.of_kernel import (
+    WEIGHT_LEVELS,
+    check_weight_levels,
+    check_wide_tap,
+    kernel_quantizer,
+    tap_stands_out,
+)
 from repq_tf.quantizers.ranges import (
     RANGES,
     VALUE_RULES,
@@ -29,15 +36,19 @@ __all__ = [
     "LSQ",
     "RANGES",
     "VALUE_RULES",
+    "WEIGHT_LEVELS",
     "WideTapLSQ",
     "check_bits",
     "check_identity_taps",
     "check_range",
     "check_step_gradient",
+    "check_weight_levels",
+    "check_wide_tap",
     "container_top",
     "fake_quantize",
     "find",
     "has_identity_taps",
+    "kernel_quantizer",
     "kl_step",
     "levels",
     "lsq",
@@ -48,5 +59,6 @@ __all__ = [
     "percentile_step",
     "quantize_levels",
     "search_step",
+    "tap_stands_out",
     "zero_point",
 ]

@@ -58,6 +58,7 @@ def lsq(
     gradient_scale: float | Tensor,
     bounded: bool = False,
     counted: Array | None = None,
+    odd: bool | Array = False,
 ) -> Tensor:
     """Fake-quantizes `x` with LSQ's gradients, keeping only `x` and the step for them.
 
@@ -93,6 +94,7 @@ def lsq(
         gradient_scale: a number or scalar tensor.
         bounded: whether the gradient scale is limited, as above.
         counted: 1 for the values that the limit looks at, and 0; None for all.
+        odd: whether the levels are odd numbers, as of `quantize_levels`.
 
     Returns:
         A tensor of x's shape and dtype.
@@ -103,7 +105,7 @@ def lsq(
         x: Tensor, initial_step: Tensor, change: Tensor
     ) -> tuple[Tensor, Callable[..., tuple[Tensor, ...]]]:
         step = learned_step(initial_step, change)
-        quantized = quantize_levels(x, step, low, high) * step
+        quantized = quantize_levels(x, step, low, high, odd) * step
 
         def gradient(*args: Tensor, upstream: Tensor | None = None) -> tuple[Tensor, ...]:
             upstream = args[0] if upstream is None else upstream
@@ -137,8 +139,9 @@ def fake_quantize(
     gradient_scale: float | str = "auto",
     per_image: bool = False,
     bounded: bool = False,
-    top: int | None = None,
+    top: float | None = None,
     counted: Array | None = None,
+    odd: bool | Array = False,
 ) -> Tensor:
     """`lsq` of values of any dtype with the step in variables.
 
@@ -154,6 +157,7 @@ def fake_quantize(
         bounded: see `lsq`.
         top: the highest level of most values; default: `high`.
         counted: see `lsq`.
+        odd: see `lsq`.
     """
     wide = ops.cast(x, change.dtype)
     # Copies, because TensorFlow's custom gradients refuse variables.
@@ -162,11 +166,13 @@ def fake_quantize(
     if gradient_scale == "auto":
         highest: Any = high if top is None else top
         gradient_scale = _gradient_scale(x, highest, len(moved.shape) > 0, per_image)
-    y = lsq(wide, initial, moved, low, high, gradient_scale, bounded, counted)
+    y = lsq(wide, initial, moved, low, high, gradient_scale, bounded, counted, odd)
     return ops.cast(y, x.dtype)
 
 
-def _gradient_scale(x: Tensor, high: int, per_channel: bool, per_image: bool) -> float | Tensor:
+def _gradient_scale(
+    x: Tensor, high: float, per_channel: bool, per_image: bool
+) -> float | Tensor:
     shape = x.shape[1:] if per_image else x.shape
     if per_channel:
         shape = shape[:-1]

@@ -1,5 +1,6 @@
 """Learned step size quantization (LSQ, arXiv 1902.08153), for weights and activations."""
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,11 @@ from repq_tf.quantizers.lsq import fake_quantize, learned_step
 from repq_tf.quantizers.ranges import VALUE_RULES
 from repq_tf.quantizers.step_init import lsq_step
 
+# Range rules that look at the error of rounding, and so at the levels that there are.
+_ODD_RULES = ("min_error", "mae", "lsq")
+# Of the others' step, for values that are all 0, which odd levels lack.
+_NOTHING = 2.0**-20
+
 
 @register
 class LSQ(Layer):
@@ -39,6 +45,12 @@ class LSQ(Layer):
             Default: for weights (not `per_image`) with the automatic scale.
         trainable_step: whether the step is learned; fixed otherwise, also in a model whose
             layers are frozen and thawed.
+        odd: whether the levels are the odd numbers from `1 - 2^bits` to `2^bits - 1`, of a
+            signed grid of at most 7 bits. At 2 bits they are -3, -1, 1, 3: symmetric, with
+            the zero that bell-shaped weights do not need given up for a fourth level, where
+            -2, -1, 0, 1 has one negative level that few weights reach. The step is the
+            distance of 1 from 0, half of that between levels. A channel of nothing but zeros
+            gets a step of a millionth of the others'.
 
     Example:
         >>> quantizer = LSQ(bits=4, signed=False, per_image=True)
@@ -57,6 +69,7 @@ class LSQ(Layer):
         per_image: bool = False,
         bounded: bool | None = None,
         trainable_step: bool = True,
+        odd: bool = False,
         name: str | None = None,
         dtype: Any = None,
         **kwargs: Any,
@@ -75,7 +88,14 @@ class LSQ(Layer):
         bounded = boolean(bounded, "bounded", optional=True)
         self.bounded = auto if bounded is None else bounded
         self.trainable_step = boolean(trainable_step, "trainable_step")
-        self.low, self.high = levels(self.bits, self.signed, self.narrow)
+        self.odd = boolean(odd, "odd")
+        if self.odd and not (self.signed and self.bits <= 7):
+            kind = "a signed" if self.signed else "an unsigned"
+            raise ValueError(
+                f"odd levels must be of a signed grid of at most 7 bits. Received: {kind} grid "
+                f"of {self.bits} bits"
+            )
+        self.low, self.high = levels(self.bits, self.signed, self.narrow, self.odd)
 
     def build(self, input_shape: Shape | None = None) -> None:
         """Creates the step, as a fixed initial value and a trained change of it."""
@@ -110,6 +130,29 @@ class LSQ(Layer):
         """The lowest and the highest level, or those of each value of a shape."""
         return self.low, self.high
 
+    def odd_levels(self, shape: Shape) -> bool | Array:
+        """Whether levels are odd numbers, or which values of a shape have such."""
+        return self.odd
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether every value has the same levels, all integers between two bounds."""
+        return not self.odd
+
+    @property
+    def _half(self) -> float:
+        """Half the distance of two levels, in steps."""
+        return 1.0 if self.odd else 0.5
+
+    @property
+    def _gradient_top(self) -> float:
+        """What LSQ's gradient scale takes for Q_P.
+
+        Between odd levels lie two steps: with S of them LSQ's step and `S Q_P` the same upper
+        end, the scale that changes the half as fast, relative to itself, is a quarter.
+        """
+        return 8.0 * self.high if self.odd else self.high
+
     def initialize(self, values: Tensor, method: str = "min_error") -> None:
         """Sets the step from data: by `min_error` (default), another range rule or `lsq`.
 
@@ -124,11 +167,21 @@ class LSQ(Layer):
             raise ValueError(f"method must be one of {list(methods)}. Received: {method!r}")
         per_channel = self.channels is not None
         values = ops.convert_to_numpy(values)  # a search of many small steps costs less there
-        self.set_step(methods[method](values, self.low, self.high, per_channel))
+        rule = methods[method]
+        if self.odd and method in _ODD_RULES:
+            rule = functools.partial(rule, odd=True)
+        step = rule(values, self.low, self.high, per_channel)
+        if self.odd:
+            rows = values.reshape(-1, self.channels or values.size).T
+            empty = ~np.any(rows if per_channel else rows.ravel()[None], axis=1)
+            step = np.where(empty if per_channel else empty[0], step * _NOTHING, step)
+        self.set_step(step)
 
     def integers(self, x: Tensor) -> Tensor:
         """The levels of `x`, whole numbers as floats, in inference."""
-        return inference_levels(x, self.step, self.low, self.high)
+        return inference_levels(
+            x, self.step, *self.bounds(x.shape), odd=self.odd_levels(x.shape)
+        )
 
     def call(self, x: Tensor) -> Tensor:
         """Fake-quantizes `x`; computed in float32 at least, returned in x's dtype."""
@@ -141,12 +194,14 @@ class LSQ(Layer):
             self.gradient_scale,
             self.per_image,
             self.bounded,
+            self._gradient_top,
+            odd=self.odd,
         )
 
     def clip_rate(self, x: Tensor) -> Tensor:
-        """The share of values outside the grid's range by more than half a step."""
-        v = ops.cast(x, self.change.dtype) / self.step
-        outside = ops.logical_or(v < self.low - 0.5, v > self.high + 0.5)
+        """The share of values beyond the outer levels by more than half their distance."""
+        v, half = ops.cast(x, self.change.dtype) / self.step, self._half
+        outside = ops.logical_or(v < self.low - half, v > self.high + half)
         return ops.mean(ops.cast(outside, "float32"))
 
     def get_config(self) -> Config:
@@ -161,4 +216,5 @@ class LSQ(Layer):
             "per_image": self.per_image,
             "bounded": self.bounded,
             "trainable_step": self.trainable_step,
+            "odd": self.odd,
         }

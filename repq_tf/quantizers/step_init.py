@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from repq_tf.arithmetic import quantize_levels
 from repq_tf.keras_api import Array, Tensor, fold, ops
 
 # Merged kernels have long tails (max/rms up to 80 for an identity on the diagonal),
@@ -60,7 +61,7 @@ def peak_of(xp: Any, rows: Array | Tensor, low: int) -> Array | Tensor:
 
 
 def min_error_step(
-    values: Array | Tensor, low: int, high: int, per_channel: bool = False
+    values: Array | Tensor, low: int, high: int, per_channel: bool = False, odd: bool = False
 ) -> Array | Tensor:
     """The step that minimises `sum (quantize(v) - v)^2`.
 
@@ -72,22 +73,23 @@ def min_error_step(
         low: the lowest level.
         high: the highest level.
         per_channel: whether each index of the last axis has a step of its own.
+        odd: whether the levels are odd numbers.
 
     Returns:
         A positive array or tensor, `(channels,)` or `()`.
     """
-    return _least_error_step(values, low, high, per_channel, "square")
+    return _least_error_step(values, low, high, per_channel, odd, "square")
 
 
 def mae_step(
-    values: Array | Tensor, low: int, high: int, per_channel: bool = False
+    values: Array | Tensor, low: int, high: int, per_channel: bool = False, odd: bool = False
 ) -> Array | Tensor:
     """The step that minimises `sum |quantize(v) - v|`, found as `min_error_step` is."""
-    return _least_error_step(values, low, high, per_channel, "abs")
+    return _least_error_step(values, low, high, per_channel, odd, "abs")
 
 
 def _least_error_step(
-    values: Array | Tensor, low: int, high: int, per_channel: bool, penalty: str
+    values: Array | Tensor, low: int, high: int, per_channel: bool, odd: bool, penalty: str
 ) -> Array | Tensor:
     xp, rows = rows_of(values, per_channel)
     peak = peak_of(xp, rows, low)
@@ -97,10 +99,10 @@ def _least_error_step(
         height = max(1, _BLOCK // rows.shape[1])
         for k in range(0, len(rows), height):
             part = slice(k, k + height)
-            error = _array_error(rows[part], low, high, getattr(np, penalty))
+            error = _array_error(rows[part], low, high, odd, getattr(np, penalty))
             best[part] = search_step(error, largest[part])
     else:
-        error = _tensor_error(rows, low, high, getattr(ops, penalty))
+        error = _tensor_error(rows, low, high, odd, getattr(ops, penalty))
         best = _search(ops, fold, error, largest)
     best = guard(xp, best, peak)
     return best if per_channel else best[0]
@@ -129,16 +131,18 @@ def _search(xp: Any, reduce: Callable[..., Any], error: _Error, largest: Any) ->
     return reduce(try_one, _CANDIDATES, (largest, largest, error(largest)))[1]
 
 
-def _tensor_error(rows: Tensor, low: int, high: int, penalty: _Error) -> _Error:
+def _tensor_error(rows: Tensor, low: int, high: int, odd: bool, penalty: _Error) -> _Error:
     def error(step: Tensor) -> Tensor:
         step = step[:, None]
-        residual = ops.round(ops.clip(rows / step, low, high)) * step - rows
+        residual = quantize_levels(rows, step, low, high, odd) * step - rows
         return ops.sum(penalty(residual), axis=1)
 
     return error
 
 
-def _array_error(rows: Array, low: int, high: int, penalty: Callable[..., Array]) -> _Error:
+def _array_error(
+    rows: Array, low: int, high: int, odd: bool, penalty: Callable[..., Array]
+) -> _Error:
     """`_tensor_error` in one piece of memory, which the processor's cache holds."""
     rows = np.ascontiguousarray(rows)
     x = np.empty_like(rows)
@@ -146,7 +150,11 @@ def _array_error(rows: Array, low: int, high: int, penalty: Callable[..., Array]
     def error(step: Array) -> Array:
         step = step[:, None]
         np.divide(rows, step, out=x)
-        np.clip(np.rint(x, out=x), low, high, out=x)
+        if odd:
+            np.clip(x, low, high, out=x)
+            np.add(np.multiply(np.floor(np.divide(x, 2, out=x), out=x), 2, out=x), 1, out=x)
+        else:
+            np.clip(np.rint(x, out=x), low, high, out=x)
         np.subtract(np.multiply(x, step, out=x), rows, out=x)
         return penalty(x, out=x).sum(axis=1)
 
@@ -154,10 +162,14 @@ def _array_error(rows: Array, low: int, high: int, penalty: Callable[..., Array]
 
 
 def lsq_step(
-    values: Array | Tensor, low: int, high: int, per_channel: bool = False
+    values: Array | Tensor, low: int, high: int, per_channel: bool = False, odd: bool = False
 ) -> Array | Tensor:
-    """LSQ's initial step, `2 mean|v| / sqrt(Q_P)`. Arguments as `min_error_step`."""
+    """LSQ's initial step, `2 mean|v| / sqrt(Q_P)`. Arguments as `min_error_step`.
+
+    Of odd levels it is that between two of them, and half of it is returned.
+    """
     xp, rows = rows_of(values, per_channel)
     mean = xp.mean(xp.abs(rows), axis=1)
-    step = guard(xp, 2.0 * mean / max(high, 1) ** 0.5, mean)
+    between = 2.0 * mean / max(high / 2 if odd else high, 1) ** 0.5
+    step = guard(xp, between / 2 if odd else between, mean)
     return step if per_channel else step[0]

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from repq_tf.arithmetic import inference_levels
 from repq_tf.keras_api import Array, Shape, Tensor, dtype_name, ops, register
 from repq_tf.quantizers.lsq import fake_quantize
 from repq_tf.quantizers.lsq_layer import LSQ
@@ -74,6 +73,15 @@ class WideTapLSQ(LSQ):
         >>> on_grid = quantizer(kernel)
     """
 
+    def odd_levels(self, shape: Shape) -> bool | Array:
+        """Which weights have odd levels: the taps have all those of int8."""
+        return ~identity_taps(shape) if self.odd else False
+
+    @property
+    def is_uniform(self) -> bool:
+        """No: the taps have other bounds."""
+        return False
+
     def bounds(self, shape: Shape) -> tuple[Array, Array]:
         """The lowest and the highest level of each weight, float32 arrays."""
         taps = identity_taps(shape)
@@ -94,10 +102,6 @@ class WideTapLSQ(LSQ):
         step = np.asarray(ops.convert_to_numpy(self.step))
         self.set_step(np.maximum(step, (largest / _WIDEST).astype(step.dtype)))
 
-    def integers(self, x: Tensor) -> Tensor:
-        """The levels of `x`, whole numbers as floats, in inference."""
-        return inference_levels(x, self.step, *self.bounds(x.shape))
-
     def call(self, x: Tensor) -> Tensor:
         """Fake-quantizes a kernel."""
         dtype = dtype_name(self.change)
@@ -110,14 +114,15 @@ class WideTapLSQ(LSQ):
             high,
             self.gradient_scale,
             bounded=self.bounded,
-            top=self.high,
+            top=self._gradient_top,
             counted=np.asarray(~identity_taps(x.shape), dtype),
+            odd=self.odd_levels(x.shape),
         )
 
     def clip_rate(self, x: Tensor) -> Tensor:
-        """The share of the other weights outside the grid's range by more than half a step."""
-        v = ops.cast(x, self.change.dtype) / self.step
-        outside = ops.logical_or(v < self.low - 0.5, v > self.high + 0.5)
+        """The share of the other weights outside the grid's range, as of `LSQ`."""
+        v, half = ops.cast(x, self.change.dtype) / self.step, self._half
+        outside = ops.logical_or(v < self.low - half, v > self.high + half)
         counted = ~identity_taps(x.shape)
         rate = ops.mean(ops.cast(ops.logical_and(outside, counted), "float32"))
         return rate * (counted.size / counted.sum())

@@ -6,6 +6,7 @@ import pytest
 
 import repq_tf
 from repq_tf import layers as blocks
+from repq_tf.branches import Identity
 from repq_tf.quantizers import LSQ, WideTapLSQ, min_error_step
 from repq_tf.quantizers.wide_tap import identity_taps
 from tests.deployment.files import assert_exact, parity
@@ -140,6 +141,22 @@ def test_a_network_trains_and_its_file_is_exact(bits, tmp_path):
     assert written is not None
 
 
+def test_auto_finds_the_kernels_whose_tap_stands_out():
+    """Those of identities at few bits, branches or merged; not every kernel of the geometry."""
+    x = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("float32")
+    model = network()
+    for name in ("second", "third"):
+        norms = model.get_layer(name).merged_batch_norms
+        (identity,) = (norm for norm in norms if isinstance(norm.child, Identity))
+        identity.gamma.assign(np.full(8, 20.0))
+    for source in (model, repq_tf.merge(model)):
+        for bits, expected in ((4, {"second", "third"}), (8, set())):
+            found = repq_tf.quantize(
+                source, weight_bits=bits, wide_tap="auto", calibration_data=x, verbose=False
+            )
+            assert {v.name for v in found.layers if getattr(v, "wide_tap", False)} == expected
+
+
 def test_geometry_and_arguments_are_checked():
     x = np.zeros((1, 8, 8, 3), "float32")
     for options in ({"strides": 2}, {}, {"kernel_size": 2}):
@@ -147,7 +164,7 @@ def test_geometry_and_arguments_are_checked():
         block = blocks.ConvBlock(filters, weight_bits=4, wide_tap=True, **options)
         with pytest.raises(ValueError, match="wide_tap is for odd kernels"):
             block(x)
-    with pytest.raises(ValueError, match="wide_tap must be True or False. Received: 'yes'"):
+    with pytest.raises(ValueError, match="wide_tap must be True, False or 'auto'. Received"):
         repq_tf.quantize(network(), wide_tap="yes", calibration_data=x)
-    with pytest.raises(ValueError, match="rule 'x': wide_tap must be True or False"):
+    with pytest.raises(ValueError, match="rule 'x': wide_tap must be True, False or"):
         repq_tf.quantize(network(), rules={"x": {"wide_tap": "no"}}, calibration_data=x)

@@ -143,8 +143,14 @@ def _check_post_training(values: dict[str, Any]) -> None:
             f" Received: --rounding={values['rounding']} --method={values['method']}"
         )
     if alone:
-        for name in ("qat_epochs", "finetune_epochs", "restore_batch_norm", "wide_tap"):
-            if values[name]:
+        for name in (
+            "qat_epochs",
+            "finetune_epochs",
+            "restore_batch_norm",
+            "weight_levels",
+            "wide_tap",
+        ):
+            if values[name] and values[name] != FLAGS[name].default:
                 raise UserError(
                     f"--{name} goes with methods that train quantized, and --method=ptq does"
                     f" not. Received: --{name}={values[name]}"
@@ -155,9 +161,10 @@ def _check_post_training(values: dict[str, Any]) -> None:
             "restore_batch_norm",
             "ranges",
             "finetune_epochs",
+            "weight_levels",
             "wide_tap",
         ):
-            if values[name]:
+            if values[name] and values[name] != FLAGS[name].default:
                 raise UserError(
                     f"--{name} goes with --quantizer=keras only."
                     f" Received: --{name}={values[name]} --quantizer=tfmot"

@@ -172,6 +172,13 @@ _GROUPS = {
             " weights; or lsq, by LSQ's published gradient scale.",
         ),
         Flag(
+            "weight_levels",
+            Choice(("uniform", "odd")),
+            "uniform",
+            "Which numbers of steps weights of at most 4 bits may be: all between two bounds,"
+            " or as many odd ones, which suits 2 bits.",
+        ),
+        Flag(
             "wide_tap",
             Switch(),
             False,

@@ -75,8 +75,8 @@ def quantize(model: keras.Model, settings: Settings, task: Task) -> keras.Model:
         work = tfmot.quantize
     else:
         options |= dict.fromkeys(("weight_range", "activation_range"), settings.ranges)
-        if settings.wide_tap:
-            options["wide_tap"] = True
+        if settings.method != "ptq":
+            options |= {"weight_levels": settings.weight_levels, "wide_tap": settings.wide_tap}
     if settings.method == "ptq":
         work = repq_tf.post_training_quantize
         options |= {"rounding": settings.rounding, "equalize": settings.equalize}
