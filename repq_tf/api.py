@@ -11,7 +11,12 @@ from repq_tf.deployment import (
 )
 from repq_tf.inspection import allocate_bits, analyze, sensitivity, summary
 from repq_tf.parity import check_parity
-from repq_tf.post_training import equalize, post_training_quantize, restore_batch_norm
+from repq_tf.post_training import (
+    equalize,
+    post_training_quantize,
+    restore_batch_norm,
+    synthesize_images,
+)
 from repq_tf.quantization import quantization_table, quantize, with_container
 from repq_tf.reparameterization import merge, reparameterize
 from repq_tf.version import __version__
@@ -41,5 +46,6 @@ __all__ = [
     "restore_batch_norm",
     "sensitivity",
     "summary",
+    "synthesize_images",
     "with_container",
 ]

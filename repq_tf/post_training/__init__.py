@@ -4,6 +4,7 @@ from repq_tf.post_training.equalization import Equalization, StreamScales
 from repq_tf.post_training.equalize import equalize
 from repq_tf.post_training.pipeline import post_training_quantize
 from repq_tf.post_training.restore import restore_batch_norm
+from repq_tf.post_training.synthesis import synthesize_images
 
 __all__ = [
     "Equalization",
@@ -11,4 +12,5 @@ __all__ = [
     "equalize",
     "post_training_quantize",
     "restore_batch_norm",
+    "synthesize_images",
 ]
