@@ -4,13 +4,12 @@ Merging a batch norm needs the mean and the variance of `X * child`. RepQ-BN con
 more to get them (arXiv 2311.05317, Algorithm 1); RepQ-BNEst estimates them (Eq. 5-6).
 """
 
-from typing import Any, TypeAlias
+from typing import Any
 
+from repq_tf.branches.fused import Moments, can_fuse, fused_image_moments, fused_moments
 from repq_tf.keras_api import Pair, Tensor, dtype_name, ops, replica_mean
 from repq_tf.kernels import AffineKernel
 from repq_tf.windows import VALID, Window, apply_window, convolve, subsample
-
-Moments: TypeAlias = tuple[Tensor, Tensor]  # mean and variance, `(channels,)` each
 
 
 def feature_moments(y: Tensor, synchronized: bool = True) -> Moments:
@@ -20,11 +19,32 @@ def feature_moments(y: Tensor, synchronized: bool = True) -> Moments:
     and the one that normalizes; PyTorch's moving variance is over N - 1. With
     `synchronized`, they are those of the global batch when replicas share it.
     """
+    if can_fuse(y, synchronized):
+        return fused_moments(y)
     y = wide(y)
-    mean = ops.mean(y, axis=(0, 1, 2))
-    mean = replica_mean(mean) if synchronized else mean
-    variance = ops.mean(ops.square(y - mean), axis=(0, 1, 2))
-    return mean, replica_mean(variance) if synchronized else variance
+    mean = _shared(ops.mean(y, axis=(0, 1, 2)), synchronized)
+    return mean, _variance(y, mean, synchronized)
+
+
+def image_moments(x: Tensor, synchronized: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    """Batch-mean image `(h, w, c)`, mean `(c,)` and variance `(c,)` of features.
+
+    As `feature_moments`, of which the last two are.
+    """
+    if can_fuse(x, synchronized):
+        return fused_image_moments(x)
+    x = wide(x)
+    image = _shared(ops.mean(x, axis=0), synchronized)
+    mean = ops.mean(image, axis=(0, 1))
+    return image, mean, _variance(x, mean, synchronized)
+
+
+def _variance(y: Tensor, mean: Tensor, synchronized: bool) -> Tensor:
+    return _shared(ops.mean(ops.square(y - mean), axis=(0, 1, 2)), synchronized)
+
+
+def _shared(moment: Tensor, synchronized: bool) -> Tensor:
+    return replica_mean(moment) if synchronized else moment
 
 
 def wide(x: Tensor) -> Tensor:
