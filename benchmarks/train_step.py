@@ -25,7 +25,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 import repq_tf
 from repq_tf.branches import MODES
@@ -242,6 +242,7 @@ def show(title: str, table: dict[str, dict[str, float | None]]) -> None:
 
 def main(_: list[str]) -> None:
     """Prints the tables and writes them as JSON if asked to."""
+    logging.set_verbosity(logging.ERROR)  # TensorFlow tells of functions made in a loop
     if FLAGS.mixed_precision != "none":
         keras.config.set_dtype_policy(f"mixed_{FLAGS.mixed_precision}")
     models = []
