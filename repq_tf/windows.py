@@ -10,7 +10,7 @@ unless a kernel really needs the zeros.
 import math
 from typing import TypeAlias
 
-from repq_tf.keras_api import Pair, Shape, Tensor, ops
+from repq_tf.keras_api import Pair, Shape, Tensor, backend, ops, traced_for_xla
 from repq_tf.kernels import centre_offset
 
 Window: TypeAlias = tuple[Pair, ...]  # zeros before and after, for each spatial axis
@@ -101,6 +101,30 @@ def subsample(x: Tensor, strides: Pair) -> Tensor:
     # The average of one pixel: exact, and several times as fast as a slice with steps, whose
     # gradient TensorFlow scatters pixel by pixel.
     return ops.average_pool(x, (1, 1), tuple(strides), "valid", data_format="channels_last")
+
+
+def every(x: Tensor, distance: int) -> Tensor:
+    """Every `distance`-th image of a batch, from the first on.
+
+    Args:
+        x: `(batch, height, width, channels)`.
+        distance: at least 1.
+    """
+    if distance == 1 or backend() != "tensorflow" or traced_for_xla():
+        return x[::distance]
+    import tensorflow as tf
+
+    # Whole images by their numbers: a tenth of the time of a slice with steps and its gradient.
+    @tf.custom_gradient
+    def gather(x: Tensor) -> tuple:
+        numbers = tf.range(0, tf.shape(x)[0], distance)
+
+        def gradient(upstream: Tensor) -> Tensor:
+            return tf.scatter_nd(numbers[:, None], upstream, tf.shape(x))
+
+        return tf.gather(x, numbers), gradient
+
+    return gather(x)
 
 
 def convolve(

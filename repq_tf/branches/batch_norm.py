@@ -10,7 +10,17 @@ from repq_tf.branches.fused import batch_normalized, can_fuse
 from repq_tf.branches.readings import NumpyReading, Reading
 from repq_tf.branches.statistics import BatchNormStatistics, check_batch_norm
 from repq_tf.branches.streams import Streams
-from repq_tf.keras_api import Array, Identifier, Pair, Shape, Tensor, add_parameter, keras, ops
+from repq_tf.keras_api import (
+    Array,
+    Identifier,
+    Pair,
+    Shape,
+    Tensor,
+    add_parameter,
+    dtype_name,
+    keras,
+    ops,
+)
 from repq_tf.kernels import AffineKernel
 from repq_tf.windows import VALID, Window
 
@@ -81,8 +91,9 @@ class BatchNorm(Wrapper):
 
     def _fuses(self, y: Tensor, training: bool | None) -> bool:
         statistics = self.statistics
-        return statistics.takes_batch(training) and can_fuse(
-            y, self.gamma, statistics.synchronized
+        wide = dtype_name(self.gamma) == "float32"
+        return (
+            wide and statistics.takes_batch(training) and can_fuse(y, statistics.synchronized)
         )
 
     def _fused(self, y: Tensor, bias: Tensor | None) -> Tensor:

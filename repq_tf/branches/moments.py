@@ -4,13 +4,12 @@ Merging a batch norm needs the mean and the variance of `X * child`. RepQ-BN con
 more to get them (arXiv 2311.05317, Algorithm 1); RepQ-BNEst estimates them (Eq. 5-6).
 """
 
-from typing import Any, TypeAlias
+from typing import Any
 
+from repq_tf.branches.fused import Moments, can_fuse, fused_image_moments, fused_moments
 from repq_tf.keras_api import Pair, Tensor, dtype_name, ops, replica_mean
 from repq_tf.kernels import AffineKernel
 from repq_tf.windows import VALID, Window, apply_window, convolve, subsample
-
-Moments: TypeAlias = tuple[Tensor, Tensor]  # mean and variance, `(channels,)` each
 
 
 def feature_moments(y: Tensor, synchronized: bool = True) -> Moments:
@@ -20,11 +19,32 @@ def feature_moments(y: Tensor, synchronized: bool = True) -> Moments:
     and the one that normalizes; PyTorch's moving variance is over N - 1. With
     `synchronized`, they are those of the global batch when replicas share it.
     """
+    if can_fuse(y, synchronized):
+        return fused_moments(y)
     y = wide(y)
-    mean = ops.mean(y, axis=(0, 1, 2))
-    mean = replica_mean(mean) if synchronized else mean
-    variance = ops.mean(ops.square(y - mean), axis=(0, 1, 2))
-    return mean, replica_mean(variance) if synchronized else variance
+    mean = _shared(ops.mean(y, axis=(0, 1, 2)), synchronized)
+    return mean, _variance(y, mean, synchronized)
+
+
+def image_moments(x: Tensor, synchronized: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    """Batch-mean image `(h, w, c)`, mean `(c,)` and variance `(c,)` of features.
+
+    As `feature_moments`, of which the last two are.
+    """
+    if can_fuse(x, synchronized):
+        return fused_image_moments(x)
+    x = wide(x)
+    image = _shared(ops.mean(x, axis=0), synchronized)
+    mean = ops.mean(image, axis=(0, 1))
+    return image, mean, _variance(x, mean, synchronized)
+
+
+def _variance(y: Tensor, mean: Tensor, synchronized: bool) -> Tensor:
+    return _shared(ops.mean(ops.square(y - mean), axis=(0, 1, 2)), synchronized)
+
+
+def _shared(moment: Tensor, synchronized: bool) -> Tensor:
+    return replica_mean(moment) if synchronized else moment
 
 
 def wide(x: Tensor) -> Tensor:
@@ -98,20 +118,54 @@ def estimated_moments(
         # Of a single input value for each output, the estimate can be exact.
         return exact_moments(reading.x, affine, reading.strides, reading.window, synchronized)
     image, mean, variance = reading.input_moments(synchronized)
+    taps = affine.size[0] * affine.size[1]
+    squares = AffineKernel(ops.square(affine.kernel), affine.bias, affine.groups)
     if literal:
         response = affine.response(mean)
     else:
-        taps = [
+        rows, columns = (
             _tap_weights(ops.shape(image)[axis], affine.size[axis], reading, axis)
             for axis in range(2)
-        ]
-        tap_means = ops.einsum("hy,yxc,dx->hdc", taps[0], image, taps[1])
-        inputs, outputs = affine.kernel.shape[2], affine.out_channels // affine.groups
-        tap_means = ops.reshape(tap_means, (-1, affine.groups, inputs))
-        kernel = ops.reshape(affine.kernel, (-1, inputs, affine.groups, outputs))
-        response = ops.reshape(ops.einsum("tigo,tgi->go", kernel, tap_means), (-1,))
-    squares = type(affine)(ops.square(affine.kernel), affine.bias, affine.groups)
-    return response + affine.bias, squares.response(variance)
+        )
+        response = _response(affine, _tap_means(image, rows, columns))
+    every_tap = ops.tile(ops.reshape(variance, (1, -1)), (taps, 1))
+    return response + affine.bias, _response(squares, every_tap)
+
+
+def _tap_means(image: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """The means that taps read of an image: `(taps, channels)`.
+
+    Products of matrices as they lie in memory; a sum over indices would turn them first.
+
+    Args:
+        image: `(height, width, channels)`.
+        rows: `(kh, height)`, the share of outputs for which a tap reads a row.
+        columns: `(kw, width)`.
+    """
+    height, width, channels = ops.shape(image)
+    means = ops.matmul(rows, ops.reshape(image, (height, width * channels)))
+    means = ops.reshape(means, (rows.shape[0], width, channels))
+    return ops.reshape(ops.matmul(columns[None], means), (-1, channels))
+
+
+def _response(affine: AffineKernel, inputs: Tensor) -> Tensor:
+    """What a kernel makes, without bias, of an input for each of its taps.
+
+    Args:
+        affine: the kernel.
+        inputs: `(taps, in_channels)`.
+
+    Returns:
+        `(out_channels,)`.
+    """
+    outputs = affine.out_channels
+    if affine.groups == 1:
+        kernel = ops.reshape(affine.kernel, (-1, outputs))
+        return ops.matmul(ops.reshape(inputs, (1, -1)), kernel)[0]
+    groups, each = affine.groups, affine.kernel.shape[2]
+    inputs = ops.reshape(inputs, (-1, groups, each))
+    kernel = ops.reshape(affine.kernel, (-1, each, groups, outputs // groups))
+    return ops.reshape(ops.einsum("tigo,tgi->go", kernel, inputs), (-1,))
 
 
 def _tap_weights(length: int, size: int, reading: Any, axis: int) -> Tensor:

@@ -1,14 +1,15 @@
 """How a merge reads an expression: which values, and which moments of batch norms."""
 
+import dataclasses
 from typing import Self
 
 import numpy as np
 
 from repq_tf.arithmetic import wide_dtype
-from repq_tf.branches.moments import Moments, wide
-from repq_tf.keras_api import Array, Layer, Pair, Tensor, Variable, ops, replica_mean
+from repq_tf.branches.moments import Moments, image_moments
+from repq_tf.keras_api import Array, Layer, Pair, Tensor, Variable, ops
 from repq_tf.kernels import AffineKernel
-from repq_tf.windows import Window, crop_window
+from repq_tf.windows import Window, crop_window, every
 
 
 class Reading:
@@ -107,13 +108,13 @@ class FeatureReading(Reading):
         window: Window,
         strides: Pair,
         prefix: AffineKernel | None = None,
-        moments: dict[bool, tuple[Tensor, Tensor, Tensor]] | None = None,
+        shared: "_Shared | None" = None,
     ) -> None:
         self.x = x
         self.window = window
         self.strides = strides
         self._prefix = prefix
-        self._input_moments = {} if moments is None else moments
+        self._shared = _Shared() if shared is None else shared
 
     def inside(self, outer: Pair, inner: Pair) -> Self:
         """The reading of a smaller kernel: a crop of the window."""
@@ -129,7 +130,7 @@ class FeatureReading(Reading):
         return self._derive(self.window, self.strides if last else (1, 1), prefix)
 
     def _derive(self, window: Window, strides: Pair, prefix: AffineKernel | None) -> Self:
-        return type(self)(self.x, window, strides, prefix, self._input_moments)
+        return type(self)(self.x, window, strides, prefix, self._shared)
 
     def moments(self, batch_norm: Layer, affine: AffineKernel) -> Moments:
         """The moments, in the mode of the statistics; updates the moving ones."""
@@ -141,12 +142,25 @@ class FeatureReading(Reading):
 
     def input_moments(self, synchronized: bool = True) -> tuple[Tensor, Tensor, Tensor]:
         """Batch-mean image `(h, w, c)`, mean `(c,)` and variance `(c,)` of the input."""
-        if synchronized not in self._input_moments:
-            x = wide(self.x)
-            image = ops.mean(x, axis=0)
-            image = replica_mean(image) if synchronized else image
-            mean = ops.mean(image, axis=(0, 1))
-            variance = ops.mean(ops.square(x - mean), axis=(0, 1, 2))
-            variance = replica_mean(variance) if synchronized else variance
-            self._input_moments[synchronized] = (image, mean, variance)
-        return self._input_moments[synchronized]
+        if synchronized not in self._shared.moments:
+            self._shared.moments[synchronized] = image_moments(self.x, synchronized)
+        return self._shared.moments[synchronized]
+
+    def sampled(self, distance: int) -> Tensor:
+        """Every `distance`-th image of the input, of which replicas take the same."""
+        if distance not in self._shared.samples:
+            self._shared.samples[distance] = every(self.x, distance)
+        return self._shared.samples[distance]
+
+
+@dataclasses.dataclass
+class _Shared:
+    """What readings of the same features have computed of them.
+
+    Attributes:
+        moments: the input's, by whether replicas share them.
+        samples: every k-th image, by k.
+    """
+
+    moments: dict[bool, tuple[Tensor, Tensor, Tensor]] = dataclasses.field(default_factory=dict)
+    samples: dict[int, Tensor] = dataclasses.field(default_factory=dict)

@@ -92,10 +92,8 @@ class BatchNormStatistics(Layer):
                 reading, affine, self.literal_estimate, self.synchronized
             )
         else:
-            x = reading.x
-            if self.mode == "sample":
-                # Every k-th image, of which replicas take the same as one device does.
-                x = x[:: round(1 / self.sample_fraction)]
+            sample = self.mode == "sample"
+            x = reading.sampled(round(1 / self.sample_fraction)) if sample else reading.x
             mean, variance = exact_moments(
                 x, affine, reading.strides, reading.window, self.synchronized
             )

@@ -32,6 +32,8 @@ from repq_tf.progress import Progress
 _DEAD = 1e-4
 # Quantization changes a deviation by less, unless it has destroyed the channel.
 _LARGEST_CHANGE = 2.0
+# So many values of an array are added up at once.
+_PART = 2**15
 # What makes a reading of another one.
 Change: TypeAlias = Callable[[FeatureReading], FeatureReading]
 
@@ -110,11 +112,25 @@ class Moments:
 
         They are found by NumPy, to which a few thousand values cost less than their calls do.
         """
-        values = np.array(ops.convert_to_numpy(y), np.float64).reshape(-1, y.shape[-1])
-        mean = values.mean(axis=0)
-        values -= mean
-        variance = np.square(values, out=values).mean(axis=0)
+        rows = ops.convert_to_numpy(y).reshape(-1, y.shape[-1])
+        with np.errstate(invalid="ignore"):  # who asks for the moments judges them
+            mean, variance = _array_moments(rows)
         self.add(len(y), mean + ops.convert_to_numpy(bias), variance)
+
+
+def _array_moments(rows: Array) -> tuple[Array, Array]:
+    """Mean and variance of `(n, channels)`, in float64 and in parts that the cache holds."""
+    height = max(1, _PART // rows.shape[1])
+    # Sums of squares lose nothing around what is almost the mean.
+    near = rows[:height].mean(axis=0, dtype=np.float64)
+    total, squares = np.zeros_like(near), np.zeros_like(near)
+    for k in range(0, len(rows), height):
+        part = rows[k : k + height] - near
+        ones = np.ones(len(part))
+        total += ones @ part
+        squares += ones @ np.square(part, out=part)
+    offset = total / len(rows)
+    return near + offset, np.maximum(squares / len(rows) - offset**2, 0.0)
 
 
 class Readings:

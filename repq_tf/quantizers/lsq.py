@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from repq_tf.arithmetic import quantize_levels
-from repq_tf.keras_api import Array, Tensor, Variable, dtype_name, ops, selected
+from repq_tf.keras_api import Array, Tensor, Variable, dtype_name, ops
+from repq_tf.quantizers.inside import inside
 
 STEP_GRADIENTS = ("bounded", "lsq")
 
@@ -109,8 +110,7 @@ def lsq(
 
         def gradient(*args: Tensor, upstream: Tensor | None = None) -> tuple[Tensor, ...]:
             upstream = args[0] if upstream is None else upstream
-            inside = ops.logical_and(x > edge(low, step), x < edge(high, step))
-            to_x, x_inside = selected(inside, upstream, x)
+            to_x, x_inside = inside(x, edge(low, step), edge(high, step), upstream)
             error = quantized - x_inside  # `step` times what is summed
             product = upstream * error
             axes = tuple(range(product.ndim - len(step.shape)))

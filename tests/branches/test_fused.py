@@ -6,6 +6,8 @@ import pytest
 import tensorflow as tf
 
 from repq_tf.branches import OABN, BatchNorm, Identity
+from repq_tf.branches.moments import feature_moments, image_moments
+from repq_tf.windows import every
 
 ops = keras.ops
 array = ops.convert_to_numpy
@@ -91,7 +93,7 @@ def test_what_the_operator_cannot_do_is_done_as_before(two_replicas, float64):
     keras.config.set_floatx("float32")
     node = norm(4)
     assert fused in operators(call, node, y)
-    assert fused not in operators(call, norm(4, OABN), y)
+    assert "Mul" in operators(call, norm(4, OABN), y)  # the moments alone are the operator's
     assert fused not in operators(lambda node, y: node.normalize(y, False), node, y)
     node.statistics.trainable = False
     assert fused not in operators(call, node, y)
@@ -100,3 +102,77 @@ def test_what_the_operator_cannot_do_is_done_as_before(two_replicas, float64):
             node = norm(4, synchronized=synchronized)
         both = operators(lambda y, node=node: two_replicas.run(call, (node, y)), y)
         assert (fused in both) is not synchronized
+
+
+def image_formulas(x, to_image, to_mean, to_variance):
+    """Mean image, mean and variance, and the gradient of their weighted sum, in NumPy."""
+    x = np.asarray(x, np.float64)
+    image, mean, variance = x.mean(0), x.mean((0, 1, 2)), x.var((0, 1, 2))
+    count = x.size / x.shape[-1]
+    to_x = to_image / len(x) + (to_mean + 2 * to_variance * (x - mean)) / count
+    return image, mean, variance, to_x
+
+
+def in_graph(function, x, upstream):
+    """What a function of features returns and its gradient, and the operators of both."""
+
+    def run(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            found = function(x)
+        return *found, tape.gradient(found, x, upstream)
+
+    return tf.function(run, autograph=False)(x), operators(run, x)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("shape", [(6, 5, 4, 3), (2, 1, 1, 16), (1, 1, 1, 5)])
+def test_moments_and_their_gradients_are_the_formulas(dtype, shape, rng):
+    """By the operator, and by autodiff where there is none (float64)."""
+    x = ops.cast(rng.normal(2, 3, shape), dtype)
+    upstream = [rng.normal(size=size) for size in (shape[1:], shape[-1:], shape[-1:])]
+    expected = image_formulas(ops.cast(x, "float64"), *upstream)
+    wide = "float64" if dtype == "float64" else "float32"
+    given = [tf.constant(value, wide) for value in upstream]
+    found, used = in_graph(image_moments, x, given)
+    assert ("FusedBatchNormV3" in used) is (dtype != "float64")
+    _, *without_image = image_formulas(ops.cast(x, "float64"), 0.0, *upstream[1:])
+    pairs = [*zip(found, expected, strict=True)]
+    pairs += zip(in_graph(feature_moments, x, given[1:])[0], without_image, strict=True)
+    close = {"float64": 1e-12, "float32": 2e-5, "bfloat16": 2e-2, "float16": 3e-3}
+    for one, other in pairs:
+        assert one.dtype in (wide, dtype)
+        tolerance = close[one.dtype.name]
+        one = np.asarray(ops.cast(one, "float64"))
+        np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
+
+
+def test_moments_of_features_far_from_zero_lose_nothing(rng):
+    """`E[x^2] - E[x]^2` would have no digit left of these deviations."""
+    x = rng.normal(1000, 0.1, (8, 9, 9, 2)).astype("float32")
+    _, mean, variance = image_moments(tf.constant(x))
+    np.testing.assert_allclose(mean, x.mean((0, 1, 2), np.float64), rtol=1e-6)
+    np.testing.assert_allclose(variance, x.astype("float64").var((0, 1, 2)), rtol=1e-3)
+
+
+@pytest.mark.parametrize("distance", [1, 3, 8])
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_every_kth_image_and_its_gradient(distance, jit_compile, rng):
+    x = tf.constant(rng.normal(size=(10, 2, 3, 4)))
+    count = len(range(0, 10, distance))
+    upstream = rng.normal(size=(count, 2, 3, 4))
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 2, 3, 4), "float64")])
+    def run(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = every(x, distance)
+        return y, tape.gradient(y, x, tf.constant(upstream))
+
+    if jit_compile:
+        run = tf.function(run.python_function, jit_compile=True)
+    y, to_x = run(x)
+    expected = np.zeros(x.shape)
+    expected[::distance] = upstream
+    np.testing.assert_array_equal(y, array(x)[::distance])
+    np.testing.assert_array_equal(to_x, expected)

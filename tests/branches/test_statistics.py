@@ -251,7 +251,7 @@ def test_replicas_share_one_moving_mean(synchronized, two_replicas):
 
 
 def test_branches_share_the_moments_of_the_input():
-    """One pass over the features serves every branch in the estimate."""
+    """One pass over the features serves every branch of `estimate`, one subset `sample`."""
     block = Sum(
         [BatchNorm(Convolution(3, 3)), BatchNorm(Convolution(3, 1)), BatchNorm(Identity())]
     )
@@ -265,6 +265,7 @@ def test_branches_share_the_moments_of_the_input():
         a is b
         for a, b in zip(first, reading.inside((3, 3), (1, 1)).input_moments(), strict=True)
     )
+    assert reading.sampled(2) is reading.inside((3, 3), (1, 1)).sampled(2)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
