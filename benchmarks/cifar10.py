@@ -32,6 +32,7 @@ METHODS = {
     "repq": ["--method=repq"],
     "wide": ["--method=repq", "--wide_tap"],
     "odd": ["--method=repq", "--weight_levels=odd"],
+    "cluster": ["--method=repq", "--weight_levels=cluster"],
     "wide_odd": ["--method=repq", "--wide_tap", "--weight_levels=odd"],
     "merged": ["--method=merged"],
     "ptq": ["--method=ptq"],
@@ -40,6 +41,7 @@ METHODS = {
 _PLAIN = {
     "repq": ["--method=plain"],
     "odd": ["--method=plain", "--weight_levels=odd"],
+    "cluster": ["--method=plain", "--weight_levels=cluster"],
     "ptq": METHODS["ptq"],
     "ptq_descent": METHODS["ptq_descent"],
 }

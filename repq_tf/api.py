@@ -9,6 +9,7 @@ from repq_tf.deployment import (
     export_tflite,
     export_tflite_float,
 )
+from repq_tf.distillation import Distiller
 from repq_tf.inspection import allocate_bits, analyze, sensitivity, summary
 from repq_tf.parity import check_parity
 from repq_tf.post_training import (
@@ -22,6 +23,7 @@ from repq_tf.reparameterization import merge, reparameterize
 from repq_tf.version import __version__
 
 __all__ = [
+    "Distiller",
     "__version__",
     "allocate_bits",
     "analyze",

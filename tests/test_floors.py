@@ -26,7 +26,7 @@ FLOORS = (
     # Layers; models as plain data.
     (5, "layers graphs tflite"),
     # Networks, and what is done to the weights of any.
-    (6, "models calibration checkpoints optimizers"),
+    (6, "models calibration checkpoints distillation optimizers"),
     # From one model to another.
     (7, "quantization reparameterization"),
     # The faces of a quantized model, none of which knows another.

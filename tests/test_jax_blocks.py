@@ -86,6 +86,27 @@ for make, policy in ((quantized, "float32"), (floating, "mixed_bfloat16")):
         np.testing.assert_array_equal(np.array(variable), np.array(other))
     if make is quantized:
         assert np.isfinite(loaded.predict(x, verbose=0)).all()
+
+keras.config.set_dtype_policy("float32")
+
+
+def small():
+    inputs = keras.Input((6, 6, 3))
+    y = keras.layers.GlobalAveragePooling2D()(ACBlock(4, activation="relu")(inputs))
+    return keras.Model(inputs, DenseBlock(5)(y))
+
+
+teacher, student = small(), small()
+before = [np.array(v) for v in teacher.variables]
+first = tuple(model.layers[1].name for model in (student, teacher))
+distiller = repq_tf.Distiller(student, teacher, [first])
+distiller.compile(keras.optimizers.SGD(1e-3), loss, metrics=["accuracy"], jit_compile=True)
+start = np.array(student.trainable_variables[0])
+history = distiller.fit(x, labels, validation_data=(x, labels), epochs=2, verbose=0).history
+assert np.isfinite(history["loss"]).all() and "val_accuracy" in history
+assert not np.array_equal(np.array(student.trainable_variables[0]), start)
+for variable, value in zip(teacher.variables, before, strict=True):
+    np.testing.assert_array_equal(np.array(variable), value)
 assert "tensorflow" not in sys.modules
 print("trained")
 """

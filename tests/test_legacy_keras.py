@@ -36,6 +36,18 @@ model = network()
 assert repq_tf.summary(model).totals["macs"] == 2 * 7 * 8 * 9 * 4 * 4 + 4 * 3
 model.fit(x, y, epochs=3, verbose=0)
 branches = model.predict(x, verbose=0)
+teacher, student = model, network()
+fixed = [w.numpy() for w in teacher.weights]
+first = (student.layers[1].name, teacher.layers[1].name)
+distiller = repq_tf.Distiller(student, teacher, [first])
+distiller.compile(keras.optimizers.SGD(0.01), student.loss)
+before = [w.numpy() for w in student.trainable_weights]
+history = distiller.fit(x, y, validation_data=(x, y), epochs=2, verbose=0)
+assert np.isfinite(history.history["loss"]).all()
+assert not any(map(np.array_equal, before, student.trainable_weights))
+assert all(map(np.array_equal, fixed, teacher.weights))
+print("distilled")
+
 for layer in model.layers[1:3]:
     layer.merged = True
 model.compile()
@@ -96,6 +108,7 @@ print("trained", len(BLOCKS), "blocks")
 def test_blocks_train_on_legacy_keras():
     status, output, errors = forks.run(SCRIPT, TF_USE_LEGACY_KERAS="1")
     assert status == 0, errors[-3000:]
+    assert "distilled" in output
     assert "trained 5 modes" in output
     assert "refused other weights" in output
     assert "a frozen batch norm stays" in output

@@ -220,6 +220,8 @@ class _Pipeline:
         keras.utils.set_random_seed(settings.seed)
         with self.engine.scope(), precision.policy(settings.mixed_precision):
             model = self.task.build(name, **options)
+        if settings.teacher_path:
+            network.check_teacher(model, self._teacher(), settings)
         if settings.init_from:
             path = find_float_model(settings.init_from)
             checkpoint.copy_weights(checkpoint.load_model(path), model, path)
@@ -268,9 +270,21 @@ class _Pipeline:
             settings.qat_epochs,
             settings.qat_learning_rate,
             scalars=lambda model: network.scalars(self._own(model), images),
+            teacher=self._teacher(),
         )
         self._save_trained(self._own(model), QUANTIZED, "qat")
         return seconds
+
+    def _teacher(self) -> keras.Model | None:
+        """The network of `--distill`; the run's own is as precise as what it teaches."""
+        settings = self.settings
+        if settings.distill is None:
+            return None
+        path = find_float_model(settings.teacher_path, "distill")
+        with self.engine.scope():
+            if path is not None:
+                return checkpoint.load_model(path)
+            return precision.convert(self.folder.load_model(FLOAT), settings.mixed_precision)
 
     def _own(self, model: keras.Model) -> keras.Model:
         """A quantized model in our own layers, whoever quantized it."""
@@ -283,6 +297,7 @@ class _Pipeline:
         epochs: float,
         learning_rate: float,
         scalars: Callable[[keras.Model], dict[str, float]] | None = None,
+        teacher: keras.Model | None = None,
     ) -> float:
         with self.engine.scope():
             return train(
@@ -295,6 +310,7 @@ class _Pipeline:
                 learning_rate,
                 engine=self.engine,
                 scalars=scalars,
+                teacher=teacher,
             )
 
     def _save_trained(self, model: keras.Model, name: str, stage: str) -> None:

@@ -1,6 +1,5 @@
 """The weights of a deployed integer convolution, in the arithmetic of inference."""
 
-from repq_tf.arithmetic.grids import quantize_levels
 from repq_tf.keras_api import Layer, Tensor, ops
 from repq_tf.kernels import AffineKernel
 
@@ -39,9 +38,7 @@ def integer_weights(
     """
     dtype = affine.kernel.dtype
     step, input_step = ops.cast(quantizer.step, dtype), ops.cast(input_step, dtype)
-    shape = affine.kernel.shape
-    low, high = quantizer.bounds(shape)
-    integers = quantize_levels(affine.kernel, step, low, high, quantizer.odd_levels(shape))
+    integers = quantizer.kernel_integers(affine.kernel)
     scale = ops.broadcast_to(step, affine.bias.shape)
     bias = affine.bias
     if gain is not None:

@@ -11,6 +11,7 @@ _HEADER = (
     "class",
     "output",
     "weight bits",
+    "entropy",
     "input bits",
     "output bits",
     "trained",
@@ -23,7 +24,9 @@ _HEADER = (
 )
 _TEXTS = 3  # the first columns are words, the others numbers
 _GLOSSARY = {
-    "weight bits": "of the kernel; float: it is not quantized",
+    "weight bits": "of the kernel, with those of wide taps and codebooks; float: it is not"
+    " quantized",
+    "entropy": "of the kernel's levels, in bits: what a weight would take, compressed",
     "input bits": "of the tensor that the layer reads",
     "output bits": "of the tensor that it makes",
     "trained": "trainable parameters: those of all branches, of batch norms and of steps",
@@ -62,7 +65,7 @@ def _body(summary: Any) -> list[tuple[str, ...]]:
             row.name,
             row.kind,
             "x".join("?" if size is None else str(size) for size in row.shape),
-            *(_bits(row)),
+            *_bits(row),
             f"{row.trained:,}" if row.trained else "",
             f"{row.deployed:,}" if row.deployed else "",
             _counted(row.macs),
@@ -77,8 +80,12 @@ def _body(summary: Any) -> list[tuple[str, ...]]:
 
 def _bits(row: Any) -> Iterator[str]:
     has_weights = row.deployed or row.macs
+    few = row.bits_a_weight
+    weight_bits = row.weight_bits if few in (None, row.weight_bits) else f"{few:.2f}"
+    entropy = "" if row.weight_entropy is None else f"{row.weight_entropy:.2f}"
     for bits, shown in (
-        (row.weight_bits, has_weights),
+        (weight_bits, has_weights),
+        (entropy, True),
         (row.input_bits, has_weights),
         (row.output_bits, True),
     ):
@@ -100,7 +107,7 @@ def _foot(summary: Any) -> tuple[str, ...]:
     totals = summary.totals
     return (
         "total",
-        *("",) * 5,
+        *("",) * 6,
         f"{totals['trained']:,}",
         f"{totals['deployed']:,}",
         quantity(totals["macs"]),

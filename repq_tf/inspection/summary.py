@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from repq_tf.branches import NumpyReading
 from repq_tf.files import new_file, write_atomically
 from repq_tf.graphs import Graph, Node, read_native
 from repq_tf.inspection.costs import (
@@ -25,6 +26,7 @@ from repq_tf.quantization.grids import (
     output_quantizer,
     own_quantizer,
 )
+from repq_tf.quantization.weights import bits_of_a_weight, entropy_of_weights
 from repq_tf.quantizers import LSQ
 
 
@@ -37,6 +39,10 @@ class LayerSummary:
         kind: its class.
         shape: of its output, without the batch.
         weight_bits: of its kernel; None in floating point or without one.
+        bits_a_weight: the mean bits of its kernel's weights, those of wide taps and codebooks
+            among them; or None.
+        weight_entropy: the entropy of its kernel's levels in bits, the mean of its channels if
+            these have steps of their own; or None.
         input_bits: of what it reads; None in floating point.
         output_bits: of what it makes; None in floating point.
         trained: trainable parameters, those of its branches and steps among them.
@@ -51,6 +57,8 @@ class LayerSummary:
     kind: str
     shape: tuple
     weight_bits: int | None
+    bits_a_weight: float | None
+    weight_entropy: float | None
     input_bits: int | None
     output_bits: int | None
     trained: int
@@ -174,6 +182,7 @@ def _row(
         kind=type(layer).__name__,
         shape=shape,
         weight_bits=bits,
+        **_levels(layer),
         input_bits=reads and reads.bits,
         output_bits=output and output.bits,
         trained=_trained((layer, own_quantizer(graph, node)), counted),
@@ -202,6 +211,17 @@ def _trained(layers: Iterable[Layer | None], counted: set[int]) -> int:
             counted.add(id(layer))
             total += sum(math.prod(variable.shape) for variable in layer.trainable_variables)
     return total
+
+
+def _levels(layer: Layer) -> dict[str, float | None]:
+    """What a layer's quantized weights would take, compressed."""
+    if getattr(layer, "weight_quantizer", None) is None:
+        return {"bits_a_weight": None, "weight_entropy": None}
+    kernel = layer.inner.merge(NumpyReading()).kernel
+    return {
+        "bits_a_weight": bits_of_a_weight(layer, kernel),
+        "weight_entropy": entropy_of_weights(layer, kernel),
+    }
 
 
 def _steps(quantizer: LSQ | None) -> tuple[float, float] | None:

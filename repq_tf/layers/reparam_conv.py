@@ -62,8 +62,9 @@ class ReparamConv(ExpressionLayer):
             the weights, or "lsq", by LSQ's published gradient scale; see
             `repq_tf.quantizers.lsq`.
         weight_levels: which numbers of steps the kernel's weights may be: "uniform", all
-            between the bounds of `weight_bits`; or "odd", as many odd ones; see
-            `repq_tf.quantizers.LSQ`.
+            between the bounds of `weight_bits`; "odd", as many odd ones, see
+            `repq_tf.quantizers.LSQ`; or "cluster", as many of int8 that are learned, see
+            `repq_tf.quantizers.ClusterLSQ`.
         wide_tap: whether the weight that an identity makes, the centre of output o and input
             `o mod inputs`, has the bounds of int8 and not those of `weight_bits`; see
             `repq_tf.quantizers.WideTapLSQ`.

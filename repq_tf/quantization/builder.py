@@ -199,7 +199,8 @@ class Builder:
             config["restore_batch_norm"] = True
         few = site.bits.weight_bits is not None and site.bits.weight_bits <= 4
         config["weight_levels"] = site.bits.weight_levels if few else "uniform"
-        config["wide_tap"] = _can_be_wide(config, in_channels) and _wants_wide_tap(site)
+        tapped = config["weight_levels"] != "cluster" and _can_be_wide(config, in_channels)
+        config["wide_tap"] = tapped and _wants_wide_tap(site)
         return kind.from_config(config)
 
     def copy_weights(self) -> None:

@@ -35,8 +35,14 @@ def check_four_bits(graph: Graph) -> None:
             "container='int4' cannot hold wide taps, which have 8 bits. Received: a model with "
             f"wide_tap in layers {wide}"
         )
-    odd = [block.name for block in blocks if block.weight_levels == "odd"]
-    if odd and max(b.weight_quantizer.high for b in blocks if b.name in odd) > 7:
+    codes = [block.name for block in blocks if block.weight_levels == "cluster"]
+    if codes:
+        raise ValueError(
+            "container='int4' cannot hold codebooks, whose codes have 8 bits. Received: a model"
+            f" with weight_levels='cluster' in layers {codes}"
+        )
+    odd = [b.name for b in blocks if b.weight_levels == "odd" and (b.weight_bits or 0) > 3]
+    if odd:
         raise ValueError(
             "container='int4' holds odd levels of at most 3 bits, whose outer ones are 7. "
             f"Received: a model with weight_levels='odd' of 4 bits in layers {odd}"

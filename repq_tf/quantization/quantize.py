@@ -110,10 +110,12 @@ def quantize(
         step_gradient: how fast the steps of the weights learn: "bounded" (default), about as
             fast as the weights, or "lsq", by LSQ's published gradient scale.
         weight_levels: which numbers of steps the weights of kernels of at most 4 bits may be:
-            "uniform" (default), all between two bounds, -2, -1, 0 and 1 at 2 bits; or "odd",
-            as many odd ones, -3, -1, 1 and 3, see `repq_tf.quantizers.LSQ`. Odd levels are the
-            nearest ones and their steps are set by "min_error" where `weight_range` is
-            "output_error", as with `wide_tap`.
+            "uniform" (default), all between two bounds, -2, -1, 0 and 1 at 2 bits; "odd",
+            as many odd ones, -3, -1, 1 and 3, see `repq_tf.quantizers.LSQ`; or "cluster", as
+            many of int8, where each filter's weights are (ClusterQAT), see
+            `repq_tf.quantizers.ClusterLSQ`. Those of the last two are the nearest ones and
+            their steps are set by "min_error" where `weight_range` is "output_error", as with
+            `wide_tap`, which does not go with "cluster".
         wide_tap: whether kernels that can hold an identity (an odd size, strides of 1, as many
             filters as channels) have the bounds of int8 for its weight, which the file's
             container holds anyway: of re-parameterized blocks with an identity branch, below

@@ -7,7 +7,12 @@ from typing import Any, TypeAlias
 
 from repq_tf.arguments import boolean, check_bits
 from repq_tf.arithmetic import ACTIVATION_BITS, BITS
-from repq_tf.quantizers import check_range, check_weight_levels, check_wide_tap
+from repq_tf.quantizers import (
+    check_levels_beside_tap,
+    check_range,
+    check_weight_levels,
+    check_wide_tap,
+)
 
 _OF_WEIGHTS = ("weight_bits", "weight_range", "per_channel", "weight_levels", "wide_tap")
 _OF_ACTIVATIONS = ("activation_bits", "activation_range")
@@ -27,7 +32,7 @@ class LayerBits:
         per_channel: whether each output channel's kernel has a step of its own.
         weight_range: the range rule that sets the kernel's steps.
         activation_range: that of its output's.
-        weight_levels: "uniform", or "odd" for kernels of at most 4 bits.
+        weight_levels: "uniform"; or "odd" or "cluster" for kernels of at most 4 bits.
         wide_tap: whether the weight of an identity has the bounds of int8, where it can;
             "auto": where that at least halves the kernel's error.
     """
@@ -99,7 +104,8 @@ def apply_rules(
         weighted: the names of the layers that have kernels.
 
     Raises:
-        ValueError: a rule matches no layer, or sets weights and matches none that has any.
+        ValueError: a rule matches no layer, or sets weights and matches none that has any, or
+            settings of a layer do not go together.
     """
     settings, last = dict(defaults), {whole: name for name, whole in wholes.items()}
     for pattern, values in rules:
@@ -124,4 +130,8 @@ def apply_rules(
                     if given.get(key) is not None:
                         del given[key]
             settings[name] = dataclasses.replace(settings[name], **given)
+    for name in wholes:
+        if name in weighted:
+            found = settings[name]
+            check_levels_beside_tap(found.weight_levels, found.wide_tap, f"layer {name!r}: ")
     return settings

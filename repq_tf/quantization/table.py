@@ -10,6 +10,7 @@ from repq_tf.keras_api import Array, keras
 from repq_tf.layers import Quantize, ReparamConv
 from repq_tf.layers.freezing import frozen_note
 from repq_tf.quantization.grids import known_name, own_quantizer
+from repq_tf.quantization.weights import bits_of_a_weight, entropy_of_weights
 from repq_tf.text import columns
 
 # Of a batch norm: beyond, a channel is nearly constant.
@@ -106,17 +107,13 @@ def _row(graph: Graph, node: Node) -> Row:
     weight = f"{layer.weight_bits} bits, per {'channel' if layer.per_channel else 'tensor'}"
     weight += "" if layer.weight_levels == "uniform" else f", {layer.weight_levels} levels"
     kernel = layer.inner.merge(NumpyReading()).kernel
-    if layer.wide_tap:
-        weight += f", wide tap: {bits_of_a_weight(layer, kernel):.2f} a weight"
+    weight += ", wide tap" if layer.wide_tap else ""
+    if layer.wide_tap or layer.weight_levels == "cluster":
+        weight += f": {bits_of_a_weight(layer, kernel):.2f} a weight"
+        weight += f", entropy {entropy_of_weights(layer, kernel):.2f}"
     gain, peak = largest_gain(layer), peak_to_rms(kernel, layer.per_channel)
     warning = _warning(layer, gain, peak)
     return Row(name, kind, weight, output, gain, peak, frozen, warning)
-
-
-def bits_of_a_weight(block: ReparamConv, kernel: Array) -> float:
-    """The mean bits of a quantized kernel's weights, of which wide taps have 8."""
-    bits = block.weight_bits or 0
-    return bits + (8 - bits) * kernel.shape[-1] / kernel.size if block.wide_tap else bits
 
 
 def _output(graph: Graph, node: Node) -> str:

@@ -9,11 +9,13 @@ from repq_tf.arithmetic import (
     quantize_levels,
     zero_point,
 )
+from repq_tf.quantizers.cluster import ClusterLSQ
 from repq_tf.quantizers.find import find
 from repq_tf.quantizers.lsq import check_step_gradient, fake_quantize, lsq
 from repq_tf.quantizers.lsq_layer import LSQ
 from repq_tf.quantizers.of_kernel import (
     WEIGHT_LEVELS,
+    check_levels_beside_tap,
     check_weight_levels,
     check_wide_tap,
     kernel_quantizer,
@@ -33,6 +35,7 @@ from repq_tf.quantizers.wide_tap import WideTapLSQ, check_identity_taps, has_ide
 __all__ = [
     "ACTIVATION_BITS",
     "BITS",
+    "ClusterLSQ",
     "LSQ",
     "RANGES",
     "VALUE_RULES",
@@ -40,6 +43,7 @@ __all__ = [
     "WideTapLSQ",
     "check_bits",
     "check_identity_taps",
+    "check_levels_beside_tap",
     "check_range",
     "check_step_gradient",
     "check_weight_levels",

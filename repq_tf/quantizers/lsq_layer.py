@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from repq_tf.arguments import boolean, check_bits, number, positive
-from repq_tf.arithmetic import ACTIVATION_BITS, inference_levels, levels
+from repq_tf.arithmetic import ACTIVATION_BITS, inference_levels, levels, quantize_levels
 from repq_tf.keras_api import (
     Array,
     Config,
@@ -182,6 +182,11 @@ class LSQ(Layer):
         return inference_levels(
             x, self.step, *self.bounds(x.shape), odd=self.odd_levels(x.shape)
         )
+
+    def kernel_integers(self, x: Tensor) -> Tensor:
+        """The levels of a kernel that the file holds, whole numbers in x's dtype."""
+        step = ops.cast(self.step, x.dtype)
+        return quantize_levels(x, step, *self.bounds(x.shape), self.odd_levels(x.shape))
 
     def call(self, x: Tensor) -> Tensor:
         """Fake-quantizes `x`; computed in float32 at least, returned in x's dtype."""

@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 
 from repq_tf.keras_api import Array, ops
+from repq_tf.quantizers.cluster import ClusterLSQ
 from repq_tf.quantizers.lsq_layer import LSQ
 from repq_tf.quantizers.wide_tap import WideTapLSQ, identity_taps
 
-WEIGHT_LEVELS = ("uniform", "odd")
+WEIGHT_LEVELS = ("uniform", "odd", "cluster")
 # Beyond, the tap's bound on the step costs more than the other levels gain.
 _WIDE_TAP_BITS = 4
 
@@ -24,16 +25,37 @@ def kernel_quantizer(weight_levels: str, wide_tap: bool, **options: Any) -> LSQ:
     """The quantizer of a merged kernel.
 
     Args:
-        weight_levels: "uniform", all integers between the bounds of the bits; or "odd", as many
-            odd ones, see `LSQ`.
+        weight_levels: "uniform", all integers between the bounds of the bits; "odd", as many
+            odd ones, see `LSQ`; or "cluster", as many of int8, see `ClusterLSQ`.
         wide_tap: whether the weight of an identity has the levels of int8, see `WideTapLSQ`.
         **options: those of `LSQ`.
+
+    Raises:
+        ValueError: a codebook is to have a wide tap.
 
     Example:
         >>> kernel_quantizer("odd", wide_tap=True, bits=2, channels=64)
     """
+    if weight_levels == "cluster":
+        check_levels_beside_tap(weight_levels, wide_tap)
+        return ClusterLSQ(**options)
     kind = WideTapLSQ if wide_tap else LSQ
     return kind(odd=weight_levels == "odd", **options)
+
+
+def check_levels_beside_tap(weight_levels: str, wide_tap: bool | str, where: str = "") -> None:
+    """Raises ValueError for a codebook that is to have a wide tap.
+
+    Args:
+        weight_levels: as of `kernel_quantizer`.
+        wide_tap: likewise, or "auto", with which a codebook has none.
+        where: what the error begins with.
+    """
+    if weight_levels == "cluster" and wide_tap is True:
+        raise ValueError(
+            f"{where}weight_levels='cluster' puts codes where the weights are, an identity's"
+            " too, and goes without wide_tap. Received: both"
+        )
 
 
 def check_wide_tap(wide_tap: Any, name: str = "wide_tap") -> bool | str:

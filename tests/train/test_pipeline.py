@@ -63,7 +63,7 @@ def _file_is_the_model(report):
 @pytest.mark.parametrize(
     "given",
     [
-        {"bn_statistics": "batch", "bits": 4},
+        {"bn_statistics": "batch", "bits": 4, "distill": "float"},
         {"bn_statistics": "estimate", "activation_bits": 16},
         {"bn_statistics": "running", "qat_learning_rate": 1e-4},
         {"method": "merged", "weight_bits": 4, "container": "int4"},
@@ -76,6 +76,8 @@ def test_every_method_ends_in_an_exact_file(tmp_path, default, given):
     method = given.get("method", "repq")
     if method != "plain":  # the float stage is the same
         given = {**given, "init_from": str(default[0])}
+    else:
+        given = {**given, "distill": str(default[0])}
     report = _run(tmp_path, **given)
     assert _file_is_the_model(report)
     same = _accuracy(report)["float"] == _accuracy(default[1])["float"]

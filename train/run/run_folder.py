@@ -212,24 +212,28 @@ class RunFolder:
         text_files.write_json(self.file(_SECONDS), {**self.seconds(), stage: round(seconds, 3)})
 
 
-def find_float_model(init_from: str | None) -> str | None:
+def find_float_model(path: str | None, flag: str = "init_from") -> str | None:
     """Returns the `.keras` file that `--init_from` means, if it means one.
+
+    Args:
+        path: What the flag says.
+        flag: Its name, or that of another one which names a float network.
 
     Raises:
         UserError: If there is no such file.
     """
-    if init_from is None:
+    if path is None:
         return None
-    if not os.path.isdir(init_from):
-        if not init_from.endswith(".keras"):
+    if not os.path.isdir(path):
+        if not path.endswith(".keras"):
             raise UserError(
-                f"--init_from must be a file whose name ends in .keras. Received: {init_from}"
+                f"--{flag} must be a file whose name ends in .keras. Received: {path}"
             )
-        return init_from
-    file = os.path.join(init_from, FLOAT)
+        return path
+    file = os.path.join(path, FLOAT)
     if not os.path.isfile(file):
         raise UserError(
-            f"--init_from={init_from} is a folder without {FLOAT}: give the folder of a run"
+            f"--{flag}={path} is a folder without {FLOAT}: give the folder of a run"
             " whose float stage is done."
         )
     return file

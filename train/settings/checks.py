@@ -110,6 +110,18 @@ def check_conflicts(values: dict[str, Any]) -> None:
             "--wide_tap gives weights 8 bits, which --container=int4 cannot hold. Received:"
             " both"
         )
+    if values["weight_levels"] == "cluster":
+        for name, value in (("wide_tap", True), ("container", "int4")):
+            if values[name] == value:
+                raise UserError(
+                    "--weight_levels=cluster has codes of 8 bits where the weights are, and"
+                    f" goes with --{name}={FLAGS[name].default} only. Received: {value}"
+                )
+    temperature = values["distill_temperature"]
+    if values["distill"] is None and temperature != FLAGS["distill_temperature"].default:
+        raise UserError(
+            f"--distill_temperature goes with --distill. Received: {temperature} alone"
+        )
     if values["c_array"] and upscales:
         raise UserError(
             "--c_array is for files that take inputs of one size, and those of"
@@ -149,6 +161,7 @@ def _check_post_training(values: dict[str, Any]) -> None:
             "restore_batch_norm",
             "weight_levels",
             "wide_tap",
+            "distill",
         ):
             if values[name] and values[name] != FLAGS[name].default:
                 raise UserError(
@@ -240,11 +253,16 @@ def _check_name(dataset: str, task: str) -> None:
         )
 
 
-def check_init_from(path: str | None) -> None:
-    """Refuses float weights that are not there."""
+def check_float_model(flag: str, path: str | None) -> None:
+    """Refuses a float network that is not there.
+
+    Args:
+        flag: Name of the flag that names it.
+        path: What the flag says, or `None`.
+    """
     if path is not None and not os.path.exists(path):
         raise UserError(
-            "--init_from must be a .keras file or the folder of an earlier run."
+            f"--{flag} must be a .keras file or the folder of an earlier run."
             f" Received: {path}, which does not exist"
         )
 

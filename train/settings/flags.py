@@ -25,6 +25,7 @@ BN_STATISTICS = ("restored", "batch", "estimate", "sample", "running")
 METHODS = ("plain", "merged", "repq", "ptq")
 RANGES = ("min_error", "max", "percentile", "mae", "kl", "output_error")
 ROUNDINGS = ("nearest", "descent", "adaround", "adaquant")
+OWN_TEACHER = "float"  # of `--distill`: the run's own float network
 WIDE_BITS = 16  # of activations
 
 _RECIPE = "Default: the recipe of the model and the data set."
@@ -173,10 +174,11 @@ _GROUPS = {
         ),
         Flag(
             "weight_levels",
-            Choice(("uniform", "odd")),
+            Choice(("uniform", "odd", "cluster")),
             "uniform",
-            "Which numbers of steps weights of at most 4 bits may be: all between two bounds,"
-            " or as many odd ones, which suits 2 bits.",
+            "Which numbers of steps weights of at most 4 bits may be: uniform, all between"
+            " two bounds; odd, as many odd ones, which suits 2 bits; cluster, as many of int8,"
+            " learned for each filter.",
         ),
         Flag(
             "wide_tap",
@@ -347,6 +349,22 @@ _GROUPS = {
             0.0,
             "Epochs of a second float stage, behind --equalize and --restore_batch_norm, at the"
             " learning rate of quantized training. Default: 0, without it.",
+        ),
+        Flag(
+            "distill",
+            Text("float, a float .keras file or the folder of an earlier run"),
+            None,
+            "A teacher of quantized training: float, the run's own float network; a float"
+            " .keras file of the same images and classes; or the folder of an earlier run. The"
+            " student learns what it makes of the images beside the labels.",
+            task=_CLASSIFICATION,
+        ),
+        Flag(
+            "distill_temperature",
+            Number(low_open=True),
+            4.0,
+            "With --distill: by what logits are divided before they are compared.",
+            task=_CLASSIFICATION,
         ),
         Flag("learning_rate", _RATE, None, f"Peak learning rate of the float stage. {_RECIPE}"),
         Flag("qat_learning_rate", _RATE, None, f"The same of quantized training. {_RECIPE}"),

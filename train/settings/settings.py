@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from repq_tf.train.settings import checks
-from repq_tf.train.settings.flags import FLAGS, WIDE_BITS, fill
+from repq_tf.train.settings.flags import FLAGS, OWN_TEACHER, WIDE_BITS, fill
 from repq_tf.train.settings.recipes import Recipe, find_recipe
 
 _MODELS = {"classification": "ac_resnet18", "super_resolution": "ecbsr_m4c8"}
@@ -26,6 +26,11 @@ class Settings(_Values):
     `sync_bn`, `jit_compile` and `deterministic` stay `None` where the machine decides, and so
     do the flags of another task. `test_sets` are written as in the flag, with whole paths.
     """
+
+    @property
+    def teacher_path(self) -> str | None:
+        """Where the teacher of `--distill` lies, if it is not the run's own float network."""
+        return None if self.distill == OWN_TEACHER else self.distill
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the settings as a dictionary of plain values."""
@@ -68,7 +73,8 @@ def resolve(**given: Any) -> Settings:
     checks.check_conflicts(values)
     checks.check_dataset(values["dataset"], task, values["data_dir"])
     settings = Settings(**_complete(_with_whole_paths(values)))
-    checks.check_init_from(settings.init_from)
+    checks.check_float_model("init_from", settings.init_from)
+    checks.check_float_model("distill", settings.teacher_path)
     checks.check_file(settings)
     return settings
 
@@ -132,8 +138,9 @@ def _with_whole_paths(values: Mapping[str, Any]) -> dict[str, Any]:
         dataset = f"{checks.FOLDER}{_absolute(dataset.removeprefix(checks.FOLDER))}"
     tests = ",".join(f"{name}:{_absolute(path)}" for name, path in tests.items())
     paths = {"dataset": dataset, "test_sets": tests or None}
-    for name in ("data_dir", "init_from"):
-        paths[name] = values[name] and _absolute(values[name])
+    for name in ("data_dir", "init_from", "distill"):
+        keeps = name == "distill" and values[name] == OWN_TEACHER
+        paths[name] = values[name] if keeps else values[name] and _absolute(values[name])
     return {**values, **paths}
 
 

@@ -25,6 +25,15 @@ def check(model: keras.Model, settings: Settings) -> None:
         )
 
 
+def check_teacher(model: keras.Model, teacher: keras.Model, settings: Settings) -> None:
+    """Raises UserError if a network cannot learn from the teacher of `--distill`."""
+    with _named(f"--distill={settings.distill} cannot teach --model={settings.model}"):
+        shapes = [tuple(net.input_shape[1:]) for net in (model, teacher)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"images are {shapes[0]}, and the teacher's {shapes[1]}")
+        repq_tf.Distiller(model, teacher)
+
+
 def is_prepared(settings: Settings) -> bool:
     """Whether the float network is changed before it is trained quantized."""
     changes = settings.equalize or settings.restore_batch_norm or settings.finetune_epochs

@@ -31,8 +31,8 @@ def make_optimizer(
         warmup_steps: Steps over which the learning rate rises linearly to its peak.
         weight_decay: L2 coefficient.
         decay: `"kernels"` decays kernels only, `"gains"` also the vectors that scale branches
-            (OREPA's), `"all"` also biases and batch norms. Step sizes of quantizers are never
-            decayed.
+            (OREPA's), `"all"` also biases and batch norms. Step sizes and codes of quantizers
+            are never decayed.
         kind: `"sgd"`, with momentum, or `"adam"`.
         schedule: `"cosine"` decay to zero, or `"constant"`, without warm-up.
 
@@ -73,6 +73,6 @@ def _schedule(name: str, learning_rate: float, steps: int, warmup_steps: int) ->
 def is_decayed(path: str, decay: str) -> bool:
     """Says whether the variable of this path is decayed (see `make_optimizer`)."""
     name = path.split("/")[-1]
-    if "step" in name:
+    if "step" in name or name == "codes":
         return False
     return decay == "all" or name.endswith("kernel") or (decay, name) == ("gains", "gain")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from repq_tf.distillation import Distiller
 from repq_tf.keras_api import backend, keras, to_numpy, variable_path
 from repq_tf.train.engines.base import Engine
 from repq_tf.train.errors import DivergedError
@@ -31,6 +32,7 @@ def train(
     learning_rate: float,
     engine: Engine = _ALONE,
     scalars: Callable[[keras.Model], dict[str, float]] | None = None,
+    teacher: keras.Model | None = None,
 ) -> float:
     """Trains a model; after each epoch all state is on disk.
 
@@ -49,6 +51,7 @@ def train(
         engine: The `engines.base.Engine`; its chief writes what goes to disk.
         scalars: Function of the model that returns name -> number, called after each epoch
             and logged beside the losses.
+        teacher: A model whose outputs are learned beside the labels, made in the scope too.
 
     Returns:
         Seconds spent, those before an interruption included.
@@ -68,19 +71,23 @@ def train(
         kind=settings.optimizer,
         schedule=settings.schedule,
     )
-    task.compile(model, optimizer, jit_compile=choose_jit(settings))
-    model.optimizer.build(model.trainable_variables)
+    learner = model
+    if teacher is not None:
+        learner = Distiller(model, teacher, temperature=settings.distill_temperature)
+    task.compile(learner, optimizer, jit_compile=choose_jit(settings))
+    optimizer = learner.optimizer
+    optimizer.build(model.trainable_variables)
     state = run.state(stage)
     progress: dict[str, Any] = {"history": [], "scalars": [], "seconds": 0.0}
     if os.path.exists(state):
-        progress = checkpoint.load_state(state, model, model.optimizer)
+        progress = checkpoint.load_state(state, model, optimizer)
     records = None
     if engine.is_chief:
         records = Records(run, stage, progress["history"], progress["scalars"])
     guard = _Guard(stage, per_epoch, state)
     for epoch in range(len(progress["history"]), math.ceil(total / per_epoch)):
         begin = time.monotonic()
-        row = _fit_epoch(model, task, epoch, total, settings.verbose, engine, guard)
+        row = _fit_epoch(learner, task, epoch, total, settings.verbose, engine, guard)
         guard.check_weights(model, epoch)
         extra = scalars(model) if scalars else {}
         pictures = task.pictures(model)
@@ -89,7 +96,7 @@ def train(
         progress["seconds"] += time.monotonic() - begin
         if records:
             records.add_pictures(epoch + 1, pictures)
-        checkpoint.save_state(state, model, model.optimizer, progress, engine.is_chief)
+        checkpoint.save_state(state, model, optimizer, progress, engine.is_chief)
         if records:
             records.add(row, extra)
     if records:

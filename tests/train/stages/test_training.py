@@ -74,12 +74,14 @@ class _Killed(Exception):
     pass
 
 
-def _run(folder, epochs, task=None, scalars=None):
+def _run(folder, epochs, task=None, scalars=None, teacher=None):
     task = task or _Toy()
     model = task.build()
     run = RunFolder(folder)
     os.makedirs(run.path, exist_ok=True)
-    seconds = train(model, task, SETTINGS, run, "float", epochs, 0.05, scalars=scalars)
+    seconds = train(
+        model, task, SETTINGS, run, "float", epochs, 0.05, scalars=scalars, teacher=teacher
+    )
     return model, run, seconds
 
 
@@ -91,7 +93,9 @@ def _read(path):
 @pytest.mark.slow
 @pytest.mark.parametrize("killed_in", [1, 2, 3])
 def test_a_killed_stage_ends_where_it_would_have_ended(tmp_path, killed_in):
-    whole, run, _ = _run(tmp_path / "whole", 3.4)
+    """Taught by another network or by labels alone."""
+    options = {"teacher": _Toy().build() if killed_in == 2 else None}
+    whole, run, _ = _run(tmp_path / "whole", 3.4, **options)
 
     def kill(model):
         calls.append(1)
@@ -101,8 +105,8 @@ def test_a_killed_stage_ends_where_it_would_have_ended(tmp_path, killed_in):
 
     calls = []
     with pytest.raises(_Killed):
-        _run(tmp_path / "killed", 3.4, scalars=kill)
-    again, other, _ = _run(tmp_path / "killed", 3.4)
+        _run(tmp_path / "killed", 3.4, scalars=kill, **options)
+    again, other, _ = _run(tmp_path / "killed", 3.4, **options)
     for a, b in zip(whole.get_weights(), again.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
     assert _read(run.history("float")) == _read(other.history("float"))
