@@ -10,16 +10,18 @@ from repq_tf.graphs.graph import (
     map_leaves,
     map_tensors,
     pairs,
-    read_graph,
     replace_tensors,
     tensors_of,
 )
+from repq_tf.graphs.operations import OperationLayer, per_channel
+from repq_tf.graphs.reading import read_graph
 from repq_tf.graphs.rewriting import copy_call, copy_layer, copy_state, rebuild
 from repq_tf.graphs.running import evaluate
 
 __all__ = [
     "Graph",
     "Node",
+    "OperationLayer",
     "Tensor",
     "copy_call",
     "copy_layer",
@@ -30,6 +32,7 @@ __all__ = [
     "map_leaves",
     "map_tensors",
     "pairs",
+    "per_channel",
     "read_graph",
     "read_native",
     "rebuild",

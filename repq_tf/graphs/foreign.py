@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from repq_tf.graphs.graph import Graph, read_graph
+from repq_tf.graphs.graph import Graph
+from repq_tf.graphs.reading import read_graph
 from repq_tf.keras_api import keras
 
 # Packages whose models have an equal one, and our module that knows it.

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from repq_tf.graphs.graph import Graph, Node, leaves, map_leaves, map_tensors
+from repq_tf.graphs.operations import OperationLayer
 from repq_tf.graphs.running import evaluate
 from repq_tf.keras_api import Layer, Tensor, keras
 from repq_tf.layers.freezing import copy_trainable
@@ -82,6 +83,8 @@ def copy_call(
         **changes: to the configuration of the copy.
     """
     layer = node.layer
+    if isinstance(layer, OperationLayer):
+        return layer.operation(*args, **kwargs)
     if id(layer) in copies:
         return copies[id(layer)](*args, **kwargs)
     copy = copies[id(layer)] = copy_layer(layer, node.name, **changes)

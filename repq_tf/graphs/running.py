@@ -38,7 +38,7 @@ def evaluate(
             result = feed(node)
         else:
             result = apply(node, map_tensors(value, node.args), map_tensors(value, node.kwargs))
-        values[node.name] = result if isinstance(result, tuple) else (result,)
+        values[node.name] = tuple(result) if isinstance(result, tuple | list) else (result,)
         for tensor in node.inputs:
             waiting[tensor.node] -= 1
             if not waiting[tensor.node]:
