@@ -111,7 +111,8 @@ def _decode(value: Any, shapes: dict[Any, Shape]) -> Any:
         return _decode(item, shapes)
 
     if isinstance(value, dict):
-        kind, config = value.get("class_name"), value.get("config")
+        kind = value.get("class_name")
+        config: Any = value.get("config")
         if kind == "__keras_tensor__":
             history: Any = tuple(config["keras_history"])
             shapes[history] = tuple(config["shape"])

@@ -119,7 +119,7 @@ def _trained(graph: Graph, start: Array, iterations: int, progress: Progress) ->
 
 def _distance(graph: Graph, images: Tensor) -> Tensor:
     """How far the moments of images are from those of a network's batch norms."""
-    distances = []
+    distances: list[Tensor] = []
 
     def apply(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         args, kwargs = positional(node.layer, args, kwargs)
