@@ -56,16 +56,16 @@ def read_graph(model: keras.Model) -> Graph:
             args, kwargs = _decode(call["args"], shapes), _decode(call["kwargs"], shapes)
             nodes[unique] = _node(unique, layers[name], args, kwargs, shapes)
 
-    def link(history: Any) -> Tensor:
+    def link(history: Any, first: int = int(LEGACY)) -> Tensor:
+        """The tensor of a history that counts the calls of a nested model from `first`."""
         name, index, output = history
-        # A nested model's calls are counted from 1 where it makes an output.
-        return Tensor(produced.get((name, index)) or produced[name, 0], output)
+        return Tensor(produced[name, index - first * _is_nested(layers[name])], output)
 
     def link_ends(structure: Any) -> Any:
         if isinstance(structure, dict):
             return {key: link_ends(value) for key, value in structure.items()}
         if structure and isinstance(structure[0], str):
-            return link(structure)
+            return link(structure, first=1)
         return [link_ends(item) for item in structure]
 
     ends = [config["input_layers"], config["output_layers"]]
@@ -82,6 +82,13 @@ def read_graph(model: keras.Model) -> Graph:
     }
     names = tuple(owners[tensor.node] for tensor in tensors_of(outputs))
     return _inline(Graph(model.name, _sort(nodes), inputs, outputs, names))
+
+
+def _is_nested(layer: Any) -> bool:
+    """Whether the first call that a configuration knows of is that which made the layer."""
+    return isinstance(layer, keras.Model) and (
+        LEGACY or not isinstance(layer, keras.Sequential)
+    )
 
 
 def _operations(model: keras.Model) -> list[Any]:
@@ -115,7 +122,8 @@ def _decode(value: Any, shapes: dict[Any, Shape]) -> Any:
         config: Any = value.get("config")
         if kind == "__keras_tensor__":
             history: Any = tuple(config["keras_history"])
-            shapes[history] = tuple(config["shape"])
+            if "shape" in config:  # tf_keras does not say
+                shapes[history] = tuple(config["shape"])
             return Tensor(history)
         if kind == "__tuple__":
             return tuple(map(decode, value["items"]))
