@@ -316,7 +316,7 @@ def test_what_is_inside_is_so_in_few_passes_and_in_many(channels, jit_compile, r
     x = rng.normal(size=(50, 3)).astype("float32")
     upstream = rng.normal(size=x.shape).astype("float32")
     low, high = (np.float32(bound) * np.ones(channels or (), "float32") for bound in (-0.5, 1))
-    x[:4] = [low * np.ones(3), high * np.ones(3), [0, np.inf, -np.inf], [np.nan, 0, 1e-39]]
+    x[:4] = [low * np.ones(3), high * np.ones(3), [0, np.inf, -np.inf], [np.nan, 0, 1e-37]]
     tensors = [tf.constant(value) for value in (x, low, high, upstream)]
     run = tf.function(inside, jit_compile=jit_compile, autograph=False)
     to_x, x_inside = run(*tensors)
