@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repq_tf.quantizers import LSQ, levels, lsq
+from repq_tf.quantizers.inside import inside
 from repq_tf.quantizers.lsq import edge
 
 ops = keras.ops
@@ -306,3 +307,25 @@ def test_unknown_initialisation():
     layer = quantizer(0.1)
     with pytest.raises(ValueError, match="method must be one of .*min_error.*'best'"):
         layer.initialize(np.ones(3, "float32"), "best")
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("channels", [None, 3])
+def test_what_is_inside_is_so_in_few_passes_and_in_many(channels, jit_compile, rng):
+    """One bound for all values goes through TensorFlow's own operator, but not under XLA."""
+    x = rng.normal(size=(50, 3)).astype("float32")
+    upstream = rng.normal(size=x.shape).astype("float32")
+    low, high = (np.float32(bound) * np.ones(channels or (), "float32") for bound in (-0.5, 1))
+    x[:4] = [low * np.ones(3), high * np.ones(3), [0, np.inf, -np.inf], [np.nan, 0, 1e-37]]
+    tensors = [tf.constant(value) for value in (x, low, high, upstream)]
+    run = tf.function(inside, jit_compile=jit_compile, autograph=False)
+    to_x, x_inside = run(*tensors)
+    found = (x > low) & (x < high)
+    np.testing.assert_array_equal(to_x, np.where(found, upstream, 0))
+    finite = np.isfinite(x)
+    np.testing.assert_array_equal(array(x_inside)[finite], np.where(found, x, 0)[finite])
+    assert not array(x_inside)[np.isinf(x)].any()
+    if not jit_compile:
+        graph = run.get_concrete_function(*tensors).graph
+        used = {op.type for op in graph.get_operations()}
+        assert ("QuantizeAndDequantizeV4Grad" in used) is (channels is None)
