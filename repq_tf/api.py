@@ -18,7 +18,7 @@ from repq_tf.post_training import (
     restore_batch_norm,
     synthesize_images,
 )
-from repq_tf.quantization import quantization_table, quantize, with_container
+from repq_tf.quantization import quantization_table, quantize, with_container, with_runtime
 from repq_tf.reparameterization import merge, reparameterize
 from repq_tf.version import __version__
 
@@ -50,4 +50,5 @@ __all__ = [
     "summary",
     "synthesize_images",
     "with_container",
+    "with_runtime",
 ]
