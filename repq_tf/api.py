@@ -6,6 +6,7 @@ from repq_tf.checkpoints import load_torch_checkpoint
 from repq_tf.deployment import (
     export_c_array,
     export_metadata,
+    export_onnx,
     export_tflite,
     export_tflite_float,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "equalize",
     "export_c_array",
     "export_metadata",
+    "export_onnx",
     "export_tflite",
     "export_tflite_float",
     "layers",
