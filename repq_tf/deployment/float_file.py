@@ -63,7 +63,7 @@ class FloatLowering(Lowering):
             )
         layers = {n.layer.name: n.layer for n in graph.nodes.values() if not n.is_input}
         found = [
-            f"{name!r} ({type(layer).__name__}: {reason})"
+            f"{name!r} ({getattr(layer, 'kind', type(layer).__name__)}: {reason})"
             for name, layer in layers.items()
             if (reason := refusal(layer)) is not None
         ]

@@ -33,6 +33,7 @@ from repq_tf.deployment.moves import (
 from repq_tf.graphs import Node
 from repq_tf.keras_api import LEGACY, Layer, keras, ops
 from repq_tf.layers import DepthToSpace, SqueezeExcite
+from repq_tf.layers.slice import Slice
 from repq_tf.layers.stock import normalization, normalized_axis
 from repq_tf.quantization.operators import activation_name
 from repq_tf.tflite.program import Tensor, whole
@@ -103,7 +104,7 @@ def _scaled(lowering: Any, node: Node, x: Tensor, gain: Any, shift: Any) -> Make
     calculate = Calculation(lowering, node.name)
     activation = lowering.fused_activation(node)
     if np.any(np.asarray(shift)):
-        product = calculate.product(x, gain)
+        product = x if np.all(np.asarray(gain) == 1) else calculate.product(x, gain)
         return calculate.last("ADD", product, shift, fusedActivationFunction=activation)
     return calculate.last("MUL", x, gain, fusedActivationFunction=activation)
 
@@ -199,17 +200,31 @@ def image_size(lowering: Lowering, x: Tensor, name: str) -> Tensor:
 
 
 def _cropping(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
-    (x,), sides, program = tensors, node.layer.cropping, lowering.program
-    begins = [0, *(before for before, _ in sides), 0]
-    ends = [0, *(-after for _, after in sides), 0]
-    mask = sum(1 << axis for axis, end in enumerate(ends) if end == 0)
-    spatial = [
-        None if n is None else n - sum(side)
-        for n, side in zip(x.shape[1:3], sides, strict=True)
-    ]
-    bounds = (program.constant("bounds", whole(values)) for values in (begins, ends, [1] * 4))
-    shape = (x.shape[0], *spatial, x.shape[3])
-    return making(lowering, "STRIDED_SLICE", (x, *bounds), shape, endMask=mask)
+    sides = node.layer.cropping
+    pixels = (slice(before, -after or None) for before, after in sides)
+    return _cut(lowering, node, tensors[0], (*pixels, slice(None)))
+
+
+def _slice(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
+    return _cut(lowering, node, tensors[0], node.layer.slices)
+
+
+def _cut(lowering: Lowering, node: Node, x: Tensor, slices: Sequence[slice]) -> Make:
+    """Slices of all axes but the batch's."""
+    program, parts = lowering.program, (slice(None), *slices)
+    begins, ends = ([getattr(part, side) for part in parts] for side in ("start", "stop"))
+    masks = (
+        sum(1 << axis for axis, value in enumerate(values) if value is None)
+        for values in (begins, ends)
+    )
+    steps = [part.step or 1 for part in parts]
+    bounds = (
+        program.constant("bounds", whole([value or 0 for value in values]))
+        for values in (begins, ends, steps)
+    )
+    shape = (x.shape[0], *node.layer.compute_output_shape(x.shape)[1:])
+    options = dict(zip(("beginMask", "endMask"), masks, strict=True))
+    return making(lowering, "STRIDED_SLICE", (x, *bounds), shape, **options)
 
 
 def _permute(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
@@ -224,6 +239,7 @@ _SILENT = (
 ).split()
 FLOAT_LOWERINGS: dict[type, Lower] = {
     DepthToSpace: pixel_shuffle,
+    Slice: _slice,
     SqueezeExcite: squeeze,
     _layers.Activation: _activation,
     _layers.Add: _pairs("ADD"),

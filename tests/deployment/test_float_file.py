@@ -118,6 +118,7 @@ NETWORKS = {
         ),
         {"PAD": 1, "STRIDED_SLICE": 1, "TRANSPOSE": 1},
     ),
+    "slices": (lambda x: x[:, ::2, -3:, ::-1] + 1.0, {"STRIDED_SLICE": 1, "ADD": 1}),
     "reshaped": (lambda x: layers.Reshape((4, -1, 3))(x), {"RESHAPE": 1}),
     "larger": (
         lambda x: layers.UpSampling2D((1, 2))(
