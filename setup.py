@@ -94,6 +94,7 @@ setup(
             "tensorflow-model-optimization>=0.8.1",
             "tf2onnx>=1.17",
             "tf_keras>=2.20",
+            "tflite-micro>=0.dev20261000",  # has no release that is not one of development
             "timm>=1.0.31",
             "torch==2.13.0",  # one version, so that tests do not move to another build of it
         ],

@@ -22,14 +22,13 @@ import tempfile
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 
 from repq_tf.files import write_atomically
-from repq_tf.quiet import quiet
+from repq_tf.tflite.operators import kernel_layout
+from repq_tf.tflite.program import Grid, Program, Tensor, whole
+from repq_tf.tflite.writer import write
 from repq_tf.train.interpreter import measure_latency
-
-with quiet():
-    import tensorflow as tf
 
 FLAGS = flags.FLAGS
 flags.DEFINE_float("seconds", 3.0, "Time to spend on runs of each layer.")
@@ -47,61 +46,65 @@ LAYERS = {
 FORMS = ("PAD and VALID", "SAME", "larger kernel", "PAD alone")
 
 
-def fake_quantize(x, peak):
-    """8 bits between -peak and peak."""
-    return tf.quantization.fake_quant_with_min_max_vars(x, -peak, peak, 8, narrow_range=True)
+GRID = Grid(np.float32(4 / 127))
 
 
-def functions(size, channels, filters, depthwise):
-    """The forms of a layer, as functions of its input."""
+def features(program, name, size, channels):
+    """A tensor of one int8 image."""
+    return Tensor(program.name(name), "int8", (1, size, size, channels), GRID)
+
+
+def forms(size, length, channels, filters, depthwise):
+    """The forms of a layer, as programs."""
     rng = np.random.default_rng(0)
-    shape = (size, size, channels, 1 if depthwise else filters)
-    kernel = rng.normal(0, 0.05, shape).astype("float32")
+    shape = (size, size, 1 if depthwise else channels, filters)
+    kernel = rng.integers(-127, 128, shape).astype(np.int8)
     larger = np.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))
-    zeros = ((0, 0), (size // 2, size // 2), (size // 2, size // 2), (0, 0))
+    kind = "DEPTHWISE_CONV_2D" if depthwise else "CONV_2D"
 
-    def convolve(x, weights, padding):
-        weights = fake_quantize(weights, 0.2)
+    def start():
+        program = Program()
+        x = program.inputs["image"] = features(program, "image", length, channels)
+        return program, x
+
+    def pad(program, x):
+        sides = whole(((0, 0), *(((size // 2,) * 2),) * 2, (0, 0)))
+        y = features(program, "pad", length + size - 1, channels)
+        return program.add("PAD", (x, program.constant("sides", sides)), y)
+
+    def convolve(program, x, weights, padding):
+        values, axis = kernel_layout(weights, kind)
+        scale = np.full(filters, 0.2 / 127, np.float32)
+        constant = program.constant("kernel", values, Grid(scale, 0, axis))
+        bias = program.constant("bias", np.zeros(filters, np.int32), Grid(scale * GRID.scale))
+        options = {"padding": padding, "strideH": 2, "strideW": 2, "dilationHFactor": 1}
+        options |= {"dilationWFactor": 1, "fusedActivationFunction": "NONE"}
         if depthwise:
-            y = tf.nn.depthwise_conv2d(x, weights, (1, 2, 2, 1), padding)
-        else:
-            y = tf.nn.conv2d(x, weights, 2, padding)
-        return fake_quantize(tf.nn.bias_add(y, tf.zeros(filters)), 4.0)
+            options["depthMultiplier"] = filters // channels
+        y = features(program, "y", -(-length // 2), filters)
+        return program.add(kind, (x, constant, bias), y, **options)
 
-    def pad(x):
-        return tf.pad(fake_quantize(x, 4.0), zeros)
-
-    return (
-        lambda x: convolve(pad(x), kernel, "VALID"),
-        lambda x: convolve(fake_quantize(x, 4.0), kernel, "SAME"),
-        lambda x: convolve(fake_quantize(x, 4.0), larger, "SAME"),
+    makers = (
+        lambda program, x: convolve(program, pad(program, x), kernel, "VALID"),
+        lambda program, x: convolve(program, x, kernel, "SAME"),
+        lambda program, x: convolve(program, x, larger, "SAME"),
         pad,
     )
-
-
-def convert(function, shape, path):
-    """Writes a function as an integer file."""
-    module = tf.Module()
-    signature = [tf.TensorSpec([1, *shape], tf.float32)]
-    module.run = tf.function(function, input_signature=signature, autograph=False)
-    concrete = module.run.get_concrete_function()
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], module)
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.inference_input_type = converter.inference_output_type = tf.int8
-    write_atomically(path, converter.convert())
+    for make in makers:
+        program, x = start()
+        program.outputs["y"] = make(program, x)
+        yield program
 
 
 def main(_):
     """Prints the table and writes it as JSON if asked to."""
-    logging.set_verbosity(logging.ERROR)  # the converter tells each step
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
         paths = [os.path.join(folder, f"{index}.tflite") for index in range(len(FORMS))]
-        for name, (size, length, channels, filters, depthwise) in LAYERS.items():
-            shape = (length, length, channels)
-            forms = functions(size, channels, filters, depthwise)
-            for form, path in zip(forms, paths, strict=True):
-                convert(form, shape, path)
+        for name, layer in LAYERS.items():
+            for program, path in zip(forms(*layer), paths, strict=True):
+                write_atomically(path, write(program))
+            shape = layer[1], layer[1], layer[2]
             image = np.random.default_rng(0).normal(size=shape)
             times = measure_latency(paths, image, budget=FLAGS.seconds, most=100_000)
             rows[name] = dict(zip(FORMS, times, strict=True))

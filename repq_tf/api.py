@@ -6,6 +6,7 @@ from repq_tf.checkpoints import load_torch_checkpoint
 from repq_tf.deployment import (
     export_c_array,
     export_metadata,
+    export_onnx,
     export_tflite,
     export_tflite_float,
 )
@@ -18,7 +19,7 @@ from repq_tf.post_training import (
     restore_batch_norm,
     synthesize_images,
 )
-from repq_tf.quantization import quantization_table, quantize, with_container
+from repq_tf.quantization import quantization_table, quantize, with_container, with_runtime
 from repq_tf.reparameterization import merge, reparameterize
 from repq_tf.version import __version__
 
@@ -32,6 +33,7 @@ __all__ = [
     "equalize",
     "export_c_array",
     "export_metadata",
+    "export_onnx",
     "export_tflite",
     "export_tflite_float",
     "layers",
@@ -50,4 +52,5 @@ __all__ = [
     "summary",
     "synthesize_images",
     "with_container",
+    "with_runtime",
 ]

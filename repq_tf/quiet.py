@@ -9,13 +9,16 @@ _STDERR = 2
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet(always: bool = False) -> Iterator[None]:
     """Drops what is written to the process's stderr meanwhile, where silence is asked for.
 
     It is where `TF_CPP_MIN_LOG_LEVEL` is 3; TensorFlow obeys that later, but not while it is
     imported, and LiteRT never. What was written is printed after all if the block fails.
+
+    Args:
+        always: whether silence is asked for in any case.
     """
-    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "3":
+    if not always and os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "3":
         yield
         return
     try:

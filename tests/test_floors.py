@@ -24,7 +24,7 @@ FLOORS = (
     # A block's expression, with its readings.
     (4, "branches"),
     # Layers; models as plain data.
-    (5, "layers graphs tflite"),
+    (5, "layers graphs tflite onnx"),
     # Networks, and what is done to the weights of any.
     (6, "models calibration checkpoints distillation optimizers"),
     # From one model to another.

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from repq_tf.quiet import quiet
 from repq_tf.tflite import reading
+from repq_tf.tflite.interpreter import Interpreter
 from repq_tf.tflite.pixels import pixels_of
 
 
@@ -22,16 +22,9 @@ class Network:
     """
 
     def __init__(self, path: str, threads: int = 1) -> None:
-        from ai_edge_litert.interpreter import Interpreter
-
-        self._interpreter = Interpreter(model_path=path, num_threads=threads)
+        self._interpreter = Interpreter(path, threads)
         self._pixels = None  # the parsed file, if it takes pixels
-        self._allocated: tuple[int, ...] | None = (
-            None  # the input's shape that there is memory for
-        )
-        (self._input,) = self._interpreter.get_input_details()
-        (self._output,) = self._interpreter.get_output_details()
-        if self._input["dtype"] == np.uint8 and not self._input["quantization"][0]:
+        if self._interpreter.input_type == np.uint8 and not self._interpreter.input_grid[0]:
             self._pixels = reading.read(path)[1]
 
     def __call__(self, inputs: np.ndarray) -> np.ndarray:
@@ -39,42 +32,31 @@ class Network:
 
         Inputs of another size than the file's are computed at their own.
         """
-        stored, outputs = self._stored(np.asarray(inputs)), []
-        self._allocate((1, *stored.shape[1:]))
-        for image in stored:
-            self._interpreter.set_tensor(self._input["index"], image[None])
-            self._interpreter.invoke()
-            outputs.append(self._interpreter.get_tensor(self._output["index"])[0])
-        return _from_stored(np.stack(outputs), self._output)
+        outputs = []
+        for image in self._stored(np.asarray(inputs)):
+            self._interpreter.run(image[None])
+            outputs.append(self._interpreter.output()[0])
+        return _from_stored(np.stack(outputs), self._interpreter.output_grid())
 
     def _stored(self, inputs: np.ndarray) -> np.ndarray:
         if self._pixels is not None:
             return pixels_of(self._pixels, inputs)
-        return _to_stored(inputs, self._input)
+        found = self._interpreter
+        return _to_stored(inputs, found.input_type, found.input_grid)
 
     @property
     def input_shape(self) -> tuple[int | None, ...]:
         """`(height, width, channels)`, with None for sizes that the file leaves open."""
-        return tuple(int(n) if n > 0 else None for n in self._input["shape_signature"][1:])
+        return self._interpreter.input_shape
 
     @property
     def output_channels(self) -> int:
         """The size of the output's last axis."""
-        return int(self._output["shape"][-1])
-
-    def _allocate(self, shape: tuple[int, ...]) -> None:
-        # Not before a shape is known: layers need not fit the size 1 that open sizes have.
-        if shape != self._allocated:
-            self._interpreter.resize_tensor_input(self._input["index"], shape)
-            with quiet():  # LiteRT tells that it uses XNNPACK
-                self._interpreter.allocate_tensors()
-            self._allocated = shape
+        return self._interpreter.output_shape()[-1]
 
     def seconds(self) -> float:
         """Returns the time of one run on the input that was set last."""
-        begin = time.perf_counter()
-        self._interpreter.invoke()
-        return time.perf_counter() - begin
+        return self._interpreter.seconds()
 
 
 def measure_latency(
@@ -108,12 +90,11 @@ def measure_latency(
     return [float(ms) for ms in 1000 * np.median(times, axis=0)]
 
 
-def _to_stored(values: np.ndarray, details: dict[str, Any]) -> np.ndarray:
-    """Converts floats to the type and scale of a tensor."""
+def _to_stored(values: np.ndarray, dtype: np.dtype[Any], grid: tuple[float, int]) -> np.ndarray:
+    """Converts floats to the type of a tensor, and to its scale and zero point."""
     from repq_tf.arithmetic import input_levels
 
-    dtype = details["dtype"]
-    scale, zero_point = details["quantization"]
+    scale, zero_point = grid
     if not scale:
         return values.astype(dtype)
     info = np.iinfo(dtype)
@@ -121,9 +102,9 @@ def _to_stored(values: np.ndarray, details: dict[str, Any]) -> np.ndarray:
     return (levels + zero_point).astype(dtype)
 
 
-def _from_stored(values: np.ndarray, details: dict[str, Any]) -> np.ndarray:
-    """Converts a tensor's values to floats."""
-    scale, zero_point = details["quantization"]
+def _from_stored(values: np.ndarray, grid: tuple[float, int]) -> np.ndarray:
+    """Converts a tensor's values to floats, by its scale and zero point."""
+    scale, zero_point = grid
     if not scale:
         return values.astype("float32")
     return (values.astype("float32") - zero_point) * np.float32(scale)

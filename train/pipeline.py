@@ -115,7 +115,7 @@ class _Pipeline:
 
     def run(self) -> None:
         """Runs the stages in order."""
-        folder, task, notes = self.folder, self.task, []
+        folder, task = self.folder, self.task
         self._open_folder()
         self._stage("float", self._train_float, FLOAT, together=True)
         if network.is_prepared(self.settings):
@@ -131,31 +131,20 @@ class _Pipeline:
             lambda: evaluation.evaluate(folder, task, container, verbose),
             EVALUATION,
         )
-        if backend() == "tensorflow":
-            self._stage(
-                "export",
-                lambda: evaluation.export(folder, task, container, input_type, verbose),
-                FILE,
-                FLOAT_FILE,
-            )
-        if folder.has(FILE) and folder.has(FLOAT_FILE):
-            self._stage("describe", lambda: evaluation.describe(folder, task), METADATA)
-            if self.settings.c_array:
-                self._stage("c_array", lambda: evaluation.write_c_array(folder), C_ARRAY)
-            self._stage(
-                "measure", lambda: evaluation.measure(folder, task, verbose), MEASUREMENT
-            )
-        else:
-            notes.append(
-                "No .tflite file: the converter needs the TensorFlow backend. The same command"
-                " with KERAS_BACKEND=tensorflow goes on from here."
-            )
+        self._stage(
+            "export",
+            lambda: evaluation.export(folder, task, container, input_type, verbose),
+            FILE,
+            FLOAT_FILE,
+        )
+        self._stage("describe", lambda: evaluation.describe(folder, task), METADATA)
+        if self.settings.c_array:
+            self._stage("c_array", lambda: evaluation.write_c_array(folder), C_ARRAY)
+        self._stage("measure", lambda: evaluation.measure(folder, task, verbose), MEASUREMENT)
         self._stage("draw", lambda: evaluation.draw(folder, verbose), WEIGHTS_PLOT)
         if not self.engine.is_chief:
             return
         results = evaluation.read_results(folder)
-        if notes:
-            results["notes"] = notes
         print(report.make_report(self.settings, task, folder, results))
         print(f"Report: {folder.file(REPORT)}")
 

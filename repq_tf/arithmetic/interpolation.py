@@ -1,8 +1,11 @@
 """Bilinear interpolation of images, in floating point and as the runtime computes it."""
 
-from repq_tf.keras_api import Pair, Tensor, ops
+import numpy as np
+
+from repq_tf.keras_api import Array, Pair, Tensor, ops
 
 _ONE = 2**11  # of the runtime's weights
+_PLACE = 2**10  # a pixel, of the reference kernels' places
 
 
 def interpolate(x: Tensor, size: Pair, one: float = 1.0) -> Tensor:
@@ -28,6 +31,43 @@ def interpolate_levels(levels: Tensor, size: Pair) -> Tensor:
     `n = (sum of w_y w_x n_yx + 2^21) >> 22`.
     """
     return ops.right_shift(interpolate(levels, size, _ONE) + _ONE**2 // 2, 22)
+
+
+def interpolate_fixed(levels: Tensor, size: Pair, zero_point: int) -> Tensor:
+    """The same in the reference kernels, of integers with their zero point.
+
+    Places have 10 bits, `p = y step + step / 2 - 512` with `step = (1024 n + o / 2) // o` of n
+    pixels that become o; weights are those of the two nearest, and sums are rounded once, half
+    away from zero: by 2^20.
+
+    Args:
+        levels: `(batch, height, width, channels)`, int32.
+        size: the factors `(height, width)`.
+        zero_point: the integer that stands for 0.
+    """
+    x = levels + zero_point
+    for axis, factor in ((1, size[0]), (2, size[1])):
+        low, high, weight = _fixed_places(ops.shape(x)[axis], factor)
+        shape = [1, 1, 1, 1]
+        shape[axis] = len(weight)
+        weight = np.reshape(weight, shape)
+        x = ops.take(x, low, axis) * (_PLACE - weight) + ops.take(x, high, axis) * weight
+    away = ops.sign(x) * ops.right_shift(ops.abs(x) + _PLACE**2 // 2, 20)
+    return away - zero_point
+
+
+def _fixed_places(count: int, factor: int) -> tuple[Array, Array, Array]:
+    """The two pixels that each new one lies between, and the weight of the second."""
+    outputs = count * factor
+    step = (_PLACE * count + outputs // 2) // outputs
+    places = np.arange(outputs) * step + step // 2 - _PLACE // 2
+
+    def whole(values: Array) -> Array:  # towards zero
+        return np.sign(values) * (np.abs(values) // _PLACE)
+
+    low = np.clip(whole(places), 0, count - 1)
+    high = np.minimum(whole(places + _PLACE - 1), count - 1)
+    return low, high, (places - _PLACE * low).astype(np.int32)
 
 
 def _along(x: Tensor, axis: int, factor: int, one: float) -> Tensor:

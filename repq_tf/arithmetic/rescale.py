@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from repq_tf.keras_api import Tensor, backend, ops
 
-_EXPONENTS = range(-32, 8)
+_EXPONENTS = range(-32, 33)
 
 
 @contextlib.contextmanager
@@ -50,6 +50,10 @@ def rescale(sums: Tensor, scale: Tensor, step: Tensor, rounding: str = "float") 
       convolutions of int4.
     - "reduced": `(sums m' + 2^(14 - e)) >> (15 - e)`, `m' = (m + 2^15) >> 16` of 15 bits.
       Grouped and depthwise convolutions of int16, which add in 64 bits.
+    - "once": `(sums m + 2^(30 - e)) >> (31 - e)`. On ARM, what is "twice" elsewhere.
+    - "away": as "twice", but that the shift rounds half away from zero. Reference kernels, of
+      TensorFlow Lite Micro too.
+    - "away_single": the same, of the float32 next to `scale`. Matrices of one column there.
 
     Args:
         sums: whole numbers as floats, `(..., channels)`.
@@ -62,10 +66,14 @@ def rescale(sums: Tensor, scale: Tensor, step: Tensor, rounding: str = "float") 
     """
     if rounding == "float" or not has_64_bits():
         return ops.round(ops.cast(sums, step.dtype) * (ops.cast(scale, step.dtype) / step))
+    scale = ops.cast(scale, "float32") if rounding == "away_single" else scale
     mantissa, exponent = multiplier(scale, step)
     sums = ops.cast(sums, "int64")
-    if rounding == "twice":
-        levels = multiply_twice(_wrap(sums), mantissa, exponent)
+    if rounding in ("twice", "away", "away_single"):
+        away = rounding != "twice"
+        levels = multiply_twice(_wrap(sums), mantissa, exponent, away)
+    elif rounding == "once":
+        levels = shift_right(_wrap(sums) * mantissa, 31 - exponent)
     else:
         reduced = ops.minimum(ops.right_shift(mantissa + 2**15, 16), 2**15 - 1)
         levels = shift_right(sums * reduced, 15 - exponent)
@@ -92,8 +100,25 @@ def multiply_twice(
     return shift_right(ops.right_shift(high + 2**30, 31), ops.maximum(-exponent, 0), away)
 
 
+def rescale_fixed(values: Tensor, scale: Tensor, step: Tensor) -> Tensor:
+    """`values scale / step` as the reference kernels round it: twice, at last half away.
+
+    Args:
+        values: whole numbers.
+        scale: their step, `()`, computed with.
+        step: that of the result, likewise.
+
+    Returns:
+        Whole numbers, int64; without 64 bits, floats.
+    """
+    if not has_64_bits():
+        return ops.round(ops.cast(values, "float32") * (scale / step))
+    return multiply_twice(ops.cast(values, "int64"), *multiplier(scale, step), away=True)
+
+
 def shift_right(values: Tensor, bits: Tensor, away: bool = False) -> Tensor:
     """`values / 2^bits`, rounded half up, or half away from zero."""
+    bits = ops.cast(bits, values.dtype)
     half = ops.right_shift(_power(bits), 1)
     if away:
         half = half - ops.cast(ops.logical_and(values < 0, bits > 0), half.dtype)

@@ -1,11 +1,15 @@
-"""The integer runtime's arithmetic of sums and means: XNNPACK's, and its own of int16."""
+"""The integer runtimes' arithmetic of sums, products and means."""
+
+import math
 
 from repq_tf.arithmetic.rescale import (
     floor_log2,
     has_64_bits,
     multiplier,
     multiply_twice,
+    rescale_fixed,
     shift_right,
+    wide_dtype,
 )
 from repq_tf.keras_api import Tensor, ops
 
@@ -56,19 +60,81 @@ def add_wide(
     """
     if not has_64_bits():
         return ops.round(left * (step_a / step) + right * (step_b / step))
+    if tuple(left.shape[1:]) != tuple(right.shape[1:]):
+        return add_fixed_wide(left, right, step_a, step_b, step)
     twice = 2 * ops.cast(ops.maximum(step_a, step_b), "float64")
-    alike = tuple(left.shape[1:]) == tuple(right.shape[1:])
     total = 0
     for levels, own in ((left, step_a), (right, step_b)):
         mantissa, exponent = multiplier(own, twice)
-        levels = ops.cast(levels, "int64")
-        if alike:
-            total = total + shift_right(levels * mantissa, 16 - exponent)
-        else:
-            levels = ops.left_shift(levels, 15)
-            total = total + multiply_twice(levels, mantissa, exponent, away=True)
-    mantissa, exponent = multiplier(twice / 2**15, step)
-    return ops.cast(multiply_twice(total, mantissa, exponent, away=True), step.dtype)
+        total = total + shift_right(ops.cast(levels, "int64") * mantissa, 16 - exponent)
+    return ops.cast(rescale_fixed(total, twice / 2**15, step), step.dtype)
+
+
+def add_fixed(
+    left: Tensor, right: Tensor, step_a: Tensor, step_b: Tensor, step: Tensor, bits: int = 20
+) -> Tensor:
+    """The levels of a sum in the reference kernels, not clipped yet.
+
+    With the larger step S of the two and `R` of `rescale_fixed`:
+    `R(R(n_a << bits, s_a / 2S) + R(n_b << bits, s_b / 2S), 2S / (2^bits s))`.
+
+    Args:
+        left: integers.
+        right: likewise.
+        step_a: the step of `left`, `()`.
+        step_b: the step of `right`, `()`.
+        step: the step of the sum, `()`.
+        bits: 20 of int8 tensors, 15 of int16.
+    """
+    if not has_64_bits():
+        return ops.round(left * (step_a / step) + right * (step_b / step))
+    twice = 2 * ops.cast(ops.maximum(step_a, step_b), "float64")
+    total = sum(
+        rescale_fixed(ops.left_shift(ops.cast(levels, "int64"), bits), own, twice)
+        for levels, own in ((left, step_a), (right, step_b))
+    )
+    return ops.cast(rescale_fixed(total, twice / 2**bits, step), step.dtype)
+
+
+def add_fixed_wide(
+    left: Tensor, right: Tensor, step_a: Tensor, step_b: Tensor, step: Tensor
+) -> Tensor:
+    """The same of int16 tensors."""
+    return add_fixed(left, right, step_a, step_b, step, 15)
+
+
+def multiply(
+    left: Tensor, right: Tensor, step_a: Tensor, step_b: Tensor, step: Tensor
+) -> Tensor:
+    """The levels of a product, not clipped yet: `round(n_a n_b (step_a step_b / step))`.
+
+    In float32, half to even: XNNPACK on x86.
+
+    Args:
+        left: integers, int32.
+        right: likewise.
+        step_a: the step of `left`, `()`.
+        step_b: the step of `right`, `()`.
+        step: the step of the product, `()`.
+    """
+    return ops.round(ops.cast(left * right, step_a.dtype) * (step_a * step_b / step))
+
+
+def multiply_up(
+    left: Tensor, right: Tensor, step_a: Tensor, step_b: Tensor, step: Tensor
+) -> Tensor:
+    """The same on ARM: the product of the same numbers, exact, is rounded half up."""
+    ratio = ops.cast(step_a * step_b / step, wide_dtype())
+    levels = ops.floor(ops.cast(left * right, ratio.dtype) * ratio + 0.5)
+    return ops.cast(levels, step.dtype)
+
+
+def multiply_fixed(
+    left: Tensor, right: Tensor, step_a: Tensor, step_b: Tensor, step: Tensor
+) -> Tensor:
+    """The same in the reference kernels, by `rescale_fixed`."""
+    steps = (ops.cast(value, wide_dtype()) for value in (step_a, step_b))
+    return ops.cast(rescale_fixed(left * right, math.prod(steps), step), step.dtype)
 
 
 def mean(
@@ -92,8 +158,24 @@ def mean(
     return ops.round((total + count * zero_in) * factor + offset) - zero
 
 
+def mean_fused(
+    total: Tensor, count: Tensor, step_in: Tensor, step: Tensor, zero_in: float, zero: float
+) -> Tensor:
+    """The same on ARM, where a product and a sum are rounded at once, twice.
+
+    With the m of `mean`: `n = round((total + count zero_in) m + (zero - count zero_in m)) -
+    zero`, its inner and its outer bracket being a fused multiply-add each.
+    """
+    factor = (step_in / step) * (1.0 / count)
+    wide = ops.cast(factor, wide_dtype())  # which holds the products exactly
+    shift = ops.cast(count * zero_in, wide.dtype)
+    offset = ops.cast(ops.cast(zero - shift * wide, factor.dtype), wide.dtype)
+    levels = (ops.cast(total, wide.dtype) + shift) * wide + offset
+    return ops.round(ops.cast(levels, factor.dtype)) - zero
+
+
 def mean_wide(total: Tensor, count: Tensor, step_in: Tensor, step: Tensor) -> Tensor:
-    """The levels of a mean of an int16 tensor, not clipped yet.
+    """The levels of a mean of an int16 tensor, or in reference kernels, not clipped yet.
 
     The count goes into the multiplier: `m' = (m << k) // count`, `e' = e - k`,
     `k = min(floor(log2(count)), 31 + e)`.

@@ -1,9 +1,18 @@
 """Functions of a stored int8 tensor as tables over its levels, as the runtime makes them."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from repq_tf.arithmetic import sums
-from repq_tf.arithmetic.rescale import wide_dtype
+from repq_tf.arithmetic.rescale import (
+    floor_log2,
+    has_64_bits,
+    multiplier,
+    multiply_twice,
+    shift_right,
+    wide_dtype,
+)
 from repq_tf.keras_api import Array, Tensor, ops
 
 _LOWEST, _HIGHEST = -128, 255  # the levels of all grids that fit the int8 container
@@ -54,7 +63,93 @@ def softmax(levels: Tensor, step_in: Tensor) -> Tensor:
     return ops.minimum(ops.where(rescaled - whole >= 0.5, whole + 1, whole), 255)
 
 
-def shifted(offset: int, step_in: Tensor, step_offset: float, step: float) -> Tensor:
+def softmax_arm(levels: Tensor, step_in: Tensor) -> Tensor:
+    """The same on ARM: a table of 16 bits, a whole sum and one fixed-point factor.
+
+    `T[d] = min(65535, int(exp(-step_in d) 65535 + 1/2))` of distances d, and with
+    `1 / (sum T / 256) = m 2^(e - 31)` in float32: `(T m + 2^30) >> 31`, then half up by -e.
+    """
+    distance = ops.max(levels, axis=-1, keepdims=True) - levels
+    x = -step_in * np.arange(_HIGHEST + 1, dtype=np.float32)
+    exact = ops.cast(ops.exp(ops.cast(x, wide_dtype())), step_in.dtype)
+    table = ops.cast(exact * np.float32(65535), wide_dtype()) + 0.5
+    table = ops.minimum(ops.cast(table, "int32"), 65535)
+    found = ops.take(table, ops.clip(distance, 0, _HIGHEST))
+    total = ops.cast(ops.sum(found, axis=-1, keepdims=True), step_in.dtype)
+    factor = 1 / (total * np.float32(1 / 256))
+    if not has_64_bits():
+        return ops.minimum(ops.round(ops.cast(found, factor.dtype) * factor), 255)
+    mantissa, exponent = multiplier(factor, np.float32(1))
+    whole = multiply_twice(ops.cast(found, "int64"), mantissa, exponent)
+    return ops.cast(ops.minimum(whole, 255), step_in.dtype)
+
+
+def softmax_fixed(levels: Tensor, step_in: Tensor) -> Tensor:
+    """The same in the reference kernels: gemmlowp's fixed point of 32 bits.
+
+    Exponentials have 5 whole bits and 26 behind the point going in, 31 going out; their sum
+    has 12 whole bits, and its reciprocal is found by three of Newton's steps.
+    """
+    if not has_64_bits():
+        return softmax(levels, step_in)
+    distance = ops.cast(ops.max(levels, axis=-1, keepdims=True) - levels, "int64")
+    exact = ops.minimum(ops.cast(step_in, "float64") * 2.0**26, 2.0**31 - 1)
+    mantissa, exponent = multiplier(exact, np.float64(1))
+    most = ops.right_shift(ops.full_like(exponent, 31 * 2**26), exponent)
+    inside = distance <= most
+    known = ops.where(inside, distance, 0)
+    scaled = _high(-ops.left_shift(known, exponent), mantissa)
+    exponentials = _exponential(scaled)
+    parts = ops.where(inside, shift_right(exponentials, 12, away=True), 0)
+    total = ops.sum(parts, axis=-1, keepdims=True)
+    # Zeros before the highest bit of 32.
+    head = 31 - ops.cast(floor_log2(ops.cast(total, "float64"), range(40)), "int64")
+    inverse = _reciprocal(ops.left_shift(total, head) - 2**31)
+    whole = shift_right(_high(inverse, exponentials), 35 - head, away=True)
+    return ops.cast(ops.clip(ops.where(inside, whole, 0), 0, 255), step_in.dtype)
+
+
+def _high(a: Tensor, b: Tensor) -> Tensor:
+    """The upper half of a doubled product of 32-bit numbers, rounded half up."""
+    return ops.right_shift(a * b + 2**30, 31)
+
+
+# Of `exp(-2^k)`, k from -2 to 4, with 31 bits behind the point.
+_POWERS = (1672461947, 1302514674, 790015084, 290630308, 39332535, 720401, 242)
+
+
+def _exponential(x: Tensor) -> Tensor:
+    """`exp(x)` with 31 bits behind the point of `x <= 0` with 26."""
+    quarter = 1 << 24
+    rest = ops.bitwise_and(x, quarter - 1) - quarter
+    near = ops.left_shift(rest, 5) + (1 << 28)
+    square = _high(near, near)
+    cube, fourth = _high(square, near), _high(square, square)
+    part = shift_right(fourth, 2, away=True) + cube
+    series = shift_right(_high(part, 715827883) + square, 1, away=True)
+    y = 1895147668 + _high(near + series, 1895147668)
+    for bit, power in enumerate(_POWERS, 24):
+        y = ops.where(ops.bitwise_and(rest - x, 1 << bit) > 0, _high(y, power), y)
+    return ops.where(x == 0, 2**31 - 1, y)
+
+
+def _reciprocal(x: Tensor) -> Tensor:
+    """`1 / (1 + x)`, both with 31 bits behind the point."""
+    half = ops.right_shift(x + 2**31, 1)
+    y = 1515870810 + _high(half, -1010580540)
+    for _ in range(3):
+        step = _high(y, 2**29 - _high(half, y))
+        y = y + ops.clip(ops.left_shift(step, 2), -(2**31), 2**31 - 1)
+    return ops.minimum(ops.left_shift(y, 1), 2**31 - 1)
+
+
+def shifted(
+    offset: int,
+    step_in: Tensor,
+    step_offset: float,
+    step: float,
+    add: Callable[..., Tensor] = sums.add,
+) -> Tensor:
     """Returns the levels of `x + offset`, added as the runtime does, for every level of x.
 
     Args:
@@ -62,10 +157,11 @@ def shifted(offset: int, step_in: Tensor, step_offset: float, step: float) -> Te
         step_in: the step of x, `()`.
         step_offset: that of the offset, a number.
         step: that of the sum, a number.
+        add: how the runtime adds, a function of `sums`.
     """
     levels = ops.arange(_LOWEST, _HIGHEST + 1, dtype="int32")
     steps = (ops.cast(value, step_in.dtype) for value in (step_offset, step))
-    return sums.add(levels, ops.full_like(levels, offset), step_in, *steps)
+    return add(levels, ops.full_like(levels, offset), step_in, *steps)
 
 
 def _sigmoid_levels(x: Array) -> Array:

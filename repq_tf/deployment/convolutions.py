@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from repq_tf.deployment.lowering import Lowering, Make
+from repq_tf.deployment.lowering import IntegerLowering, Lowering, Make
 from repq_tf.graphs import Node
 from repq_tf.keras_api import Array, Layer, Pair, Shape, ops
 from repq_tf.quantization.grids import input_quantizer, known_name
@@ -15,12 +15,13 @@ from repq_tf.tflite.operators import kernel_layout
 from repq_tf.tflite.program import Grid, Tensor, whole
 from repq_tf.windows import Window, convolved_size
 
-_ACTIVATIONS = {"linear": "NONE", "relu": "RELU", "relu6": "RELU6"}
+# The option of an operator that applies an activation.
+CLAMPS = {"linear": "NONE", "relu": "RELU", "relu6": "RELU6"}
 # Integers `(kh, kw, in / groups, out)`, their scales and the biases, `(out,)` each.
 Weights: TypeAlias = tuple[Array, Array, Array]
 
 
-def convolution(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
+def convolution(lowering: IntegerLowering, node: Node, tensors: Sequence[Tensor]) -> Make:
     """A `ReparamConv`: one convolution, behind a PAD if its window is not one of the file's."""
     block, x = node.layer, tensors[0]
     weights, groups = _weights(lowering, node)
@@ -48,7 +49,7 @@ def convolution(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Ma
     return make
 
 
-def dense(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
+def dense(lowering: IntegerLowering, node: Node, tensors: Sequence[Tensor]) -> Make:
     """A `DenseBlock`."""
     x, (weights, _) = tensors[0], _weights(lowering, node)
     packed = node.name in lowering.packed
@@ -64,7 +65,7 @@ def dense(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
     return make
 
 
-def _weights(lowering: Lowering, node: Node) -> tuple[Weights, int]:
+def _weights(lowering: IntegerLowering, node: Node) -> tuple[Weights, int]:
     """The weights of a block, and its groups."""
     quantizer = input_quantizer(lowering.graph, node)
     assert quantizer is not None  # as checked
@@ -175,4 +176,4 @@ def strides(pixels: Pair) -> dict[str, int]:
 
 def fused_activation(layer: Layer) -> str:
     """The option of an operator that applies a layer's activation."""
-    return _ACTIVATIONS[activation_name(layer)]
+    return CLAMPS[activation_name(layer)]

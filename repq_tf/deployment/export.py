@@ -8,7 +8,7 @@ from typing import Any
 
 from repq_tf.arithmetic import in_64_bits
 from repq_tf.deployment.ends import Ends, check_type
-from repq_tf.deployment.lowering import Lowering
+from repq_tf.deployment.lowering import IntegerLowering
 from repq_tf.deployment.operators import LOWERINGS
 from repq_tf.deployment.pixels import pixel_table
 from repq_tf.files import new_file, write_atomically
@@ -80,7 +80,7 @@ def export_tflite(
     graph = read_native(model)
     with in_64_bits():
         packed = _four_bit_nodes(graph) if container == "int4" else ()
-    lowering = Lowering(graph, input_shape, packed, LOWERINGS)
+    lowering = IntegerLowering(graph, input_shape, packed, LOWERINGS)
     bits, table = lowering.input_layer.bits, None
     input_type = check_type("input_type", input_type, bits)
     output_type = check_type("output_type", output_type, bits)

@@ -1,36 +1,39 @@
-"""`export_tflite_float`: a float file for comparison, by TensorFlow's converter."""
+"""`export_tflite_float`: a float file, for comparison with the integer one."""
 
 import os
-from collections.abc import Callable, Mapping
+from typing import Any
 
-from absl import logging
-
+from repq_tf.deployment.convolutions import CLAMPS
+from repq_tf.deployment.float_layers import FLOAT_LOWERINGS, refusal
+from repq_tf.deployment.fusion import Fusion, fuse
+from repq_tf.deployment.lowering import Lowering
 from repq_tf.files import new_file, write_atomically
-from repq_tf.graphs import pairs, read_graph, read_native
-from repq_tf.keras_api import Shape, Tensor, backend, keras
+from repq_tf.graphs import Graph, Node, evaluate, leaves, read_graph, read_native
+from repq_tf.keras_api import keras
 from repq_tf.layers import Quantize
 from repq_tf.reparameterization.merge import merge
-from repq_tf.tflite.reading import load
-from repq_tf.tflite.writer import dump, signature
+from repq_tf.tflite.program import Program, Tensor
+from repq_tf.tflite.writer import write
 
 
 def export_tflite_float(model: keras.Model, path: str | os.PathLike[str]) -> None:
     """Writes a float model, merged, as a float32 `.tflite` file, for comparison.
 
+    Batch norms are folded into the convolution before them, and ReLU and ReLU6 fused into
+    operators. The file's ends are called in its signature as the model's.
+
     Args:
-        model: a float model.
+        model: a float model with one input, of our blocks and of Keras's layers for images.
         path: the file to write.
 
     Raises:
-        ValueError: the model is quantized.
+        ValueError: the model is quantized, or has layers that no operators are known for
+            (all of them are named).
         FileNotFoundError: the folder of `path` does not exist.
-        RuntimeError: Keras does not run on TensorFlow.
+
+    Example:
+        >>> repq_tf.export_tflite_float(model, "float.tflite")
     """
-    if backend() != "tensorflow":
-        raise RuntimeError(
-            "export_tflite_float needs TensorFlow's converter; load the saved model in a "
-            f"process with KERAS_BACKEND=tensorflow. Received: KERAS_BACKEND={backend()}"
-        )
     path = new_file(path)
     for node in read_native(model).nodes.values():
         if isinstance(node.layer, Quantize) or getattr(node.layer, "weight_quantizer", None):
@@ -38,51 +41,62 @@ def export_tflite_float(model: keras.Model, path: str | os.PathLike[str]) -> Non
                 "model must be a float model; repq_tf.export_tflite writes quantized ones. "
                 f"Received: {model.name!r}, whose layer {node.name!r} is quantized"
             )
-    merged = merge(model)
-    graph = read_graph(merged)
-    (source,) = (node.name for node in graph.nodes.values() if node.is_input)
-    # The converter sorts them.
-    keys = {f"output{index:03}": key for index, key in enumerate(graph.output_keys)}
-
-    def run(x: Tensor) -> dict[str, Tensor]:
-        outputs = pairs(graph.outputs, merged(x, training=False))
-        return {key: y for key, (_, y) in zip(keys, outputs, strict=True)}
-
-    content = _convert(run, merged.input_shape[1:])
-    write_atomically(path, _with_signature(content, source, keys))
+    write_atomically(path, write(FloatLowering(read_graph(merge(model))).run()))
 
 
-def _convert(function: Callable[[Tensor], dict[str, Tensor]], shape: Shape) -> bytes:
-    """Runs the converter on `function(x) -> {key: tensor}`."""
-    import tensorflow as tf
-
-    module = tf.Module()
-    signature = [tf.TensorSpec([None, *shape], tf.float32, name="input")]
-    module.run = tf.function(function, input_signature=signature, autograph=False)
-    concrete = module.run.get_concrete_function()
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], module)
-    # It warns of float outputs whenever there are several.
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        return converter.convert()
-    finally:
-        logging.set_verbosity(verbosity)
-
-
-def _with_signature(content: bytes, input_name: str, keys: Mapping[str, str]) -> bytes:
-    """A file whose signature calls its ends as the model does.
+class FloatLowering(Lowering):
+    """Makes the program of a float model.
 
     Args:
-        content: the bytes of a file, with a signature or, from models of variables, without.
-        input_name: the name of its input.
-        keys: `{the converter's name of an output: the model's}`, in order.
+        graph: the `Graph` of a merged model.
+
+    Raises:
+        ValueError: layers cannot be written, or there is more than one input.
     """
-    model = load(content)
-    graph = model.subgraphs[0]
-    found = dict(zip(keys, map(int, graph.outputs), strict=True))
-    if model.signatureDefs:
-        found = {o.name.decode(): int(o.tensorIndex) for o in model.signatureDefs[0].outputs}
-    outputs = {key: found[name] for name, key in keys.items()}
-    model.signatureDefs = [signature({input_name: int(graph.inputs[0])}, outputs)]
-    return dump(model)
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__(graph, FLOAT_LOWERINGS, "float32")
+        sources = [node.name for node in graph.nodes.values() if node.is_input]
+        if len(sources) != 1:
+            raise ValueError(
+                f"model {graph.name!r} must have one input. Received: {len(sources)}, {sources}"
+            )
+        layers = {n.layer.name: n.layer for n in graph.nodes.values() if not n.is_input}
+        found = [
+            f"{name!r} ({getattr(layer, 'kind', type(layer).__name__)}: {reason})"
+            for name, layer in layers.items()
+            if (reason := refusal(layer)) is not None
+        ]
+        if found:
+            raise ValueError(
+                f"model {graph.name!r} cannot be written to a float file, because of layers "
+                f"{', '.join(found)}"
+            )
+        self._fusions, self._fused = fuse(graph)
+
+    def run(self) -> Program:
+        """Lowers every layer; returns the program."""
+        outputs = leaves(evaluate(self.graph, self._feed, self._apply))
+        for key, tensor in zip(self.graph.output_keys, outputs, strict=True):
+            self.program.outputs[key] = tensor
+        return self.program
+
+    def fusion(self, node: Node) -> Fusion:
+        """What the operator of a node does beside its layer."""
+        return self._fusions.get(node.name, Fusion())
+
+    def fused_activation(self, node: Node) -> str:
+        """The option of an operator that applies the clamp behind a node."""
+        return CLAMPS[self.fusion(node).activation]
+
+    def _feed(self, node: Node) -> Tensor:
+        tensor = self.inner(node.name, (None, *node.input_shape[1:]), None)
+        self.program.inputs[node.name] = tensor
+        return tensor
+
+    def _apply(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        tensors = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if node.name in self._fused:
+            return tensors[0]
+        made = self.lower(node.layer)(self, node, tensors)
+        return made if isinstance(made, Tensor) else made(None, self.program.name(node.name))

@@ -1,4 +1,4 @@
-"""A quantized model as a `Program`: each layer to operators on integers."""
+"""A model as a `Program`: each layer to operators."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -21,16 +21,67 @@ from repq_tf.quantization.grids import (
 )
 from repq_tf.tflite.program import Grid, Program, Tensor
 
-# Makes an operator's output, given its grid and its name; adds the operator to the program.
-Make: TypeAlias = Callable[[Grid, str], Tensor]
+# Makes an operator's output, given its grid (None in a float file) and its name; adds the
+# operator to the program.
+Make: TypeAlias = Callable[[Any, str], Tensor]
 # `lower(lowering, node, tensors)`: what a layer becomes, or its output as it is.
-Lower: TypeAlias = Callable[["Lowering", Node, Sequence[Tensor]], Make | Tensor]
+Lower: TypeAlias = Callable[[Any, Node, Sequence[Tensor]], Make | Tensor]
 
 # The least integer of the int8 container, at which it saturates.
 _LOWEST = -128
 
 
 class Lowering:
+    """Makes the program of a model, layer by layer.
+
+    Args:
+        graph: the model's `Graph`.
+        lowerings: `{class of a layer: Lower}`.
+        kind: the type of features.
+
+    Attributes:
+        program: the `Program`.
+    """
+
+    def __init__(self, graph: Graph, lowerings: Mapping[type, Lower], kind: str) -> None:
+        self.graph, self._lowerings, self._kind = graph, lowerings, kind
+        self.program = Program()
+
+    def tensor(self, name: str, shape: Shape, grid: Grid | None) -> Tensor:
+        """A new tensor of features, whose batch is open, with the name that a `Make` got."""
+        return Tensor(name, self._kind, shape, grid)
+
+    def inner(self, name: str, shape: Shape, grid: Grid | None) -> Tensor:
+        """A new tensor between those that bear layers' names, with a name like the given one.
+
+        Args:
+            name: the name.
+            shape: of the features.
+            grid: that of a stored tensor; None in a float file.
+        """
+        return self.tensor(self.program.name(name), shape, grid)
+
+    def check_finite(self, name: str, *values: Any) -> None:
+        """Raises ValueError if a layer holds NaN or infinity."""
+        if not all(np.isfinite(value).all() for value in values):
+            raise ValueError(
+                f"model {self.graph.name!r} holds NaN or infinity, first in layer {name!r}; "
+                "its training has diverged"
+            )
+
+    def lower(self, layer: Layer) -> Lower:
+        """How a layer becomes operators."""
+        # Of blocks all kinds are convolutions; other subclasses may compute something else.
+        block = isinstance(layer, ReparamConv)
+        for kind in type(layer).__mro__ if block else (type(layer),):
+            if kind in self._lowerings:
+                return self._lowerings[kind]
+        raise ValueError(
+            f"layer {layer.name!r} ({type(layer).__name__}) cannot be written to a file"
+        )
+
+
+class IntegerLowering(Lowering):
     """Makes the program of a quantized model.
 
     Args:
@@ -40,7 +91,6 @@ class Lowering:
         lowerings: `{class of a layer: Lower}`.
 
     Attributes:
-        program: the `Program`, after `run`.
         input_layer: the `Quantize` of the model's input.
         input_shape: of an image, with None for sizes that are open.
         bits: of the activations: 16, or at most 8.
@@ -56,10 +106,9 @@ class Lowering:
         packed: Collection[str],
         lowerings: Mapping[type, Lower],
     ) -> None:
-        self.graph, self.packed, self._lowerings = graph, frozenset(packed), lowerings
-        self.program = Program()
         (source,) = (node for node in graph.nodes.values() if node.is_input)
         layer = own_quantizer(graph, source)
+        self.graph, self.packed = graph, frozenset(packed)
         for node in graph.nodes.values():
             self._check(node)
         if layer is None:
@@ -68,6 +117,7 @@ class Lowering:
                 "file would not be all integer"
             )
         self.input_layer, self.bits = layer, layer.bits
+        super().__init__(graph, lowerings, "int16" if self.bits == 16 else "int8")
         self.input_shape: Shape = source.input_shape[1:]
         if input_shape is not None:
             self.input_shape = fitting_shape(self.input_shape, input_shape)
@@ -93,29 +143,6 @@ class Lowering:
     def grid(self, layer: Quantize) -> Grid:
         """The grid of a tensor that a `Quantize` layer rounds."""
         return Grid(self.steps[layer.name], zero_point(layer.bits, layer.signed))
-
-    def tensor(self, name: str, shape: Shape, grid: Grid) -> Tensor:
-        """A new tensor of features, whose batch is open, with the name that a `Make` got."""
-        return Tensor(name, "int16" if self.bits == 16 else "int8", shape, grid)
-
-    def inner(self, name: str, shape: Shape, grid: Grid | None) -> Tensor:
-        """A new tensor between those that bear layers' names, with a name like the given one.
-
-        Args:
-            name: the name.
-            shape: of the features.
-            grid: that of a stored tensor.
-        """
-        assert grid is not None
-        return self.tensor(self.program.name(name), shape, grid)
-
-    def check_finite(self, name: str, *values: Any) -> None:
-        """Raises ValueError if a layer holds NaN or infinity."""
-        if not all(np.isfinite(value).all() for value in values):
-            raise ValueError(
-                f"model {self.graph.name!r} holds NaN or infinity, first in layer {name!r}; "
-                "its training has diverged"
-            )
 
     def _check(self, node: Node) -> None:
         name = known_name(self.graph, node)
@@ -148,7 +175,7 @@ class Lowering:
         layer = node.layer
         tensors = [leaf for leaf in leaves(args) if isinstance(leaf, Tensor)]
         rounded = _rounds(node) and quantized_node(self.graph, node) is not node
-        made: Any = args[0] if rounded else self._lower(layer)(self, node, tensors)
+        made: Any = args[0] if rounded else self.lower(layer)(self, node, tensors)
         if _rounds(node):
             return self._store(node, made), None
         if isinstance(made, Tensor):
@@ -159,16 +186,6 @@ class Lowering:
         # What stands alone keeps the grid of what it reads.
         grid = self.grid(grid_layer(self.graph, node.inputs[0]))
         return made(grid, self.program.name(node.name))
-
-    def _lower(self, layer: Layer) -> Lower:
-        # Of blocks all kinds are convolutions; other subclasses may compute something else.
-        block = isinstance(layer, ReparamConv)
-        for kind in type(layer).__mro__ if block else (type(layer),):
-            if kind in self._lowerings:
-                return self._lowerings[kind]
-        raise ValueError(
-            f"layer {layer.name!r} ({type(layer).__name__}) cannot be written to a file"
-        )
 
     def _store(self, node: Node, make: Make) -> Tensor:
         """The output of an operator on the grid that a `Quantize` rounds it to.

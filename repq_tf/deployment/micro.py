@@ -3,29 +3,15 @@
 import hashlib
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from repq_tf.files import file_path, new_file, write_atomically
 from repq_tf.tflite import reading
+from repq_tf.tflite.micro import arena_size
+from repq_tf.tflite.operators import INT4_ON_MICRO, OPERATORS
 from repq_tf.tflite.pixels import takes_pixels
 
-# The builtin operators that `MicroMutableOpResolver` has an `Add...` for, read in November 2026
-# from tensorflow/lite/micro/micro_mutable_op_resolver.h of github.com/tensorflow/tflite-micro.
-# The name in the schema is the same but for case and underscores.
-_METHODS = """
-Abs Add AddN ArgMax ArgMin AssignVariable AveragePool2D BatchMatMul BatchToSpaceNd
-BroadcastArgs BroadcastTo CallOnce Cast Ceil Concatenation Conv2D Cos CumSum DepthToSpace
-DepthwiseConv2D Dequantize Div Elu EmbeddingLookup Equal Exp ExpandDims Fill Floor FloorDiv
-FloorMod FullyConnected Gather GatherNd Greater GreaterEqual HardSwish If L2Normalization
-L2Pool2D LeakyRelu Less LessEqual Log LogicalAnd LogicalNot LogicalOr Logistic LogSoftmax
-Maximum MaxPool2D Mean Minimum MirrorPad Mul Neg NotEqual Pack Pad PadV2 Prelu Quantize
-ReadVariable ReduceMax ReduceMin Relu Relu6 Reshape ResizeBilinear ResizeNearestNeighbor
-Round Rsqrt SelectV2 Shape Sin Slice Softmax SpaceToBatchNd SpaceToDepth Split SplitV Sqrt
-Square SquaredDifference Squeeze StridedSlice Sub Sum Svdf Tanh Transpose TransposeConv
-UnidirectionalSequenceLSTM Unpack VarHandle While ZerosLike
-""".split()
-_METHOD_OF = {method.upper(): f"Add{method}" for method in _METHODS}
 _BYTES_IN_A_LINE = 12
 # Of C11 and C++11, since both compile the header.
 _KEYWORDS = frozenset(
@@ -49,9 +35,10 @@ def export_c_array(
     """Writes a `.tflite` file as a C header, for microcontrollers without a file system.
 
     The header has the array `name`, aligned to 16 bytes as TensorFlow Lite Micro wants it, its
-    length `name_len`, and in a comment the input, the output and the operators that the
-    program has to add to its `MicroMutableOpResolver`. C11 and C++11 compile it. Whether each
-    operator takes the file's types is not checked; int8 is what they all take.
+    length `name_len`, and in a comment the input, the output, the operators that the program
+    has to add to its `MicroMutableOpResolver`, and the tensor arena that it needs: measured
+    where the package `tflite-micro` is installed (on a device of 32 bits it is a little
+    smaller), else what the features alone take. C11 and C++11 compile it.
 
     Args:
         tflite_path: the file.
@@ -63,7 +50,8 @@ def export_c_array(
 
     Raises:
         ValueError: `name` is no identifier, the file is not a TFLite file, TensorFlow Lite
-            Micro lacks an operator of it (it is named), or it takes images of any size.
+            Micro lacks an operator of it or a kernel for its types (they are named), or it
+            takes images of any size.
 
     Example:
         >>> repq_tf.export_c_array("model.tflite", "model.h")
@@ -75,31 +63,22 @@ def export_c_array(
     header_path = new_file(header_path, "header_path")
     content, model = reading.read(tflite_path)
     operators = reading.count_operators(model)
-    _check(tflite_path, model, operators)
+    _check(tflite_path, model)
     described = reading.describe(model)
     comment = [
         f"{os.path.basename(tflite_path)}, SHA-256 {hashlib.sha256(content).hexdigest()}",
         *(f"input: {_end(end)}" for end in described["inputs"]),
         *(f"output: {_end(end)}" for end in described["outputs"]),
         f"tflite::MicroMutableOpResolver<{len(operators)}> resolver;",
-        *(f"resolver.{_METHOD_OF[_plain(kind)]}();" for kind in sorted(operators)),
+        *(f"resolver.Add{OPERATORS[kind].micro}();" for kind in sorted(operators)),
+        arena_size(content, model),
     ]
     write_atomically(header_path, _header(content, name, comment).encode())
     return operators
 
 
-def _plain(kind: str) -> str:
-    return kind.replace("_", "")
-
-
-def _check(path: str, model: Any, operators: Collection[str]) -> None:
+def _check(path: str, model: Any) -> None:
     """Refuses what TensorFlow Lite Micro cannot run."""
-    missing = sorted(kind for kind in operators if _plain(kind) not in _METHOD_OF)
-    if missing:
-        raise ValueError(
-            f"{path}: TensorFlow Lite Micro has no operator {', '.join(missing)}, so a "
-            "microcontroller cannot run the file"
-        )
     if takes_pixels(model):
         raise ValueError(
             f"{path} takes pixels, by a CAST of uint8 that TensorFlow Lite Micro does not "
@@ -111,6 +90,32 @@ def _check(path: str, model: Any, operators: Collection[str]) -> None:
                 f"{path} takes inputs of any size, {end['shape']}, and TensorFlow Lite Micro "
                 "fixes the memory for one; export it with input_shape=(h, w, c)"
             )
+    lacks = sorted({text for text in map(_lack, _used(model)) if text is not None})
+    if lacks:
+        raise ValueError(
+            f"{path}: TensorFlow Lite Micro has no {', no '.join(lacks)}, so a microcontroller "
+            "cannot run the file"
+        )
+
+
+def _used(model: Any) -> Iterator[tuple[str, str, bool]]:
+    """Yields each operator, the type of its features, and whether its kernel has 4 bits."""
+    graph = model.subgraphs[0]
+    for operator in graph.operators:
+        types = [reading.type_name(graph.tensors[int(i)]) for i in operator.inputs if i >= 0]
+        (first, *_) = reading.features(model, operator)
+        kind = reading.type_name(graph.tensors[first]).lower()
+        yield reading.operator_name(model, operator), kind, "INT4" in types
+
+
+def _lack(used: tuple[str, str, bool]) -> str | None:
+    """What the runtime lacks of an operator, or None."""
+    kind, features, packed = used
+    if kind not in OPERATORS or OPERATORS[kind].micro is None:
+        return f"operator {kind}"
+    if packed and features not in INT4_ON_MICRO.get(kind, ()):
+        return f"{kind} of {features} with kernels of 4 bits"
+    return None if features in OPERATORS[kind].types_on_micro else f"{kind} of {features}"
 
 
 def _end(end: Mapping[str, Any]) -> str:

@@ -1,7 +1,6 @@
 """What each layer of a quantized model becomes in a file: one entry each."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -10,14 +9,24 @@ from repq_tf.deployment.convolutions import (
     convolution,
     dense,
     fused_activation,
-    pad,
-    reshape,
     scale_channels,
-    strides,
 )
-from repq_tf.deployment.lowering import Lower, Lowering, Make
+from repq_tf.deployment.lowering import IntegerLowering, Lower, Lowering, Make
+from repq_tf.deployment.moves import (
+    PIXELS,
+    concatenation,
+    largest,
+    making,
+    nothing,
+    padding,
+    pixel_shuffle,
+    pooling,
+    reshaping,
+    simple,
+    up_sampling,
+)
 from repq_tf.graphs import Node
-from repq_tf.keras_api import Shape, keras, ops
+from repq_tf.keras_api import keras, ops
 from repq_tf.layers import (
     DenseBlock,
     DepthToSpace,
@@ -34,32 +43,10 @@ from repq_tf.layers import (
     QuantizedUpSampling2D,
     ReparamConv,
 )
-from repq_tf.quantization.grids import known_name
 from repq_tf.quantization.operators import activation_name
 from repq_tf.tflite.program import Grid, Tensor, whole
-from repq_tf.windows import VALID, convolved_size
 
 _layers = keras.layers
-_PIXELS = (1, 2)  # the axes of height and width
-
-
-def _simple(kind: str, **options: Any) -> Lower:
-    """An operator on one tensor that keeps its shape."""
-
-    def lower(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
-        return _making(lowering, kind, tensors, tensors[0].shape, **options)
-
-    return lower
-
-
-def _making(
-    lowering: Lowering, kind: str, inputs: Sequence[Tensor], shape: Shape, **options: Any
-) -> Make:
-    def make(grid: Grid, name: str) -> Tensor:
-        y = lowering.tensor(name, shape, grid)
-        return lowering.program.add(kind, tuple(inputs), y, **options)
-
-    return make
 
 
 def _pair(kind: str) -> Lower:
@@ -68,16 +55,16 @@ def _pair(kind: str) -> Lower:
     def lower(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
         shape = node.layer.values_shape(*(tensor.shape for tensor in tensors))
         options = {"fusedActivationFunction": fused_activation(node.layer)}
-        return _making(lowering, kind, tensors, shape, **options)
+        return making(lowering, kind, tensors, shape, **options)
 
     return lower
 
 
 def _mean(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
-    axes = lowering.program.constant("axes", whole(_PIXELS))
+    axes = lowering.program.constant("axes", whole(PIXELS))
     (x,) = tensors
     shape = node.layer.values_shape(x.shape)
-    return _making(lowering, "MEAN", (x, axes), shape, keepDims=node.layer.keepdims)
+    return making(lowering, "MEAN", (x, axes), shape, keepDims=node.layer.keepdims)
 
 
 def _rescale(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
@@ -94,7 +81,7 @@ def _rescale(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
     return make
 
 
-def _prelu(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
+def _prelu(lowering: IntegerLowering, node: Node, tensors: Sequence[Tensor]) -> Make:
     """`max(x, 0) + alpha min(x, 0)` in the runtime's fast operators; see the layer.
 
     The two parts are an equal-scale QUANTIZE each, whose zero point lies at an end of the
@@ -122,10 +109,10 @@ def _prelu(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
     y = lowering.inner(f"{node.name}/scaled", x.shape, lowering.grid(layer))
     scaled = scale_channels(lowering, negative, y, sign, size)
     options = {"fusedActivationFunction": "NONE"}
-    return _making(lowering, "ADD", (positive, scaled), x.shape, **options)
+    return making(lowering, "ADD", (positive, scaled), x.shape, **options)
 
 
-def _hard_sigmoid(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
+def _hard_sigmoid(lowering: IntegerLowering, node: Node, tensors: Sequence[Tensor]) -> Make:
     """A sum that saturates, and a product that renames its levels; see the layer."""
     layer, (x,), program = node.layer, tensors, lowering.program
 
@@ -139,7 +126,7 @@ def _hard_sigmoid(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> 
     options = {"fusedActivationFunction": "NONE"}
     program.add("ADD", (x, offset), shifted, **options)
     factor = constant("factor", 127, 1 / (127 * layer.WIDTH))
-    return _making(lowering, "MUL", (shifted, factor), x.shape, **options)
+    return making(lowering, "MUL", (shifted, factor), x.shape, **options)
 
 
 # On the grid of what they read.
@@ -147,144 +134,39 @@ def _hard_sigmoid(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> 
 
 def _leaky_relu(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
     alpha = node.layer.numerator / 256
-    return _making(lowering, "LEAKY_RELU", tensors, tensors[0].shape, alpha=alpha)
+    return making(lowering, "LEAKY_RELU", tensors, tensors[0].shape, alpha=alpha)
 
 
 def _activation(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make | Tensor:
     name = activation_name(node.layer)
     if name == "linear":
         return tensors[0]
-    return _making(lowering, name.upper(), tensors, tensors[0].shape)
-
-
-def _pooling(kind: str) -> Lower:
-    def lower(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
-        pool, (x,) = node.layer, tensors
-        spatial, steps = x.shape[1:3], pool.strides or pool.pool_size
-        if pool.padding == "same":
-            size = tuple(n and -(-n // s) for n, s in zip(spatial, steps, strict=True))
-        else:
-            size = convolved_size(spatial, VALID, pool.pool_size, steps)
-        height, width = map(int, pool.pool_size)
-        options: dict[str, Any] = {"filterHeight": height, "filterWidth": width}
-        options |= strides(steps)
-        options |= {"padding": pool.padding.upper(), "fusedActivationFunction": "NONE"}
-        return _making(lowering, kind, tensors, (None, *size, x.shape[3]), **options)
-
-    return lower
-
-
-def _up_sampling(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
-    layer, (x,), program = node.layer, tensors, lowering.program
-    (height, width), (rows, columns) = x.shape[1:3], layer.size
-    bilinear = layer.interpolation == "bilinear"
-    if None not in (height, width):
-        size = (height * rows, width * columns)
-        kind = "RESIZE_BILINEAR" if bilinear else "RESIZE_NEAREST_NEIGHBOR"
-        inputs = (x, program.constant("size", whole(size)))
-        shape = (None, *size, x.shape[3])
-        return _making(lowering, kind, inputs, shape, halfPixelCenters=bilinear)
-    if not bilinear and rows == columns:
-        # A resize to a computed size would be left to the runtime's slow kernels.
-        shape = (*x.shape[:3], x.shape[3] * rows**2)
-        many = lowering.inner(f"{node.name}/copies", shape, x.grid)
-        program.add("CONCATENATION", (x,) * rows**2, many, axis=3)
-        return _depth_to_space(lowering, many, rows)
-    raise ValueError(
-        f"layer {known_name(lowering.graph, node)!r}: of images of any size a file can hold "
-        f"only interpolation='nearest' by one factor; give input_shape. Received: "
-        f"interpolation={layer.interpolation!r}, size={layer.size}"
-    )
-
-
-def _pixel_shuffle(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
-    (x,), size = tensors, node.layer.block_size
-    if x.type != "int16":
-        return _depth_to_space(lowering, x, size)
-    # int16, of which the runtime has no kernel: by way of the batch.
-    program, planes = lowering.program, (*x.shape[:3], x.shape[3] // size**2)
-    parts = [lowering.inner(f"{node.name}/part", planes, x.grid) for _ in range(size**2)]
-    axis = program.constant("axis", whole(3))
-    program.add("SPLIT", (axis, x), *parts, numSplits=len(parts))
-    batch = lowering.inner(f"{node.name}/planes", planes, x.grid)
-    program.add("CONCATENATION", tuple(parts), batch, axis=0)
-    block = program.constant("block", whole((size, size)))
-    crops = program.constant("crops", whole(((0, 0), (0, 0))))
-    shape = (None, *_enlarged(x.shape[1:3], size), planes[3])
-    return _making(lowering, "BATCH_TO_SPACE_ND", (batch, block, crops), shape)
-
-
-def _depth_to_space(lowering: Lowering, x: Tensor, size: int) -> Make:
-    shape = (None, *_enlarged(x.shape[1:3], size), x.shape[3] // size**2)
-    return _making(lowering, "DEPTH_TO_SPACE", (x,), shape, blockSize=size)
-
-
-def _enlarged(spatial: Shape, size: int) -> list[int | None]:
-    return [None if n is None else n * size for n in spatial]
-
-
-# That only move numbers.
-
-
-def _concatenation(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
-    axis = node.layer.axis % len(tensors[0].shape)
-    shape = list(tensors[0].shape)
-    sizes = [tensor.shape[axis] for tensor in tensors]
-    shape[axis] = None if None in sizes else sum(sizes)
-    options = {"axis": axis, "fusedActivationFunction": "NONE"}
-    return _making(lowering, "CONCATENATION", tensors, tuple(shape), **options)
-
-
-def _reshape(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Tensor:
-    (x,) = tensors
-    shape = node.layer.compute_output_shape(x.shape)[1:]
-    if None in shape:
-        raise ValueError(
-            f"layer {known_name(lowering.graph, node)!r} makes {shape} of images of any "
-            "size, which a file cannot; give input_shape"
-        )
-    return reshape(lowering, x, (None, *shape), node.name)
-
-
-def _largest(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
-    axes, (x,) = lowering.program.constant("axes", whole(_PIXELS)), tensors
-    ones = (1, 1) if node.layer.keepdims else ()
-    shape = (None, *ones, x.shape[3])
-    keep = node.layer.keepdims
-    return _making(lowering, "REDUCE_MAX", (x, axes), shape, keepDims=keep)
-
-
-def _padding(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Tensor:
-    return pad(lowering, tensors[0], node.layer.padding, node.name)
-
-
-def _nothing(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Tensor:
-    return tensors[0]
+    return making(lowering, name.upper(), tensors, tensors[0].shape)
 
 
 LOWERINGS: dict[type, Lower] = {
     DenseBlock: dense,
-    DepthToSpace: _pixel_shuffle,
+    DepthToSpace: pixel_shuffle,
     Quantize: _rescale,
     QuantizedAdd: _pair("ADD"),
-    QuantizedAveragePooling2D: _pooling("AVERAGE_POOL_2D"),
+    QuantizedAveragePooling2D: pooling("AVERAGE_POOL_2D"),
     QuantizedHardSigmoid: _hard_sigmoid,
     QuantizedLeakyReLU: _leaky_relu,
     QuantizedMean: _mean,
     QuantizedMultiply: _pair("MUL"),
     QuantizedPReLU: _prelu,
-    QuantizedSigmoid: _simple("LOGISTIC"),
-    QuantizedSoftmax: _simple("SOFTMAX", beta=1.0),
-    QuantizedUpSampling2D: _up_sampling,
+    QuantizedSigmoid: simple("LOGISTIC"),
+    QuantizedSoftmax: simple("SOFTMAX", beta=1.0),
+    QuantizedUpSampling2D: up_sampling,
     ReparamConv: convolution,
     _layers.Activation: _activation,
-    _layers.Concatenate: _concatenation,
-    _layers.Dropout: _nothing,
-    _layers.Flatten: _reshape,
-    _layers.GlobalAveragePooling2D: _reshape,  # of one pixel; others are quantized layers
-    _layers.GlobalMaxPooling2D: _largest,
-    _layers.MaxPooling2D: _pooling("MAX_POOL_2D"),
+    _layers.Concatenate: concatenation,
+    _layers.Dropout: nothing,
+    _layers.Flatten: reshaping,
+    _layers.GlobalAveragePooling2D: reshaping,  # of one pixel; others are quantized layers
+    _layers.GlobalMaxPooling2D: largest,
+    _layers.MaxPooling2D: pooling("MAX_POOL_2D"),
     _layers.ReLU: _activation,
-    _layers.Reshape: _reshape,
-    _layers.ZeroPadding2D: _padding,
+    _layers.Reshape: reshaping,
+    _layers.ZeroPadding2D: padding,
 }

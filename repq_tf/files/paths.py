@@ -3,6 +3,7 @@
 import errno
 import os
 import reprlib
+import tempfile
 from typing import Any
 
 
@@ -23,8 +24,14 @@ def new_file(path: Any, argument: str = "path") -> str:
     Raises:
         ValueError: it is no path of a file; `argument` is named.
         FileNotFoundError: its folder does not exist.
+        PermissionError: its folder cannot be written.
     """
     path = file_path(path, argument)
-    if not os.path.isdir(os.path.dirname(os.path.realpath(path))):
+    folder = os.path.dirname(os.path.realpath(path))
+    if not os.path.isdir(folder):
         raise FileNotFoundError(errno.ENOENT, "Its folder does not exist", path)
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:  # the system's own words differ from folder to folder
+        raise PermissionError(errno.EACCES, "Its folder cannot be written", path) from error
     return path

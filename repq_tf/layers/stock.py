@@ -60,6 +60,25 @@ def _variable(layer: Layer) -> Variable:
     return layer.kernel
 
 
+def normalization(norm: Layer) -> tuple[Array, Array, Array]:
+    """What a BatchNormalization is in inference, `(x - mean) gain + beta`, in float64.
+
+    Args:
+        norm: a built BatchNormalization.
+
+    Returns:
+        `(mean, gain, beta)`, `(channels,)` each.
+    """
+    mean, variance = _array(norm.moving_mean), _array(norm.moving_variance)
+    gamma = _array(norm.gamma) if norm.scale else np.ones_like(mean)
+    beta = _array(norm.beta) if norm.center else np.zeros_like(mean)
+    return mean, gamma / np.sqrt(variance + norm.epsilon), beta
+
+
+def _array(variable: Variable) -> Array:
+    return np.asarray(ops.convert_to_numpy(variable), np.float64)
+
+
 # What blocks have no equivalent of.
 _EXTRAS = (
     "activity_regularizer beta_constraint beta_regularizer bias_constraint bias_regularizer "

@@ -29,7 +29,7 @@ NORMALIZATIONS = {
     "pixels/255": lambda pixels: pixels.astype("float32") / np.float32(255),
     "pixels": lambda pixels: pixels.astype("float32"),
 }
-KERNELS = ("default", "reference")
+RUNTIMES = ("xnnpack", "xnnpack_arm", "tflm", "reference")
 # Pictures that are read and kept at once.
 _CHUNK = 32
 
@@ -76,11 +76,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=int, help="how many images to use. Default: all")
     parser.add_argument("--batch_size", type=int, help="default: what fits a quarter gigabyte")
     parser.add_argument(
-        "--kernels",
-        choices=KERNELS,
-        default="default",
-        help="of the runtime: default is XNNPACK; reference rounds differently and is held to "
-        "a looser bound",
+        "--runtime",
+        choices=RUNTIMES,
+        help="what runs the file, and whose arithmetic the model's is. Default: LiteRT's on "
+        "this machine, xnnpack or xnnpack_arm",
     )
     parser.add_argument(
         "--output", type=Path, help="a folder for the table (CSV, JSON, Markdown) and a plot"
@@ -129,11 +128,12 @@ def _check_writable(folder: Path) -> None:
 def _compare(options: argparse.Namespace) -> ParityReport:
     from repq_tf.files.keras_models import load_model
     from repq_tf.parity.compare import check_parity
-    from repq_tf.parity.runtime import File
+    from repq_tf.parity.runtime import File, default_runtime
 
     model = load_model(options.model)
     # A picture is resized where the model or the file has a size.
-    mine, files = model.input_shape[1:], File(options.file).image_shape
+    file = File(options.file, options.runtime or default_runtime())
+    mine, files = model.input_shape[1:], file.image_shape
     if len(mine) != len(files):
         raise ValueError(
             f"{options.file} was not exported from {options.model}: it takes inputs of shape "
@@ -148,7 +148,7 @@ def _compare(options: argparse.Namespace) -> ParityReport:
     if options.data.is_dir() or images.dtype == np.uint8:
         normalize = NORMALIZATIONS[options.normalize]
         images = (normalize(batch) for batch in _chunks(images))
-    return check_parity(model, options.file, images, options.batch_size, options.kernels)
+    return check_parity(model, options.file, images, options.batch_size, options.runtime)
 
 
 def _array(path: Path) -> Array:

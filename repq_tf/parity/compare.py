@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from repq_tf.arithmetic import in_64_bits
+from repq_tf.arithmetic.runtimes import check_runtime
 from repq_tf.calibration.execution import run_batch
 from repq_tf.calibration.images import read_images
 from repq_tf.files import file_path
@@ -16,11 +17,11 @@ from repq_tf.graphs import Graph, Node, leaves, read_native
 from repq_tf.keras_api import Array, Shape, Tensor, keras, ops
 from repq_tf.layers import Quantize
 from repq_tf.parity.diagnosis import Cause, diagnose, levels_of
-from repq_tf.parity.report import BOUNDS, LayerParity, ParityReport
-from repq_tf.parity.runtime import File
+from repq_tf.parity.report import LayerParity, ParityReport
+from repq_tf.parity.runtime import File, default_runtime
 from repq_tf.progress import Progress
-from repq_tf.quantization.containers import in_container
 from repq_tf.quantization.grids import grid_layer, known_name, quantized_node
+from repq_tf.quantization.runtimes import in_runtime
 
 # Features of a batch are to take about so much memory, in bytes.
 _FEATURES = 2**28
@@ -33,14 +34,14 @@ def check_parity(
     path: str | os.PathLike[str],
     images: Any,
     batch_size: int | None = None,
-    kernels: str = "default",
+    runtime: str | None = None,
     verbose: bool = True,
 ) -> ParityReport:
     """Compares a quantized model with its file on the same images.
 
-    Runs the Keras model's inference and the interpreter, and compares every stored tensor as
-    integers. Of a file with 4-bit kernels, the model is
-    `repq_tf.with_container(model, "int4")`. Memory: the file's tensors of a batch, in
+    Runs the Keras model's inference and the file, and compares every stored tensor as
+    integers. The model is `repq_tf.with_runtime(model, runtime, container)` of the file's
+    container. Memory: the file's tensors of a batch, in
     bytes, and of the model's what a layer still waits for; each is compared when it is made.
 
     Args:
@@ -49,34 +50,32 @@ def check_parity(
         images: an array of images, or an iterable of batches, of one image size or several.
         batch_size: the most images computed at once; by default as many as fit a quarter
             of a gigabyte.
-        kernels: the runtime's kernels: "default" (XNNPACK where it has one), or
-            "reference", which round differently. Roundings of one layer grow in the next ones,
-            so each layer of the model is then given what the file's layer was given, and is
-            held to a looser bound; the outputs are compared from end to end, without one.
+        runtime: what runs the file, and whose arithmetic the model's is: "xnnpack" on x86,
+            "xnnpack_arm" on 64-bit ARM (LiteRT), "reference" (LiteRT's reference kernels), or
+            "tflm" (TensorFlow Lite Micro, by the package `tflite-micro`). Default: LiteRT on
+            this machine.
         verbose: whether to show a progress bar after two seconds.
 
     Returns:
         A `ParityReport`.
 
     Raises:
-        ValueError: the file is not a TFLite file, or not one of this model; or an argument is
-            bad.
+        ValueError: the file is not a TFLite file, or not one of this model; an argument is
+            bad; or the runtime is not here.
 
     Example:
         >>> report = repq_tf.check_parity(qat, "model.tflite", images[:500])
         >>> print(report)
         >>> report.save("parity")
     """
-    if not isinstance(kernels, str) or kernels not in BOUNDS:
-        raise ValueError(f"kernels must be one of {tuple(BOUNDS)}. Received: {kernels!r}")
+    runtime = default_runtime() if runtime is None else check_runtime(runtime)
     whole = batch_size is None or isinstance(batch_size, numbers.Integral)
     if not whole or (batch_size is not None and batch_size < 1):
         raise ValueError(f"batch_size must be positive and whole. Received: {batch_size!r}")
     graph = read_native(model)
-    file = File(Path(file_path(path)), kernels)
+    file = File(Path(file_path(path)), runtime)
     with in_64_bits():
-        graph = in_container(graph, file.container)
-        comparison = _Comparison(graph, file, kernels)
+        comparison = _Comparison(in_runtime(graph, runtime, file.container), file)
         return _compare(comparison, model, images, batch_size, verbose)
 
 
@@ -119,9 +118,8 @@ class _Count:
 class _Comparison:
     """A model and its file, batch after batch."""
 
-    def __init__(self, graph: Graph, file: File, kernels: str) -> None:
-        self.graph, self.file, self.kernels = graph, file, kernels
-        self.local = kernels != "default"
+    def __init__(self, graph: Graph, file: File) -> None:
+        self.graph, self.file = graph, file
         self.layers: dict[str, _Count] = {}
         self.agree: list[Array] = []
         self.images = 0
@@ -136,6 +134,11 @@ class _Comparison:
             raise ValueError(
                 f"{file.path} was not exported from model {graph.name!r}: it has no {what}"
             )
+        if all(file.is_float(name) for name in layers):
+            raise ValueError(
+                f"{file.path} was not exported from model {graph.name!r}: it computes in "
+                "floating point"
+            )
         self.ends = [
             (
                 known_name(graph, quantized_node(graph, graph.nodes[end.node])),
@@ -148,8 +151,6 @@ class _Comparison:
     def add(self, batch: Array) -> None:
         """Compares the tensors of a batch."""
         results = run_batch(self.graph, batch, observe=self._observe)
-        if self.local:
-            results = run_batch(self.graph, batch)
         agree = []
         for position, value in enumerate(leaves(results)):
             name, layer = self.ends[position]
@@ -165,24 +166,20 @@ class _Comparison:
             self.agree.append(np.all(agree, axis=0))
         self.images += len(batch)
 
-    def _observe(self, node: Node, value: Tensor) -> Tensor | None:
-        """Compares what a layer made; in a local comparison, returns what goes on."""
+    def _observe(self, node: Node, value: Tensor) -> None:
+        """Compares what a layer made."""
         if not isinstance(node.layer, Quantize):
-            return None
+            return
         integers, step = _integers(value, node.layer), np.float32(node.layer.step)
         source = quantized_node(self.graph, node)
         if source.is_input:
             self.file.run(integers, step)
-            return None
+            return
         name = known_name(self.graph, source)
         got = self.file.tensor(self.file.indices[name], step)
         self._check(name, integers, got)
         bounds = levels_of(node.layer, source)
         self.layers.setdefault(name, _Count()).add(integers, got, bounds)
-        if not self.local:
-            return None
-        features = (got.reshape(integers.shape) * step).astype(np.float32)
-        return ops.convert_to_tensor(features)
 
     def _check(self, name: str, want: Array, got: Array) -> None:
         if want.size != got.size:
@@ -196,12 +193,12 @@ class _Comparison:
         names = [name for name, _ in self.ends]
         layers, outputs = (
             tuple(
-                LayerParity(name, **vars(count), bound=bound)
+                LayerParity(name, **vars(count))
                 for name, count in zip(names, counts, strict=True)
             )
-            for names, counts, bound in (
-                (self.layers, self.layers.values(), BOUNDS[self.kernels]),
-                (names, self.end_counts, None if self.local else BOUNDS[self.kernels]),
+            for names, counts in (
+                (self.layers, self.layers.values()),
+                (names, self.end_counts),
             )
         )
         agreement = float(np.concatenate(self.agree).mean()) if self.agree else None
@@ -212,13 +209,12 @@ class _Comparison:
         """Causes at the first layer that diverges, else before it where values differ."""
         parts = [(layer, self.file.indices[layer.name]) for layer in report.layers]
         parts += zip(report.outputs, self.file.outputs, strict=True)
-        parts = [part for part in parts if part[0].bound]
         diverging = [part for part in parts if part[0].diverges][:1]
         if not diverging:
             return ()
         before = [part for part in parts[: parts.index(diverging[0])] if part[0].different]
         found = [
-            diagnose(self.graph, self.file.model, *part, self.kernels)
+            diagnose(self.graph, self.file.model, *part, self.file.runtime)
             for part in (*diverging, *before)
         ]
         known = [causes for causes in found if causes[0].kind != "unknown"]

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from repq_tf.arithmetic import zero_point
+from repq_tf.arithmetic.runtimes import is_fixed
 from repq_tf.graphs import Graph, Node
 from repq_tf.keras_api import Array, ops
 from repq_tf.layers import Quantize, ReparamConv
@@ -18,29 +19,7 @@ from repq_tf.parity.report import LayerParity
 from repq_tf.quantization.grids import input_quantizer, known_name, quantized_node
 from repq_tf.quantization.operators import activation_name
 from repq_tf.tflite import reading
-from repq_tf.tflite.operators import SAME_SCALE, WEIGHTED, kernel_layout
-
-# What the runtime gives to XNNPACK in an int8 file.
-_FAST = (
-    "ADD",
-    "CONCATENATION",
-    "CONV_2D",
-    "DEPTHWISE_CONV_2D",
-    "DEPTH_TO_SPACE",
-    "DEQUANTIZE",
-    "FULLY_CONNECTED",
-    "LEAKY_RELU",
-    "LOGISTIC",
-    "MAX_POOL_2D",
-    "MEAN",
-    "MUL",
-    "PAD",
-    "QUANTIZE",
-    "REDUCE_MAX",
-    "RESHAPE",
-    "RESIZE_BILINEAR",
-)
-
+from repq_tf.tflite.operators import OPERATORS, SAME_SCALE, WEIGHTED, kernel_layout
 
 # Kinds and texts of causes.
 Found: TypeAlias = Iterator[tuple[str, str]]
@@ -66,7 +45,7 @@ class Cause:
 
 
 def diagnose(
-    graph: Graph, model: Any, difference: LayerParity, index: int, kernels: str = "default"
+    graph: Graph, model: Any, difference: LayerParity, index: int, runtime: str = "xnnpack"
 ) -> tuple[Cause, ...]:
     """Inspects the operators of a file that make a tensor which differs.
 
@@ -75,7 +54,7 @@ def diagnose(
         model: the parsed file, of `reading.load`.
         difference: its `LayerParity`.
         index: the number of the tensor in the file.
-        kernels: those that ran the file, "default" or "reference".
+        runtime: what ran the file; see `repq_tf.arithmetic.runtimes`.
 
     Returns:
         `Cause`s, the likeliest first; never empty.
@@ -87,7 +66,7 @@ def diagnose(
         *part.weights(),
         *(("unequal scales", text) for text in unequal_scales(model, part.operators)),
         *part.clamps(difference.outside),
-        *part.slow_kernels(kernels),
+        *part.slow_kernels(runtime),
     ]
     if not found:
         found = [
@@ -282,10 +261,9 @@ class _Part:
                 f"the model (activation {activation}, {layer.bits} bits)",
             )
 
-    def slow_kernels(self, kernels: str) -> Found:
-        """Operators that XNNPACK does not run."""
-        if kernels != "default":
-            yield "kernels", f"the {kernels} kernels were asked for, which round differently"
+    def slow_kernels(self, runtime: str) -> Found:
+        """Operators that XNNPACK does not run, where it is to."""
+        if is_fixed(runtime):
             return
         for operator in self.operators:
             kind = self._kind(operator)
@@ -295,7 +273,8 @@ class _Part:
                 made = int(operator.inputs[1]) in indices
                 indices.append(int(operator.inputs[1]))
             types = {self.types[i] for i in indices}
-            if made or kind not in _FAST or not types <= {"INT8", "UINT8", "FLOAT32"}:
+            fast = kind in OPERATORS and OPERATORS[kind].fast
+            if made or not fast or not types <= {"INT8", "UINT8", "FLOAT32"}:
                 what = f"{', '.join(sorted(types))}{' with a kernel that is computed' * made}"
                 yield (
                     "kernels",

@@ -10,8 +10,8 @@ from typing import Any
 from repq_tf.files import replacing, write_atomically
 from repq_tf.text import columns
 
-# The share of values that may differ and the steps by which one may, for each set of kernels.
-BOUNDS = {"default": (0.005, 1), "reference": (0.5, 2)}
+# The share of values that may differ, and the steps by which one may.
+BOUND = (0.005, 1)
 _TICKS = 80
 _LEGEND = (
     "different: values that are not equal in the model and in the file",
@@ -30,7 +30,6 @@ class LayerParity:
         different: how many differ.
         largest: by how many steps at most.
         outside: how many values of the file lie outside the model's grid of b bits.
-        bound: the share of values that may differ and the steps by which one may, or None.
     """
 
     name: str
@@ -38,7 +37,6 @@ class LayerParity:
     different: int
     largest: int
     outside: int = 0
-    bound: tuple | None = BOUNDS["default"]
 
     @property
     def share(self) -> float:
@@ -48,9 +46,7 @@ class LayerParity:
     @property
     def diverges(self) -> bool:
         """Whether it differs by more than the bound."""
-        if self.bound is None:
-            return False
-        share, steps = self.bound
+        share, steps = BOUND
         return self.share > share or self.largest > steps
 
 
@@ -94,9 +90,7 @@ class ParityReport:
     @property
     def holds(self) -> bool:
         """Whether the file is the model: no layer diverges, and the classes agree."""
-        bounded = all(end.bound for end in self.outputs)
-        classes = not bounded or self.top1_agreement in (None, 1.0)
-        return self.first_divergent is None and classes
+        return self.first_divergent is None and self.top1_agreement in (None, 1.0)
 
     def as_dict(self) -> dict[str, Any]:
         """The report as plain data."""
@@ -182,7 +176,7 @@ class ParityReport:
         axes = figure.subplots(2, 1, sharex=True)
         places = range(len(parts))
         colors = ["tab:red" if part.diverges else "tab:blue" for part in parts]
-        share, steps = self.layers[0].bound
+        share, steps = BOUND
         for axis, values, bound, label in (
             (axes[0], [100 * part.share for part in parts], 100 * share, "values differing, %"),
             (axes[1], [part.largest for part in parts], steps, "largest difference, steps"),

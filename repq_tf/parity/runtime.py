@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-import warnings
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,35 @@ import numpy as np
 from repq_tf.arguments import fits
 from repq_tf.keras_api import Array, Shape
 from repq_tf.parity.diagnosis import unequal_scales
-from repq_tf.quiet import quiet
 from repq_tf.tflite import reading
+from repq_tf.tflite.interpreter import Interpreter
+from repq_tf.tflite.micro import MicroInterpreter
 from repq_tf.tflite.pixels import pixels_of, takes_pixels
 
 _THREADS = 2
+_ARM = ("aarch64", "arm64")
+
+
+def default_runtime() -> str:
+    """That of LiteRT on this machine."""
+    return "xnnpack_arm" if platform.machine().lower() in _ARM else "xnnpack"
+
+
+def _check_machine(runtime: str) -> None:
+    """Raises ValueError if this machine's processor is not the runtime's."""
+    if runtime.startswith("xnnpack") and runtime != default_runtime():
+        raise ValueError(
+            f"runtime={runtime!r} runs on another processor. Received: a machine of "
+            f"{platform.machine()}, where LiteRT is {default_runtime()!r}; "
+            f"repq_tf.with_runtime(model, {runtime!r}) computes what it computes"
+        )
+
+
+def _interpreter(content: bytes, runtime: str, keep: bool) -> Any:
+    if runtime == "tflm":
+        return MicroInterpreter(content, keep)
+    kernels = "reference" if runtime == "reference" else "default"
+    return Interpreter(content, _THREADS, kernels, keep)
 
 
 class File:
@@ -24,7 +48,7 @@ class File:
 
     Args:
         path: a `pathlib.Path`.
-        kernels: "default" (XNNPACK where it has one) or "reference".
+        runtime: what runs it; see `repq_tf.arithmetic.runtimes`.
 
     Attributes:
         model: the parsed file.
@@ -32,11 +56,12 @@ class File:
         container: "int4" if it holds kernels of 4 bits, else "int8".
 
     Raises:
-        ValueError: it is not a TFLite file, or the runtime cannot run it.
+        ValueError: it is not a TFLite file, or the runtime is not here or cannot run it.
     """
 
-    def __init__(self, path: Path, kernels: str = "default") -> None:
-        self.path = path
+    def __init__(self, path: Path, runtime: str) -> None:
+        self.path, self.runtime = path, runtime
+        _check_machine(runtime)
         content, self.model = reading.read(path)
         try:
             self.graph = self.model.subgraphs[0]
@@ -56,9 +81,12 @@ class File:
         }
         with self._refusal():
             self._keeping, self._usual = (
-                _interpreter(content, keep, kernels) for keep in (True, False)
+                _interpreter(content, runtime, keep) for keep in (True, False)
             )
-        self._allocated: Shape | None = None  # the input's shape that there is memory for
+
+    def is_float(self, name: str) -> bool:
+        """Whether a layer's tensor holds floats."""
+        return reading.type_name(self.graph.tensors[self.indices[name]]) in reading.FLOATS
 
     def check(self, shape: Shape) -> None:
         """Raises ValueError for images of a shape that the file does not take."""
@@ -72,9 +100,9 @@ class File:
         self.check(shape)
         self._allocate((1, *shape))
         sizes = [
-            (math.prod(detail["shape"]), np.dtype(detail["dtype"]).itemsize)
-            for detail in self._keeping.get_tensor_details()
-            if detail["index"] not in self._constant
+            (math.prod(size), width)
+            for index, (size, width) in self._keeping.sizes((1, *shape)).items()
+            if index not in self._constant
         ]
         return sum(count * width for count, width in sizes), max(count for count, _ in sizes)
 
@@ -86,31 +114,22 @@ class File:
             step: the step of their grid.
         """
         self._allocate(integers.shape)
+        kind = self._usual.input_type
+        if self._takes_pixels:
+            values = pixels_of(self.model, integers * step, exactly=True)
+        elif kind == np.float32:
+            values = (integers * step).astype(np.float32)
+        else:
+            zero = self.quantization[self.inputs[0]][1]
+            values = (integers + zero).astype(kind)
         for interpreter in (self._usual, self._keeping):
-            detail = interpreter.get_input_details()[0]
-            if self._takes_pixels:
-                values = pixels_of(self.model, integers * step, exactly=True)
-            elif detail["dtype"] == np.float32:
-                values = (integers * step).astype(np.float32)
-            else:
-                zero = self.quantization[self.inputs[0]][1]
-                values = (integers + zero).astype(detail["dtype"])
-            interpreter.set_tensor(detail["index"], values)
-            interpreter.invoke()
+            interpreter.run(values)
 
     def _allocate(self, shape: Shape) -> None:
-        """Makes both interpreters ready for inputs of a shape.
-
-        Not before one is known: layers need not fit the size 1 that open sizes have in a file.
-        """
-        if shape == self._allocated:
-            return
-        with self._refusal(f"inputs of shape {shape}: "), quiet():
+        """Makes both interpreters ready for inputs of a shape."""
+        with self._refusal(f"inputs of shape {shape}: "):
             for interpreter in (self._usual, self._keeping):
-                index = interpreter.get_input_details()[0]["index"]
-                interpreter.resize_tensor_input(index, shape)
-                interpreter.allocate_tensors()
-        self._allocated = shape
+                interpreter.allocate(shape)
 
     @contextlib.contextmanager
     def _refusal(self, what: str = "") -> Iterator[None]:
@@ -124,30 +143,13 @@ class File:
 
     def tensor(self, index: int, step: np.float32) -> Array:
         """Levels, zero point removed, of an inner tensor; of a float one, by `step`."""
-        return self._levels(self._keeping.get_tensor(index), index, step)
+        return self._levels(self._keeping.tensor(index), index, step)
 
     def output(self, position: int, step: np.float32) -> Array:
         """Levels of an output of the model, as the caller gets it."""
-        detail = self._usual.get_output_details()[position]
-        return self._levels(self._usual.get_tensor(detail["index"]), detail["index"], step)
+        return self._levels(self._usual.output(position), self.outputs[position], step)
 
     def _levels(self, values: Array, index: int, step: np.float32) -> Array:
         if values.dtype.kind == "f":
             return np.rint(values / step).astype(np.int32)
         return values.astype(np.int32) - self.quantization[index][1]
-
-
-def _interpreter(content: bytes, keep: bool, kernels: str) -> Any:
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-    resolvers = {"default": OpResolverType.AUTO, "reference": OpResolverType.BUILTIN_REF}
-    with warnings.catch_warnings():
-        # It warns that keeping tensors takes memory.
-        warnings.simplefilter("ignore", UserWarning)
-        interpreter = Interpreter(
-            model_content=content,
-            num_threads=_THREADS,
-            experimental_op_resolver_type=resolvers[kernels],
-            experimental_preserve_all_tensors=keep,
-        )
-    return interpreter

@@ -3,16 +3,13 @@
 The integers are the same. What differs are the runtime's kernels: those of INT8 are XNNPACK's,
 which rescale in float32; INT4 convolutions run on the runtime's own, which rescale in fixed
 point (`repq_tf.arithmetic.rescale`) and can give the next integer where a value lies between
-two. `with_container` makes the Keras model round like the file of its container.
+two. `with_container`, of `runtimes.py`, makes the Keras model round like the file.
 """
 
-import dataclasses
-from typing import Any
-
 from repq_tf.arithmetic import fits_four_bits
-from repq_tf.graphs import Graph, copy_call, read_native, rebuild
-from repq_tf.keras_api import Layer, keras, ops
-from repq_tf.layers import DenseBlock, Quantize, ReparamConv
+from repq_tf.graphs import Graph
+from repq_tf.keras_api import Layer, ops
+from repq_tf.layers import DenseBlock, ReparamConv
 from repq_tf.quantization.grids import input_quantizer
 
 CONTAINERS = ("int8", "int4")
@@ -55,57 +52,7 @@ def check_four_bits(graph: Graph) -> None:
         )
 
 
-def with_container(model: keras.Model, container: str) -> keras.Model:
-    """Returns a copy of a quantized model that rounds like its file of a container.
-
-    `export_tflite(model, path, container="int4")` writes the same file for both; in
-    inference, the copy computes exactly what that file computes, where the model itself may be
-    a step off in a layer.
-
-    Args:
-        model: what `repq_tf.quantize` returned, trained or not.
-        container: "int8" or "int4".
-
-    Returns:
-        A `keras.Model` with the same layers and weights.
-
-    Example:
-        >>> repq_tf.export_tflite(qat, "model.tflite", container="int4")
-        >>> repq_tf.with_container(qat, "int4").evaluate(images, labels)
-    """
-    check_container(container)
-    graph = read_native(model)
-    copies: dict[int, Layer] = {}
-    if container == "int4":
-        check_four_bits(graph)
-    return rebuild(
-        in_container(graph, container),
-        lambda node, args, kwargs: copy_call(node, args, kwargs, copies),
-    )
-
-
-def in_container(graph: Graph, container: str) -> Graph:
-    """The graph of a quantized model whose calls round like the file of a container."""
-    packed = four_bit_layers(graph)[0] if container == "int4" else []
-    nodes = dict(graph.nodes)
-    options: dict[str, Any]
-    for node in graph.nodes.values():
-        if isinstance(node.layer, ReparamConv):
-            source, options = node, {"wide": True}
-        elif type(node.layer) is Quantize:
-            source, options = graph.nodes[node.inputs[0].node], {"rounding": "twice"}
-        else:
-            continue
-        given = input_quantizer(graph, source)
-        if given is not None and given.bits <= 8:  # with 16, both containers round alike
-            own = source.name in packed and not _runs_on_xnnpack(source.layer)
-            kwargs = {k: v for k, v in node.kwargs.items() if k not in options}
-            kwargs |= options if own else {}
-            nodes[node.name] = dataclasses.replace(node, kwargs=kwargs)
-    return dataclasses.replace(graph, nodes=nodes)
-
-
-def _runs_on_xnnpack(layer: Layer) -> bool:
+def runs_on_xnnpack(layer: Layer) -> bool:
     """Whether XNNPACK takes a layer's INT4 kernel: dense, with an even number of inputs."""
     return isinstance(layer, DenseBlock) and layer.inner.kernel.shape[-2] % 2 == 0
 

@@ -121,7 +121,8 @@ def _check_softmax(layer: Layer) -> str | None:
 
 
 def _up_sampling(site: Any, input_zero_point: int, **options: Any) -> Layer:
-    return QuantizedUpSampling2D(site.layer.size, site.layer.interpolation, **options)
+    layer = site.layer
+    return QuantizedUpSampling2D(layer.size, layer.interpolation, input_zero_point, **options)
 
 
 def _check_up_sampling(layer: Layer) -> str | None:

@@ -5,8 +5,14 @@ import collections
 import numpy as np
 
 from repq_tf.graphs import Graph, Node
-from repq_tf.keras_api import Array, Layer, Variable, keras, ops
-from repq_tf.layers.stock import CONVOLUTIONS, StockConvolution, extras, normalized_axis
+from repq_tf.keras_api import Layer, keras, ops
+from repq_tf.layers.stock import (
+    CONVOLUTIONS,
+    StockConvolution,
+    extras,
+    normalization,
+    normalized_axis,
+)
 from repq_tf.reparameterization.fit import Target
 
 
@@ -66,11 +72,6 @@ def target(layer: Layer, norm: Layer | None = None) -> Target:
     affine = StockConvolution(layer).merge()
     if norm is None:
         return Target(affine)
-    mean, variance = _array(norm.moving_mean), _array(norm.moving_variance)
-    gamma = _array(norm.gamma) if norm.scale else np.ones_like(mean)
-    beta = _array(norm.beta) if norm.center else np.zeros_like(mean)
-    return Target(affine, (mean, variance), (gamma / np.sqrt(variance + norm.epsilon), beta))
-
-
-def _array(variable: Variable) -> Array:
-    return np.asarray(ops.convert_to_numpy(variable), np.float64)
+    mean, gain, beta = normalization(norm)
+    variance = np.asarray(ops.convert_to_numpy(norm.moving_variance), np.float64)
+    return Target(affine, (mean, variance), (gain, beta))

@@ -12,64 +12,189 @@ class Operator:
     """What is known of an operator.
 
     Attributes:
+        options: the table of its options in the schema; None for none.
         versions: by the type of the first tensor it reads that is no constant, the least
             version that takes it: older runtimes load such a file, too.
-        options: the table of its options in the schema; None for none.
+        micro: what TensorFlow Lite Micro's resolver calls it, behind "Add"; None if that
+            runtime lacks it.
+        micro_types: those of `versions` that its kernel there takes; None for all.
         same_scale: whether the runtime wants its features on one grid.
         weighted: whether it has a kernel.
+        fast: whether XNNPACK runs it on int8.
+        pointwise: whether it computes each value from those of one place of an image.
     """
 
-    versions: dict[str, int]
     options: str | None
+    versions: dict[str, int]
+    micro: str | None = None
+    micro_types: tuple[str, ...] | None = None
     same_scale: bool = False
     weighted: bool = False
+    fast: bool = False
+    pointwise: bool = False
+
+    @property
+    def types_on_micro(self) -> tuple[str, ...]:
+        """The types of features that it takes in TensorFlow Lite Micro."""
+        if self.micro is None:
+            return ()
+        return tuple(self.versions) if self.micro_types is None else self.micro_types
 
 
-def _any(
-    options: str | None, int8: int = 2, int16: int | None = None, **facts: bool
-) -> Operator:
-    versions = {"int8": int8}
-    if int16 is not None:
-        versions["int16"] = int16
-    return Operator(versions, options, **facts)
+def _features(float32: int, int8: int, int16: int | None = None) -> dict[str, int]:
+    """Versions of an operator on features."""
+    versions = {"float32": float32, "int8": int8}
+    return versions if int16 is None else {**versions, "int16": int16}
+
+
+def _float(options: str | None, micro: str | None = None, pointwise: bool = True) -> Operator:
+    """An operator of float files alone."""
+    return Operator(options, {"float32": 1}, micro, pointwise=pointwise)
 
 
 OPERATORS = {
-    "ADD": Operator({"int8": 2, "int16": 3, "int32": 1}, "AddOptions"),
-    "AVERAGE_POOL_2D": _any("Pool2DOptions", 2, 3, same_scale=True),
-    "BATCH_TO_SPACE_ND": _any("BatchToSpaceNDOptions", 2, 4, same_scale=True),
-    "CAST": Operator({"uint8": 1}, "CastOptions"),
-    "CONCATENATION": _any("ConcatenationOptions", 2, 3, same_scale=True),
-    "CONV_2D": _any("Conv2DOptions", 3, 8, weighted=True),
-    "DEPTHWISE_CONV_2D": _any("DepthwiseConv2DOptions", 3, 5, weighted=True),
-    "DEPTH_TO_SPACE": _any("DepthToSpaceOptions", 1, same_scale=True),
-    "DEQUANTIZE": _any("DequantizeOptions", 2, 3),
-    "FULLY_CONNECTED": _any("FullyConnectedOptions", 4, 11, weighted=True),
-    "GATHER": Operator({"int32": 2}, "GatherOptions"),
-    "LEAKY_RELU": _any("LeakyReluOptions", 2, same_scale=True),
-    "LOGISTIC": _any(None, 2),
-    "MAX_POOL_2D": _any("Pool2DOptions", 2, 3, same_scale=True),
-    "MAXIMUM": _any("MaximumMinimumOptions", 2, 4, same_scale=True),
-    "MEAN": _any("ReducerOptions", 2, 3),
-    "MINIMUM": _any("MaximumMinimumOptions", 2, 4),
-    "MUL": _any("MulOptions", 2),
-    "PAD": _any("PadOptions", 2, 3, same_scale=True),
-    "QUANTIZE": Operator({"float32": 1, "int8": 2, "uint8": 2, "int16": 2}, "QuantizeOptions"),
-    "REDUCE_MAX": _any("ReducerOptions", 2, 3, same_scale=True),
-    "RELU": _any(None, 2, 3, same_scale=True),
-    "RELU6": _any(None, 2, 3),
-    "RESHAPE": _any("ReshapeOptions", 1, 1, same_scale=True),
-    "RESIZE_BILINEAR": _any("ResizeBilinearOptions", 3, same_scale=True),
-    "RESIZE_NEAREST_NEIGHBOR": _any("ResizeNearestNeighborOptions", 2, same_scale=True),
-    "SOFTMAX": _any("SoftmaxOptions", 2),
-    "SPLIT": _any("SplitOptions", 2, 4, same_scale=True),
-    "TRANSPOSE": _any("TransposeOptions", 2, 5, same_scale=True),
+    "ABS": _float("AbsOptions", "Abs"),
+    "ADD": Operator(
+        "AddOptions",
+        {**_features(1, 2, 3), "int32": 1},
+        "Add",
+        ("float32", "int8", "int16"),
+        fast=True,
+        pointwise=True,
+    ),
+    "AVERAGE_POOL_2D": Operator(
+        "Pool2DOptions", _features(1, 2, 3), "AveragePool2D", same_scale=True
+    ),
+    "BATCH_TO_SPACE_ND": Operator(
+        "BatchToSpaceNDOptions",
+        _features(1, 2, 4),
+        "BatchToSpaceNd",
+        ("float32", "int8"),
+        same_scale=True,
+    ),
+    "CAST": Operator("CastOptions", {"uint8": 1}, "Cast", (), pointwise=True),
+    "CONCATENATION": Operator(
+        "ConcatenationOptions", _features(1, 2, 3), "Concatenation", same_scale=True, fast=True
+    ),
+    "CONV_2D": Operator(
+        "Conv2DOptions", _features(1, 3, 8), "Conv2D", weighted=True, fast=True
+    ),
+    "DEPTHWISE_CONV_2D": Operator(
+        "DepthwiseConv2DOptions",
+        _features(1, 3, 5),
+        "DepthwiseConv2D",
+        weighted=True,
+        fast=True,
+    ),
+    "DEPTH_TO_SPACE": Operator(
+        "DepthToSpaceOptions", _features(1, 1), "DepthToSpace", same_scale=True, fast=True
+    ),
+    "DEQUANTIZE": Operator(
+        "DequantizeOptions", {"int8": 2, "int16": 3}, "Dequantize", fast=True, pointwise=True
+    ),
+    "DIV": _float("DivOptions", "Div"),
+    "ELU": _float(None, "Elu"),
+    "EXP": _float("ExpOptions", "Exp"),
+    "FULLY_CONNECTED": Operator(
+        "FullyConnectedOptions",
+        _features(1, 4, 11),
+        "FullyConnected",
+        weighted=True,
+        fast=True,
+    ),
+    "GATHER": Operator("GatherOptions", {"int32": 2}, "Gather", ()),
+    "GELU": _float("GeluOptions"),
+    "HARD_SWISH": _float("HardSwishOptions", "HardSwish"),
+    "LEAKY_RELU": Operator(
+        "LeakyReluOptions",
+        _features(1, 2),
+        "LeakyRelu",
+        same_scale=True,
+        fast=True,
+        pointwise=True,
+    ),
+    "LOG": _float(None, "Log"),
+    "LOGISTIC": Operator(None, _features(1, 2), "Logistic", fast=True, pointwise=True),
+    "LOG_SOFTMAX": _float("LogSoftmaxOptions", "LogSoftmax", pointwise=False),
+    "MAX_POOL_2D": Operator(
+        "Pool2DOptions", _features(1, 2, 3), "MaxPool2D", same_scale=True, fast=True
+    ),
+    "MAXIMUM": Operator(
+        "MaximumMinimumOptions",
+        _features(1, 2, 4),
+        "Maximum",
+        same_scale=True,
+        pointwise=True,
+    ),
+    "MEAN": Operator("ReducerOptions", _features(1, 2, 3), "Mean", fast=True),
+    "MINIMUM": Operator("MaximumMinimumOptions", _features(1, 2, 4), "Minimum", pointwise=True),
+    "MUL": Operator(
+        "MulOptions",
+        {**_features(1, 2), "int32": 1},
+        "Mul",
+        ("float32", "int8"),
+        fast=True,
+        pointwise=True,
+    ),
+    "NEG": _float("NegOptions", "Neg"),
+    "PACK": Operator("PackOptions", {"int32": 1}, "Pack"),
+    "PAD": Operator("PadOptions", _features(1, 2, 3), "Pad", same_scale=True, fast=True),
+    "PRELU": _float(None, "Prelu"),
+    "QUANTIZE": Operator(
+        "QuantizeOptions",
+        {"float32": 1, "int8": 2, "uint8": 2, "int16": 2},
+        "Quantize",
+        fast=True,
+        pointwise=True,
+    ),
+    "REDUCE_MAX": Operator(
+        "ReducerOptions",
+        _features(1, 2, 3),
+        "ReduceMax",
+        ("float32", "int8"),
+        same_scale=True,
+        fast=True,
+    ),
+    "RELU": Operator(None, _features(1, 2, 3), "Relu", same_scale=True, pointwise=True),
+    "RELU6": Operator(None, _features(1, 2, 3), "Relu6", pointwise=True),
+    "RELU_N1_TO_1": _float(None),
+    "RESHAPE": Operator(
+        "ReshapeOptions", _features(1, 1, 1), "Reshape", same_scale=True, fast=True
+    ),
+    "RESIZE_BILINEAR": Operator(
+        "ResizeBilinearOptions",
+        _features(3, 3),
+        "ResizeBilinear",
+        same_scale=True,
+        fast=True,
+    ),
+    "RESIZE_NEAREST_NEIGHBOR": Operator(
+        "ResizeNearestNeighborOptions",
+        _features(1, 2),
+        "ResizeNearestNeighbor",
+        same_scale=True,
+    ),
+    "RSQRT": _float(None, "Rsqrt"),
+    "SHAPE": Operator("ShapeOptions", {"float32": 1}, "Shape"),
+    "SOFTMAX": Operator("SoftmaxOptions", _features(1, 2), "Softmax"),
+    "SPLIT": Operator("SplitOptions", _features(1, 2, 4), "Split", same_scale=True),
+    "SQUARED_DIFFERENCE": _float("SquaredDifferenceOptions", "SquaredDifference"),
+    "STRIDED_SLICE": Operator(
+        "StridedSliceOptions", {"float32": 1, "int32": 1}, "StridedSlice"
+    ),
+    "SUB": _float("SubOptions", "Sub"),
+    "TANH": _float(None, "Tanh"),
+    "TRANSPOSE": Operator("TransposeOptions", _features(1, 2, 5), "Transpose", same_scale=True),
+    # It reads the shape of its output first.
+    "TRANSPOSE_CONV": Operator("TransposeConvOptions", {"int32": 3}, "TransposeConv"),
 }
 # Versions that take kernels of 4 bits, by the type of the features.
 INT4_VERSIONS = {
     "CONV_2D": {"int8": 7, "int16": 8},
     "FULLY_CONNECTED": {"int8": 10, "int16": 13},
 }
+# Of those, what TensorFlow Lite Micro runs.
+INT4_ON_MICRO = {"CONV_2D": ("int8",)}
 WEIGHTED = tuple(kind for kind, operator in OPERATORS.items() if operator.weighted)
 SAME_SCALE = tuple(kind for kind, operator in OPERATORS.items() if operator.same_scale)
 

@@ -4,15 +4,9 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from repq_tf.tflite.operators import OPERATORS
 from repq_tf.tflite.reading import operator_name, tensor_data
 
-# Operators that compute each output value from those of one place, whose constants must not
-# depend on the place.
-_POINTWISE = (
-    *("ABS", "ADD", "CAST", "DEQUANTIZE", "ELU", "HARD_SWISH", "LEAKY_RELU"),
-    *("LOGISTIC", "MAXIMUM", "MINIMUM", "MUL", "NEG", "PRELU", "QUANTIZE", "RELU", "RELU6"),
-    *("RELU_N1_TO_1", "SUB", "TANH"),
-)
 _SAME = 0
 
 
@@ -133,7 +127,8 @@ def _apply(
     name: str, options: Any, sources: Sequence[_Field], constants: Sequence[Any]
 ) -> _Field:
     """The field of an operator's output."""
-    if name in _POINTWISE:
+    # Constants of what works on each place alone must not depend on the place.
+    if name in OPERATORS and OPERATORS[name].pointwise:
         if any(max(constant.shape[-3:-1], default=1) > 1 for constant in constants):
             raise ValueError(f"operator {name} has a constant for each place of an image")
         return _union(name, sources)

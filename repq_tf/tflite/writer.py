@@ -21,6 +21,7 @@ _FORMAT = 3
 _ENUMERATIONS = {
     "fusedActivationFunction": "ActivationFunctionType",
     "inDataType": "TensorType",
+    "outType": "TensorType",
     "outDataType": "TensorType",
     "padding": "Padding",
     "quantizedBiasType": "TensorType",
@@ -28,6 +29,9 @@ _ENUMERATIONS = {
 # From these on runtimes know grouped convolutions, and dense layers that keep the rank.
 _GROUPED_VERSION = 6
 _KEEPS_RANK_VERSION = 5
+# Likewise, of what else an operator can be asked to do.
+_DILATED_VERSION = 2
+_CLAMPED_TRANSPOSE_VERSION = 4
 # Codes from here on do not fit the byte that old runtimes read.
 _LARGEST_OLD_CODE = 127
 
@@ -207,6 +211,10 @@ def _version(item: Operation) -> int:
         version = max(version, _GROUPED_VERSION)
     if item.options.get("keepNumDims"):
         version = max(version, _KEEPS_RANK_VERSION)
+    if any(item.options.get(f"dilation{axis}Factor", 1) > 1 for axis in "HW"):
+        version = max(version, _DILATED_VERSION)
+    if item.kind == "TRANSPOSE_CONV" and item.options["fusedActivationFunction"] != "NONE":
+        version = max(version, _CLAMPED_TRANSPOSE_VERSION)
     return version
 
 

@@ -10,7 +10,7 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
 import repq_tf
-from repq_tf.deployment import micro
+from repq_tf.tflite.operators import OPERATORS
 from tests.deployment.files import read, write
 from tests.quantization.networks import network, quantize, residual
 
@@ -58,8 +58,13 @@ def test_the_header_says_what_the_program_needs(file, tmp_path):
 
 
 def test_every_listed_operator_is_one_of_the_schema():
-    known = {n.replace("_", "") for n in vars(schema.BuiltinOperator) if n[0] != "_"}
-    assert len(micro._METHOD_OF) == 97 and set(micro._METHOD_OF) <= known
+    known = {n for n in vars(schema.BuiltinOperator) if n[0] != "_"}
+    options = {n for n in vars(schema.BuiltinOptions) if n[0] != "_"}
+    assert set(OPERATORS) <= known
+    assert {entry.options for entry in OPERATORS.values()} - {None} <= options
+    for kind, entry in OPERATORS.items():
+        if entry.micro is not None:
+            assert entry.micro.upper() == kind.replace("_", "")
 
 
 def test_operators_that_the_micro_runtime_lacks_are_named(file, tmp_path):

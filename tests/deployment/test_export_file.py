@@ -318,6 +318,15 @@ def test_a_missing_folder(qat, good, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a folder that root cannot write")
+def test_a_folder_that_cannot_be_written(qat, monkeypatch):
+    for work in ("export.read_native", "float_file.read_native"):  # nothing is begun
+        monkeypatch.setattr(f"repq_tf.deployment.{work}", None)
+    for write_to in (repq_tf.export_tflite, repq_tf.export_tflite_float):
+        with pytest.raises(PermissionError, match="Its folder cannot be written: '/proc/x'"):
+            write_to(qat, "/proc/x")
+
+
 @pytest.mark.slow
 def test_an_existing_file_survives_a_failed_export(qat, tmp_path, monkeypatch):
     path = tmp_path / "x.tflite"

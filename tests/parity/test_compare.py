@@ -13,8 +13,10 @@ import pytest
 from PIL import Image
 
 import repq_tf
-from repq_tf.parity.__main__ import KERNELS, main
-from repq_tf.parity.report import BOUNDS
+from repq_tf.arithmetic.runtimes import RUNTIMES
+from repq_tf.parity import __main__
+from repq_tf.parity.__main__ import main
+from repq_tf.parity.runtime import default_runtime
 from tests.deployment.files import Convolution, assert_exact, read, run, write
 from tests.quantization.networks import array, images, layers, network, quantize, residual
 
@@ -81,8 +83,11 @@ def test_bad_images(qat, folder, data, message):
 
 
 def test_bad_arguments(qat, folder):
-    with pytest.raises(ValueError, match="kernels must be one of .*'fast'"):
-        repq_tf.check_parity(qat, folder / "good.tflite", X, kernels="fast")
+    with pytest.raises(ValueError, match="runtime must be one of .*'fast'"):
+        repq_tf.check_parity(qat, folder / "good.tflite", X, runtime="fast")
+    other = {"xnnpack": "xnnpack_arm", "xnnpack_arm": "xnnpack"}[default_runtime()]
+    with pytest.raises(ValueError, match=f"runtime='{other}' runs on another processor"):
+        repq_tf.check_parity(qat, folder / "good.tflite", X, runtime=other)
     for bad in (0, 2.5, "2"):
         with pytest.raises(ValueError, match=f"batch_size must be positive.* {bad!r}"):
             repq_tf.check_parity(qat, folder / "good.tflite", X, batch_size=bad)
@@ -169,20 +174,6 @@ def test_figures_are_those_of_the_runtime(qat, folder):
     assert report.equal_outputs == pytest.approx((difference == 0).mean())
     assert report.largest_difference == difference.max()
     assert report.top1_agreement == np.mean(got.argmax(1) == want.argmax(1))
-
-
-@pytest.mark.slow
-def test_reference_kernels_are_compared_layer_by_layer(qat, folder):
-    """They round differently, and each layer is given what the file's layer was given."""
-    report = repq_tf.check_parity(qat, folder / "good.tflite", X, kernels="reference")
-    assert report.holds and report.causes == (), str(report)
-    assert any(row.different for row in report.layers)
-    assert all(row.largest <= 2 and row.share < 0.5 for row in report.layers)
-    # From end to end, roundings add up; that is told, and not judged.
-    assert report.outputs[0].different and report.outputs[0].bound is None
-    bad = repq_tf.check_parity(qat, folder / "bad.tflite", X, kernels="reference")
-    assert [row.name for row in bad.layers if row.diverges] == ["vgg"]
-    assert bad.first_divergent == "vgg" and bad.causes[0].kind == "bias"
 
 
 # Files.
@@ -335,8 +326,8 @@ def test_arguments_are_refused_before_keras_is_imported(folder):
         assert done.stderr.startswith("error: ") and message in done.stderr
 
 
-def test_the_kernels_are_those_of_the_report():
-    assert KERNELS == tuple(BOUNDS)
+def test_the_runtimes_are_those_of_the_library():
+    assert __main__.RUNTIMES == RUNTIMES
 
 
 @pytest.mark.slow
@@ -358,7 +349,7 @@ def test_bad_models_and_files(folder, tmp_path, capsys):
     ):
         assert main([model, file, data]) == 2
         assert message in capsys.readouterr().err
-    for wrong in ([], [*good], [*good, data, "--normalize=half"], [*good, data, "--kernels=x"]):
+    for wrong in ([], [*good], [*good, data, "--normalize=half"], [*good, data, "--runtime=x"]):
         with pytest.raises(SystemExit) as stopped:
             main(wrong)
         assert stopped.value.code == 2

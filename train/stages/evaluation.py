@@ -206,10 +206,8 @@ def draw(run: RunFolder, verbose: int = 0) -> None:
 
 
 def read_results(run: RunFolder) -> dict[str, Any]:
-    """Returns what `evaluate` and, if it could run, `measure` found, as one dictionary."""
+    """Returns what `evaluate` and `measure` found, as one dictionary."""
     results = text_files.read_json(run.file(EVALUATION))
-    if run.has(MEASUREMENT):
-        measured = text_files.read_json(run.file(MEASUREMENT))
-        metrics = {**results["metrics"], **measured["metrics"]}
-        results = {**results, **measured, "metrics": metrics}
-    return results
+    measured = text_files.read_json(run.file(MEASUREMENT))
+    metrics = {**results["metrics"], **measured["metrics"]}
+    return {**results, **measured, "metrics": metrics}

@@ -43,7 +43,7 @@ def make_report(settings: Settings, task: Task, run: RunFolder, results: dict[st
         run: The `run_folder.RunFolder`.
         results: What the stages found: `metrics`, and where the file was measured
             `latency_ms`, `latency_shape` and `parity`; `references`, the metrics of what the
-            network has to beat; `notes` lists what was skipped and why.
+            network has to beat.
 
     Returns:
         The table, as text.
@@ -138,7 +138,7 @@ def _remarks(record: dict[str, Any]) -> list[str]:
     if "parity" in record:
         summary = record["parity"]["text"].splitlines()[-1]
         lines.append(f"Quantized Keras model against the .tflite file: {summary}")
-    return lines + record.get("notes", []) + [f"Time: {record['seconds']['total']:.0f} s"]
+    return [*lines, f"Time: {record['seconds']['total']:.0f} s"]
 
 
 def _markdown(settings: Settings, record: dict[str, Any], table: str, run: RunFolder) -> str:

@@ -6,7 +6,8 @@ import numpy as np
 
 from repq_tf.arguments import boolean, number
 from repq_tf.arithmetic import container_top, sums, wide_dtype
-from repq_tf.arithmetic.rescale import rescale
+from repq_tf.arithmetic.rescale import rescale, rescale_fixed
+from repq_tf.arithmetic.runtimes import add_of, is_fixed
 from repq_tf.keras_api import (
     UNCAST,
     Config,
@@ -114,23 +115,24 @@ class QuantizedPReLU(Quantize):
         sign = ops.where(alive, ops.sign(alpha), ops.zeros_like(alpha))
         return sign, ops.where(alive, size, ops.ones_like(size))
 
-    def integers(self, x: Tensor, step_in: Tensor) -> Tensor:
+    def integers(self, x: Tensor, step_in: Tensor, runtime: str = "xnnpack") -> Tensor:
         """The levels of the output."""
         quantizer = self.activation_quantizer
         step = quantizer.step
         sign, scale = self.integer_slope()
         levels = ops.round(ops.cast(x, step.dtype) / step_in)
         negative = ops.minimum(levels, 0) * sign
-        if self.bits <= 8:
-            add, negative = sums.add, rescale(negative, scale * step_in, step)
+        if self.bits <= 8 and not is_fixed(runtime):
+            negative = rescale(negative, scale * step_in, step)
         else:
             scale, given = (ops.cast(v, wide_dtype()) for v in (scale, step_in))
-            add, negative = sums.add_wide, rescale(negative, scale * given, step, "reduced")
+            rounding = "away" if self.bits <= 8 else "reduced"
+            negative = rescale(negative, scale * given, step, rounding)
         top = container_top(self.bits)
         zero = top - quantizer.high
         negative = ops.cast(ops.clip(negative, -top - 1 - zero, top - zero), "int32")
         positive = ops.cast(ops.maximum(levels, 0), "int32")
-        levels = add(positive, negative, step_in, step, step)
+        levels = add_of(runtime, self.bits)(positive, negative, step_in, step, step)
         return ops.clip(levels, quantizer.low, quantizer.high)
 
     def get_config(self) -> Config:
@@ -149,7 +151,8 @@ class QuantizedLeakyReLU(Layer):
     """`max(x, 0) + slope min(x, 0)` on the grid of its input.
 
     The runtime rounds the slope to 1/256: `n_out = (n round(256 slope) + 128) >> 8` for
-    negative n. Training has that slope too.
+    negative n. Training has that slope too. Reference kernels round twice, as of any rescaled
+    number.
 
     Args:
         negative_slope: from 0 to 128.
@@ -167,12 +170,21 @@ class QuantizedLeakyReLU(Layer):
         """The activation in floating point, with the rounded slope."""
         return _leaky(x, self.numerator / 256)
 
-    def call(self, x: Tensor, step: Tensor, training: bool = False) -> Tensor:
+    def call(
+        self, x: Tensor, step: Tensor, training: bool = False, runtime: str = "xnnpack"
+    ) -> Tensor:
         """The activation: the integer runtime's way, in training in floating point."""
         if training:
             return self.values(x)
         levels = sums.whole(x, step)
-        negative = ops.right_shift(ops.minimum(levels, 0) * self.numerator + 128, 8)
+        negative = ops.minimum(levels, 0)
+        if is_fixed(runtime):
+            slope, one = ops.cast(self.numerator / 256, step.dtype), ops.ones_like(step)
+            if runtime == "reference":  # whose ratio is one of float32 numbers
+                slope = step * slope / step
+            negative = ops.cast(rescale_fixed(negative, slope, one), levels.dtype)
+        else:
+            negative = ops.right_shift(negative * self.numerator + 128, 8)
         levels = ops.where(levels < 0, negative, levels)
         return ops.cast(levels, step.dtype) * step
 

@@ -1,6 +1,7 @@
 """Sigmoids of stored tensors, in the integer runtime's arithmetic."""
 
 from repq_tf.arithmetic import sums, tables
+from repq_tf.arithmetic.runtimes import add_of
 from repq_tf.keras_api import LEGACY, Tensor, keras, ops, register
 from repq_tf.layers.quantized.quantize import FixedGrid
 
@@ -16,13 +17,13 @@ class QuantizedGate(FixedGrid):
     Input: the features and their step. Output: `(gate, step)`.
     """
 
-    def table(self, step_in: Tensor) -> Tensor:
-        """The output's levels for the input's levels -128 to 255, as the runtime makes them."""
+    def table(self, step_in: Tensor, runtime: str) -> Tensor:
+        """The output's levels for the input's levels -128 to 255, as a runtime makes them."""
         raise NotImplementedError(f"{type(self).__name__} must implement table")
 
-    def integers(self, x: Tensor, step_in: Tensor) -> Tensor:
+    def integers(self, x: Tensor, step_in: Tensor, runtime: str = "xnnpack") -> Tensor:
         """The levels of the output."""
-        table = ops.clip(self.table(step_in), 0, 255)
+        table = ops.clip(self.table(step_in, runtime), 0, 255)
         return tables.look_up(table, sums.whole(x, step_in))
 
 
@@ -46,7 +47,7 @@ class QuantizedSigmoid(QuantizedGate):
 
     values_shape = FixedGrid.values_shape  # it is a function of single values
 
-    def table(self, step_in: Tensor) -> Tensor:
+    def table(self, step_in: Tensor, runtime: str) -> Tensor:
         """The levels of the output."""
         return tables.sigmoid(step_in)
 
@@ -77,6 +78,7 @@ class QuantizedHardSigmoid(QuantizedGate):
 
     values_shape = FixedGrid.values_shape  # it is a function of single values
 
-    def table(self, step_in: Tensor) -> Tensor:
+    def table(self, step_in: Tensor, runtime: str) -> Tensor:
         """The levels of the output."""
-        return tables.shifted(self.OFFSET, step_in, self.OFFSET_STEP, self.WIDTH / 255)
+        steps = step_in, self.OFFSET_STEP, self.WIDTH / 255
+        return tables.shifted(self.OFFSET, *steps, add_of(runtime, self.bits))

@@ -4,6 +4,7 @@ from typing import Unpack
 
 from repq_tf.arguments import boolean
 from repq_tf.arithmetic import sums, wide_dtype
+from repq_tf.arithmetic.runtimes import is_fixed
 from repq_tf.keras_api import Config, Shape, Tensor, ops, register
 from repq_tf.layers.options import QuantizeOptions
 from repq_tf.layers.quantized.quantize import Quantize
@@ -14,7 +15,7 @@ class QuantizedMean(Quantize):
     """The mean over height and width on a learned grid: `(batch, channels)`.
 
     The runtime sums integers with their zero points and rescales once; see
-    `repq_tf.arithmetic.sums`: `mean`, and `mean_wide` with 16 bits.
+    `repq_tf.arithmetic.sums`: `mean`, and `mean_wide` with 16 bits and in reference kernels.
 
     Args:
         keepdims: whether the output is `(batch, 1, 1, channels)`.
@@ -45,12 +46,12 @@ class QuantizedMean(Quantize):
         batch, *pixels, channels = shapes[0]
         return (batch, *(1 for _ in pixels if self.keepdims), channels)
 
-    def integers(self, x: Tensor, step_in: Tensor) -> Tensor:
+    def integers(self, x: Tensor, step_in: Tensor, runtime: str = "xnnpack") -> Tensor:
         """The levels of the mean."""
         quantizer = self.activation_quantizer
         count = ops.convert_to_tensor(ops.shape(x)[1] * ops.shape(x)[2])
         levels = ops.round(ops.cast(x, step_in.dtype) / step_in)
-        if self.bits > 8:
+        if self.bits > 8 or is_fixed(runtime):
             levels = ops.cast(levels, wide_dtype())
             total = ops.sum(levels, axis=(1, 2), keepdims=self.keepdims)
             levels = sums.mean_wide(total, count, step_in, quantizer.step)
@@ -58,7 +59,8 @@ class QuantizedMean(Quantize):
         total = ops.sum(levels, axis=(1, 2), keepdims=self.keepdims)
         count = ops.cast(count, step_in.dtype)
         zeros = self.input_zero_point, 127.0 - quantizer.high
-        levels = sums.mean(total, count, step_in, quantizer.step, *zeros)
+        mean = sums.mean_fused if runtime == "xnnpack_arm" else sums.mean
+        levels = mean(total, count, step_in, quantizer.step, *zeros)
         return ops.clip(levels, quantizer.low, quantizer.high)
 
     def get_config(self) -> Config:

@@ -1,8 +1,10 @@
 """Sums and products of stored tensors, in the integer runtime's arithmetic."""
 
+from collections.abc import Callable
 from typing import Unpack
 
-from repq_tf.arithmetic import sums
+from repq_tf.arithmetic.runtimes import add_of, multiply_of
+from repq_tf.arithmetic.sums import whole
 from repq_tf.keras_api import Config, Identifier, Shape, Tensor, keras, ops, register
 from repq_tf.layers.options import QuantizeOptions
 from repq_tf.layers.quantized.quantize import Quantize
@@ -32,8 +34,8 @@ class QuantizedPair(Quantize):
         """The operator in floating point."""
         raise NotImplementedError(f"{type(self).__name__} must implement combine")
 
-    def combine_levels(self, a: Tensor, b: Tensor, step_a: Tensor, step_b: Tensor) -> Tensor:
-        """The levels of the result, not clipped, of the inputs' levels (int32)."""
+    def combine_levels(self, runtime: str) -> Callable[..., Tensor]:
+        """How a runtime makes the levels of the result; see `repq_tf.arithmetic.sums.add`."""
         raise NotImplementedError(f"{type(self).__name__} must implement combine_levels")
 
     def values(self, a: Tensor, b: Tensor, *steps: Tensor) -> Tensor:
@@ -53,25 +55,44 @@ class QuantizedPair(Quantize):
             )
         return tuple(b if a in (1, None) and b != 1 else a for a, b in sizes)
 
-    def integers(self, a: Tensor, b: Tensor, step_a: Tensor, step_b: Tensor) -> Tensor:
+    def integers(
+        self,
+        a: Tensor,
+        b: Tensor,
+        step_a: Tensor,
+        step_b: Tensor,
+        runtime: str = "xnnpack",
+    ) -> Tensor:
         """The levels of the result."""
         quantizer = self.activation_quantizer
-        left, right = sums.whole(a, step_a), sums.whole(b, step_b)
-        levels = self.combine_levels(left, right, step_a, step_b)
+        left, right = whole(a, step_a), whole(b, step_b)
+        levels = self.combine_levels(runtime)(left, right, step_a, step_b, self.step)
         top = self.activation(ops.full((), 1e30, dtype=levels.dtype)) / quantizer.step
         levels = ops.minimum(levels, ops.round(ops.minimum(top, 1e6)))
         return ops.clip(levels, quantizer.low, quantizer.high)
 
     def call(
-        self, a: Tensor, b: Tensor, step_a: Tensor, step_b: Tensor, training: bool = False
+        self,
+        a: Tensor,
+        b: Tensor,
+        step_a: Tensor,
+        step_b: Tensor,
+        training: bool = False,
+        runtime: str = "xnnpack",
     ) -> tuple[Tensor, Tensor]:
         """Returns the quantized result and the step."""
         if training:
             return self._fake_quantize(self.values(a, b)), self.step
-        return self.integers(a, b, step_a, step_b) * self.step, self.step
+        return self.integers(a, b, step_a, step_b, runtime) * self.step, self.step
 
     def compute_output_spec(
-        self, a: Tensor, b: Tensor, step_a: Tensor, step_b: Tensor, training: bool = False
+        self,
+        a: Tensor,
+        b: Tensor,
+        step_a: Tensor,
+        step_b: Tensor,
+        training: bool = False,
+        runtime: str = "xnnpack",
     ) -> tuple[Tensor, Tensor]:
         """The shapes and dtypes of `call`'s outputs, without tracing it."""
         return self._specs(training, a, b)
@@ -99,10 +120,9 @@ class QuantizedAdd(QuantizedPair):
         """The sum."""
         return a + b
 
-    def combine_levels(self, a: Tensor, b: Tensor, step_a: Tensor, step_b: Tensor) -> Tensor:
-        """The levels of the sum."""
-        add = sums.add if self.bits <= 8 else sums.add_wide
-        return add(a, b, step_a, step_b, self.step)
+    def combine_levels(self, runtime: str) -> Callable[..., Tensor]:
+        """How a runtime adds levels."""
+        return add_of(runtime, self.bits)
 
 
 @register
@@ -110,7 +130,7 @@ class QuantizedMultiply(QuantizedPair):
     """`activation(a * b)` on a learned grid; shapes are broadcast.
 
     The runtime rescales the products of integers in float32:
-    `n = round(n_a n_b (step_a step_b / step))`.
+    `n = round(n_a n_b (step_a step_b / step))`; see `repq_tf.arithmetic.sums.multiply`.
 
     Args:
         **options: those of `QuantizedPair`.
@@ -122,6 +142,6 @@ class QuantizedMultiply(QuantizedPair):
         """The product."""
         return a * b
 
-    def combine_levels(self, a: Tensor, b: Tensor, step_a: Tensor, step_b: Tensor) -> Tensor:
-        """The levels of the product."""
-        return ops.round(ops.cast(a * b, step_a.dtype) * (step_a * step_b / self.step))
+    def combine_levels(self, runtime: str) -> Callable[..., Tensor]:
+        """How a runtime multiplies levels."""
+        return multiply_of(runtime)

@@ -41,7 +41,8 @@ class Quantize(Layer):
 
     Input: a tensor and, if it lies on a finer grid (a convolution's output), that
     grid's step; inference then rescales integers as the runtime does, with the `rounding`
-    of the kernel that makes them (see `repq_tf.arithmetic.rescale`).
+    of the kernel that makes them (see `repq_tf.arithmetic.rescale`). Layers that are operators
+    of their own are told the `runtime` (see `repq_tf.arithmetic.runtimes`).
     Output: `(quantized tensor, step)`, the step `()`.
 
     Example:
@@ -90,21 +91,33 @@ class Quantize(Layer):
         return x
 
     def integers(
-        self, x: Tensor, scale: Tensor | None = None, rounding: str = "float"
+        self,
+        x: Tensor,
+        scale: Tensor | None = None,
+        rounding: str = "float",
+        limit: float | None = None,
     ) -> Tensor:
         """The levels of the output, as the integer runtime computes them."""
         quantizer = self.activation_quantizer
         if scale is None:
-            return quantizer.integers(ops.cast(x, quantizer.step.dtype))
+            x = ops.cast(x, quantizer.step.dtype)
+            if rounding == "float":
+                return quantizer.integers(x)
+            levels = x / quantizer.step
+            levels = ops.sign(levels) * ops.floor(ops.abs(levels) + 0.5)
+            return ops.clip(levels, quantizer.low, quantizer.high)
         whole = ops.round(x / scale)
         levels = rescale(whole, scale, quantizer.step, rounding)
         # The 6 of a ReLU6 is off the sums' grid, since the runtime clamps what it has rescaled.
         clamped = ops.round(ops.cast(x, quantizer.step.dtype) / quantizer.step)
         levels = ops.where(whole * scale == x, levels, clamped)
-        return ops.clip(levels, quantizer.low, quantizer.high)
+        high = quantizer.high
+        if limit is not None:
+            high = ops.minimum(ops.round(limit / quantizer.step), high)
+        return ops.clip(levels, quantizer.low, high)
 
     def call(
-        self, x: Tensor, scale: Tensor | None = None, training: bool = False, **rounding: str
+        self, x: Tensor, scale: Tensor | None = None, training: bool = False, **runtime: Any
     ) -> tuple[Tensor, Tensor]:
         """Returns the quantized tensor and the step.
 
@@ -112,7 +125,9 @@ class Quantize(Layer):
             x: the tensor.
             scale: the step of its grid, if it has one.
             training: whether to fake-quantize.
-            **rounding: `rounding`, of the kernel that makes x; default "float".
+            **runtime: of what the runtime does: `rounding`, that of the kernel that makes x, by
+                default "float" (of a float x, "away": half away from zero), and the `limit` of
+                a ReLU6 before it; of an operator, `runtime`, by default "xnnpack".
         """
         if isinstance(x, tuple | list):
             raise ValueError(
@@ -121,14 +136,14 @@ class Quantize(Layer):
             )
         if training:
             return self._fake_quantize(self.values(x, scale)), self.step
-        return self.integers(x, scale, **rounding) * self.step, self.step
+        return self.integers(x, scale, **runtime) * self.step, self.step
 
     def values_shape(self, *shapes: Shape) -> Shape:
         """The shape of `values`, for the shapes of the tensors that it reads."""
         return shapes[0]
 
     def compute_output_spec(
-        self, x: Tensor, scale: Tensor | None = None, training: bool = False, **rounding: str
+        self, x: Tensor, scale: Tensor | None = None, training: bool = False, **runtime: Any
     ) -> Any:
         """The shapes and dtypes of `call`'s outputs, without tracing it.
 
@@ -136,7 +151,7 @@ class Quantize(Layer):
         """
         traced = overrides(type(self), "values", beyond="values_shape")
         if isinstance(x, tuple | list) or traced:
-            return super().compute_output_spec(x, scale, training=training, **rounding)
+            return super().compute_output_spec(x, scale, training=training, **runtime)
         return self._specs(training, x)
 
     def _specs(self, training: bool, *tensors: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """The softmax of a stored tensor, in the integer runtime's arithmetic."""
 
-from repq_tf.arithmetic import sums, tables
+from repq_tf.arithmetic.runtimes import softmax_of
+from repq_tf.arithmetic.sums import whole
 from repq_tf.keras_api import Tensor, ops, register
 from repq_tf.layers.quantized.quantize import FixedGrid
 
@@ -25,6 +26,6 @@ class QuantizedSoftmax(FixedGrid):
 
     values_shape = FixedGrid.values_shape  # the sum does not change it
 
-    def integers(self, x: Tensor, step_in: Tensor) -> Tensor:
+    def integers(self, x: Tensor, step_in: Tensor, runtime: str = "xnnpack") -> Tensor:
         """The levels of the output."""
-        return tables.softmax(sums.whole(x, step_in), step_in)
+        return softmax_of(runtime)(whole(x, step_in), step_in)

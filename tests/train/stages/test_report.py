@@ -105,20 +105,15 @@ def test_several_metrics_and_what_is_to_be_beaten(run):
     assert "| set5_ssim     |         | 0.9000 " in page
 
 
-def test_a_report_without_a_file_says_why(run):
-    text = report.make_report(resolve(), _Task(), run, {**RESULTS, "notes": ["No file."]})
-    assert "No file." in text and ".tflite" not in text.split("\n\n")[1]
-
-
 def test_floats_become_integers_and_back():
-    details = {"dtype": np.int8, "quantization": (0.5, -3)}
+    grid = (0.5, -3)
     values = np.array([-100.0, -0.75, 0.0, 0.24, 0.25, 0.75, 100.0], "float32")
-    stored = _to_stored(values, details)
+    stored = _to_stored(values, np.dtype(np.int8), grid)
     np.testing.assert_array_equal(stored, np.array([-128, -5, -3, -3, -3, -1, 127], "int8"))
-    back = _from_stored(stored, details)
+    back = _from_stored(stored, grid)
     np.testing.assert_array_equal(back, [-62.5, -1, 0, 0, 0, 1, 65])
-    plain = {"dtype": np.float32, "quantization": (0.0, 0)}
-    np.testing.assert_array_equal(_to_stored(values, plain), values)
+    plain = _to_stored(values, np.dtype(np.float32), (0.0, 0))
+    np.testing.assert_array_equal(plain, values)
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""The ONNX format: a program of integers in QuantizeLinear and DequantizeLinear pairs."""

@@ -1,0 +1,205 @@
+"""What each operator of a program becomes in ONNX: one entry each."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from repq_tf.keras_api import Array
+from repq_tf.onnx.builder import EXACT, INSIDE, OUTSIDE, Builder
+from repq_tf.tflite.program import Operation, Tensor
+
+
+def _values(tensor: Tensor) -> Array:
+    """The values of a constant."""
+    return np.asarray(tensor.values)
+
+
+def _simple(kind: str, **options: Any) -> Callable[[Builder, Operation], None]:
+    def convert(builder: Builder, operation: Operation) -> None:
+        inputs = [builder.real(tensor) for tensor in operation.inputs]
+        builder.finish(operation, kind, inputs, **options)
+
+    return convert
+
+
+def _windows(operation: Operation) -> dict[str, Any]:
+    given = operation.options
+    same = given["padding"] == "SAME"
+    return {
+        "auto_pad": "SAME_UPPER" if same else "VALID",
+        "strides": [given["strideH"], given["strideW"]],
+    }
+
+
+def _convolution(builder: Builder, operation: Operation) -> None:
+    x, kernel, bias = operation.inputs
+    values = _values(kernel)
+    if operation.kind == "CONV_2D":
+        values = values.transpose(0, 3, 1, 2)
+    else:  # (1, height, width, filters)
+        values = values.transpose(3, 0, 1, 2)
+    _convolve(builder, operation, x, kernel, bias, values, **_windows(operation))
+
+
+def _convolve(
+    builder: Builder,
+    operation: Operation,
+    x: Tensor,
+    kernel: Tensor,
+    bias: Tensor,
+    values: Array,
+    **options: Any,
+) -> None:
+    inputs = [
+        builder.real(x),
+        builder.weights(kernel, values.astype(np.int8), 0),
+        builder.weights(bias, _values(bias).astype(np.int32), 0),
+    ]
+    options["kernel_shape"] = values.shape[2:]
+    builder.finish(operation, "Conv", inputs, group=x.shape[3] // values.shape[1], **options)
+
+
+def _dense(builder: Builder, operation: Operation) -> None:
+    """A matrix; of pixels, a 1x1 convolution."""
+    x, kernel, bias = operation.inputs
+    values = _values(kernel)
+    if len(x.shape) == 4:
+        _convolve(builder, operation, x, kernel, bias, values[:, :, None, None])
+        return
+    if len(x.shape) != 2:
+        raise ValueError(
+            f"layer {operation.outputs[0].name!r}: in ONNX a dense layer reads vectors or "
+            f"images. Received: an input of shape {x.shape}"
+        )
+    inputs = [
+        builder.real(x),
+        builder.weights(kernel, values.astype(np.int8), 0),
+        builder.weights(bias, _values(bias).astype(np.int32), 0),
+    ]
+    builder.finish(operation, "Gemm", inputs, transB=1)
+
+
+def _pool(kind: str) -> Callable[[Builder, Operation], None]:
+    def convert(builder: Builder, operation: Operation) -> None:
+        given = operation.options
+        size = [given["filterHeight"], given["filterWidth"]]
+        options = {**_windows(operation), "kernel_shape": size}
+        builder.finish(operation, kind, [builder.real(operation.inputs[0])], **options)
+
+    return convert
+
+
+def _over_pixels(kind: str) -> Callable[[Builder, Operation], None]:
+    def convert(builder: Builder, operation: Operation) -> None:
+        (output,), x = operation.outputs, builder.real(operation.inputs[0])
+        y = builder.node(kind, [x], output.name + EXACT)
+        if not operation.options["keepDims"]:
+            y = builder.node("Flatten", [y], f"{output.name}/flat")
+        builder.store(output, y)
+
+    return convert
+
+
+def _concatenation(builder: Builder, operation: Operation) -> None:
+    axis = operation.options["axis"]
+    if len(operation.outputs[0].shape) == 4:
+        axis = INSIDE.index(axis)
+    inputs = [builder.real(tensor) for tensor in operation.inputs]
+    builder.finish(operation, "Concat", inputs, axis=axis)
+
+
+def _padding(builder: Builder, operation: Operation) -> None:
+    x, sides = operation.inputs
+    pads = _values(sides)[list(INSIDE)].T.reshape(-1).astype(np.int64)
+    constant = builder.constant(f"{operation.outputs[0].name}/sides", pads)
+    builder.finish(operation, "Pad", [builder.real(x), constant])
+
+
+def _reshape(builder: Builder, operation: Operation) -> None:
+    """A reshape of images as Keras has them, which moves their channels to the end and back."""
+    x, (y,) = operation.inputs[0], operation.outputs
+    found, pixels = builder.real(x), (1, 2)
+
+    def is_image(tensor: Tensor) -> bool:
+        shape = tensor.shape
+        return len(shape) == 4 and any(shape[axis] != 1 for axis in pixels)
+
+    if is_image(x):
+        found = builder.node("Transpose", [found], f"{y.name}/last", perm=OUTSIDE)
+    sizes: Sequence[int] = [-1 if n is None else n for n in y.shape]
+    if len(sizes) == 4 and not is_image(y):
+        sizes = [sizes[axis] for axis in INSIDE]
+    shape = builder.constant(f"{y.name}/shape", np.asarray(sizes, np.int64))
+    found = builder.node("Reshape", [found, shape], y.name + EXACT)
+    if is_image(y):
+        found = builder.node("Transpose", [found], f"{y.name}/first", perm=INSIDE)
+    builder.store(y, found)
+
+
+def _resize(mode: str, place: str) -> Callable[[Builder, Operation], None]:
+    def convert(builder: Builder, operation: Operation) -> None:
+        x, (y,) = operation.inputs[0], operation.outputs
+        ratios = [y.shape[axis] / x.shape[axis] for axis in (1, 2)]
+        scales = builder.constant(f"{y.name}/scales", np.asarray([1, 1, *ratios], np.float32))
+        options = {"mode": mode, "coordinate_transformation_mode": place}
+        options["nearest_mode"] = "floor"
+        builder.finish(operation, "Resize", [builder.real(x), "", scales], **options)
+
+    return convert
+
+
+def _depth_to_space(builder: Builder, operation: Operation) -> None:
+    size = operation.options["blockSize"]
+    inputs = [builder.real(operation.inputs[0])]
+    builder.finish(operation, "DepthToSpace", inputs, blocksize=size, mode="DCR")
+
+
+def _leaky_relu(builder: Builder, operation: Operation) -> None:
+    inputs = [builder.real(operation.inputs[0])]
+    builder.finish(operation, "LeakyRelu", inputs, alpha=operation.options["alpha"])
+
+
+def _softmax(builder: Builder, operation: Operation) -> None:
+    (x,) = operation.inputs
+    builder.finish(operation, "Softmax", [builder.real(x)], axis=1)
+
+
+def _clamp(builder: Builder, operation: Operation) -> None:
+    """A ReLU, or ReLU6, that stands alone."""
+    (x,), (y,) = operation.inputs, operation.outputs
+    found = builder.node("Relu", [builder.real(x)], y.name + EXACT)
+    builder.store(y, found, operation.kind)
+
+
+def _part(builder: Builder, operation: Operation) -> None:
+    """The positive or the negative part, which a zero point at an end of the levels makes."""
+    (x,), (y,) = operation.inputs, operation.outputs
+    zero = builder.constant("zero", np.float32(0))
+    kind = "Max" if y.grid is not None and y.grid.zero_point < 0 else "Min"
+    builder.store(y, builder.node(kind, [builder.real(x), zero], y.name + EXACT))
+
+
+OPERATORS: dict[str, Callable[[Builder, Operation], None]] = {
+    "ADD": _simple("Add"),
+    "AVERAGE_POOL_2D": _pool("AveragePool"),
+    "CONCATENATION": _concatenation,
+    "CONV_2D": _convolution,
+    "DEPTHWISE_CONV_2D": _convolution,
+    "DEPTH_TO_SPACE": _depth_to_space,
+    "FULLY_CONNECTED": _dense,
+    "LEAKY_RELU": _leaky_relu,
+    "LOGISTIC": _simple("Sigmoid"),
+    "MAX_POOL_2D": _pool("MaxPool"),
+    "MEAN": _over_pixels("GlobalAveragePool"),
+    "MUL": _simple("Mul"),
+    "PAD": _padding,
+    "QUANTIZE": _part,
+    "REDUCE_MAX": _over_pixels("GlobalMaxPool"),
+    "RELU": _clamp,
+    "RELU6": _clamp,
+    "RESHAPE": _reshape,
+    "RESIZE_BILINEAR": _resize("linear", "half_pixel"),
+    "RESIZE_NEAREST_NEIGHBOR": _resize("nearest", "asymmetric"),
+    "SOFTMAX": _softmax,
+}

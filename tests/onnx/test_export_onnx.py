@@ -1,0 +1,120 @@
+"""`export_onnx`: what ONNX Runtime computes of the file, and with which kernels."""
+
+import collections
+import importlib.util
+
+import numpy as np
+import pytest
+
+import repq_tf
+from tests.parity.test_runtimes import SLOPES, every_operator, gates, one_output
+from tests.quantization.networks import (
+    array,
+    images,
+    layers,
+    network,
+    quantize,
+    residual,
+    stock,
+)
+from tests.quantization.test_containers import everything
+
+onnx = pytest.importorskip("onnx")
+runtime = pytest.importorskip("onnxruntime")
+X = images(48)
+
+
+def run(path, x, optimized=None):
+    """The first output of a file, and the nodes that the runtime made of it."""
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    options.optimized_model_filepath = str(path.with_suffix(".optimized"))
+    session = runtime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+    (entry,) = session.get_inputs()
+    (y, *_) = session.run(None, {entry.name: x})
+    nodes = onnx.load(path.with_suffix(".optimized")).graph.node
+    return y, collections.Counter(node.op_type for node in nodes), session
+
+
+def steps(qat, got, x):
+    """The differences of the output, in its steps."""
+    last = [la for la in qat.layers if isinstance(la, repq_tf.layers.Quantize)][-1]
+    return np.rint(np.abs(got - array(qat(x))) / array(last.step))
+
+
+def slopes(x):
+    x = layers.Conv2D(8, 3, padding="same", name="a")(x)
+    x = layers.PReLU(SLOPES, shared_axes=[1, 2], name="p")(x)
+    x = layers.GlobalMaxPooling2D(name="top")(repq_tf.layers.DepthToSpace(2, name="d")(x))
+    return layers.Dense(3, name="f")(x)
+
+
+# Of layers whose arithmetic is that of ONNX Runtime, too.
+EQUAL = {
+    "residual": residual,
+    "stock": stock,
+    "gates": gates,
+    "one output": one_output,
+    "everything": everything,
+    "slopes": slopes,
+}
+
+
+@pytest.mark.slow(2)
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("function", EQUAL.values(), ids=EQUAL.keys())
+def test_the_runtime_computes_the_model_in_integers(function, bits, tmp_path):
+    qat = quantize(network(function), bits=bits)
+    written = repq_tf.export_onnx(qat, tmp_path / "x.onnx")
+    got, nodes, session = run(tmp_path / "x.onnx", X)
+    assert not steps(qat, got, X).any()
+    assert nodes["QLinearConv"] >= written["Conv"] and nodes["QGemm"] == written["Gemm"]
+    assert not {"Conv", "FusedConv", "Gemm"} & set(nodes)
+    assert [entry.name for entry in session.get_inputs()] == ["image"]
+    assert [end.name for end in session.get_outputs()] == list(qat.output_names)
+
+
+@pytest.mark.slow(2)
+def test_interpolation_and_averages_are_rounded_otherwise(tmp_path):
+    qat = quantize(network(every_operator))
+    repq_tf.export_onnx(qat, tmp_path / "x.onnx")
+    got, _, _ = run(tmp_path / "x.onnx", X)
+    different = steps(qat, got, X)
+    assert different.max() <= 2 and (different > 0).mean() < 0.3
+
+
+def test_images_come_out_as_they_go_in(tmp_path):
+    qat = quantize(network(lambda x: layers.Conv2D(4, 3, name="a")(x)))
+    repq_tf.export_onnx(qat, tmp_path / "x.onnx")
+    got, _, _ = run(tmp_path / "x.onnx", X)
+    assert got.shape == (48, 8, 8, 4) and not steps(qat, got, X).any()
+
+
+def test_nodes_and_integers_are_the_models(tmp_path):
+    qat = quantize(network(residual))
+    repq_tf.export_onnx(qat, tmp_path / "x.onnx")
+    graph = onnx.load(tmp_path / "x.onnx").graph
+    assert {"stem", "ac", "vgg", "logits"} <= {node.name for node in graph.node}
+    found = {c.name: onnx.numpy_helper.to_array(c) for c in graph.initializer}
+    integers, scale, bias, _ = qat.get_layer("stem").integer_weights(
+        qat.get_layer("image_quantize").step
+    )
+    kernel = found["stem/kernel/levels"]
+    np.testing.assert_array_equal(kernel, array(integers).transpose(3, 2, 0, 1))
+    np.testing.assert_array_equal(found["stem/kernel/scale"], array(scale))
+    np.testing.assert_array_equal(found["stem/bias/levels"], array(bias))
+
+
+def test_what_it_refuses(tmp_path, monkeypatch):
+    path = tmp_path / "x.onnx"
+    model = network(lambda x: layers.Conv2D(3, 3, name="a")(x))
+    with pytest.raises(ValueError, match="activations of at most 8 bits for ONNX"):
+        repq_tf.export_onnx(quantize(model, activation_bits=16), path)
+    with pytest.raises(ValueError, match="floating point|no quantizer"):
+        repq_tf.export_onnx(model, path)
+    with pytest.raises(FileNotFoundError):
+        repq_tf.export_onnx(model, tmp_path / "missing" / "x.onnx")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "repq_tf\[onnx\]"'):
+        repq_tf.export_onnx(model, path)
+    assert not list(tmp_path.iterdir())

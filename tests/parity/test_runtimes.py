@@ -1,0 +1,115 @@
+"""`with_runtime` and `check_parity(..., runtime=...)`: the integers of other runtimes.
+
+LiteRT's reference kernels and TensorFlow Lite Micro run here; ARM in `tests/runtimes/`.
+"""
+
+import keras
+import numpy as np
+import pytest
+
+import repq_tf
+from repq_tf.layers import ACBlock, DepthToSpace, RepVGGBlock, SqueezeExcite
+from repq_tf.tflite import micro
+from tests.deployment.files import assert_exact
+from tests.quantization.networks import array, images, layers, network, quantize
+from tests.quantization.test_containers import everything, positive
+
+X = images(24)
+SLOPES = keras.initializers.RandomUniform(-0.5, 1.5, seed=0)
+
+
+def every_operator(x):
+    x = layers.Conv2D(6, 3, padding="same", name="a")(x)
+    x = layers.PReLU(SLOPES, shared_axes=[1, 2], name="p")(x)
+    y = layers.LeakyReLU(0.1, name="l")(RepVGGBlock(6, name="vgg")(x))
+    x = layers.Add(name="s")([x, ACBlock(6, activation="relu6", name="ac")(y)])
+    x = layers.Concatenate(name="cat")([x, y])
+    x = layers.UpSampling2D((2, 3), interpolation="bilinear", name="u")(x)
+    x = layers.AveragePooling2D(3, 2, name="v")(x)
+    x = layers.DepthwiseConv2D(3, activation="relu", name="d")(x)
+    return layers.Dense(5, name="f")(layers.GlobalAveragePooling2D(name="m")(x))
+
+
+def gates(x):
+    x = layers.Conv2D(6, 3, padding="same", activation="hard_silu", name="a")(x)
+    x = layers.Conv2D(6, 3, activation="silu", name="b")(SqueezeExcite(2, name="se")(x))
+    x = layers.Conv2D(4, 3, activation="sigmoid", name="c")(x)
+    x = layers.UpSampling2D(2, name="u")(DepthToSpace(2, name="shuffled")(x))
+    x = layers.MaxPooling2D(2, name="q")(layers.ZeroPadding2D(1, name="z")(x))
+    return layers.Softmax(name="s")(layers.Dense(7, name="f")(layers.Flatten(name="flat")(x)))
+
+
+def one_output(x):
+    x = layers.Conv2D(8, 3, activation="relu6", name="a")(x)
+    x = layers.ReLU(6.0, name="r")(layers.Add(name="s")([x, layers.Conv2D(8, 1, name="b")(x)]))
+    return layers.Dense(1, name="one")(layers.Flatten(name="flat")(x))
+
+
+NETWORKS = {"operators": every_operator, "gates": gates, "one output": one_output}
+HERE = ("reference", "tflm") if micro.is_installed() else ("reference",)
+
+
+@pytest.mark.slow(4)
+@pytest.mark.parametrize("bits", [8, 3])
+@pytest.mark.parametrize("function", NETWORKS.values(), ids=NETWORKS.keys())
+def test_models_compute_what_runtimes_compute(function, bits, tmp_path):
+    path, qat = tmp_path / "x.tflite", quantize(network(function), bits=bits)
+    repq_tf.export_tflite(qat, path)
+    for runtime in HERE:
+        assert_exact(repq_tf.check_parity(qat, path, X, runtime=runtime, verbose=False))
+
+
+@pytest.mark.slow(3)
+def test_reference_kernels_of_four_bits(tmp_path):
+    qat = quantize(positive(network(everything)), weight_bits=4)
+    repq_tf.export_tflite(qat, tmp_path / "x.tflite", container="int4")
+    assert_exact(repq_tf.check_parity(qat, tmp_path / "x.tflite", X, runtime="reference"))
+
+
+@pytest.fixture(scope="module")
+def qat():
+    return quantize(network(every_operator))
+
+
+@pytest.mark.slow
+def test_a_model_of_another_runtime_is_saved_and_goes_back(qat, tmp_path):
+    copy = repq_tf.with_runtime(qat, "reference")
+    assert not np.array_equal(array(copy(X)), array(qat(X)))
+    copy.save(tmp_path / "copy.keras")
+    loaded = keras.models.load_model(tmp_path / "copy.keras", compile=False)
+    np.testing.assert_array_equal(array(loaded(X)), array(copy(X)))
+    back = repq_tf.with_runtime(loaded, "xnnpack")
+    np.testing.assert_array_equal(array(back(X)), array(qat(X)))
+
+
+def test_int8_files_without_products_and_means_are_equal_on_arm():
+    def function(x):
+        x = ACBlock(6, activation="relu", name="ac")(x)
+        return layers.Add(name="s")([x, layers.LeakyReLU(0.1)(RepVGGBlock(6, name="v")(x))])
+
+    qat = quantize(network(function))
+    phone = repq_tf.with_runtime(qat, "xnnpack_arm")
+    np.testing.assert_array_equal(array(phone(X[:4])), array(qat(X[:4])))
+
+
+def test_bad_runtimes(qat):
+    for bad in ("arm", None, 3):
+        with pytest.raises(ValueError, match=r"runtime must be one of .*Received"):
+            repq_tf.with_runtime(qat, bad)
+    with pytest.raises(ValueError, match="container must be one of"):
+        repq_tf.with_runtime(qat, "tflm", "int2")
+    with pytest.raises(ValueError, match="container='int4' is for models with kernels of at"):
+        repq_tf.with_runtime(qat, "tflm", "int4")
+
+
+def test_sixteen_bits_are_not_known_of_microcontrollers():
+    wide = quantize(network(lambda x: layers.Conv2D(3, 3, name="a")(x)), activation_bits=16)
+    with pytest.raises(ValueError, match="'tflm' is known for .* at most 8 bits.*layer 'image"):
+        repq_tf.with_runtime(wide, "tflm")
+
+
+def test_without_the_package_that_runs_it(qat, tmp_path, monkeypatch):
+    monkeypatch.setattr(micro, "is_installed", lambda: False)
+    repq_tf.export_tflite(qat, tmp_path / "x.tflite")
+    with pytest.raises(ValueError, match="pip install --pre tflite-micro"):
+        repq_tf.check_parity(qat, tmp_path / "x.tflite", X[:1], runtime="tflm")
