@@ -1,5 +1,7 @@
 """Functions of a stored int8 tensor as tables over its levels, as the runtime makes them."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from repq_tf.arithmetic import sums
@@ -12,6 +14,17 @@ _LOWEST, _HIGHEST = -128, 255  # the levels of all grids that fit the int8 conta
 def look_up(table: Tensor, levels: Tensor) -> Tensor:
     """Returns the entries of a table of the levels -128 to 255, for some levels (int32)."""
     return ops.take(table, ops.clip(levels, _LOWEST, _HIGHEST) - _LOWEST)
+
+
+def of_function(function: Callable[[Tensor], Tensor], step_in: Tensor) -> Tensor:
+    """Returns `f(x)` for every level of x, found in float64 and rounded to float32.
+
+    Args:
+        function: f, of single values.
+        step_in: the step of x, `()`.
+    """
+    x = ops.arange(_LOWEST, _HIGHEST + 1, dtype=step_in.dtype) * step_in
+    return ops.cast(function(ops.cast(x, wide_dtype())), step_in.dtype)
 
 
 def sigmoid(step_in: Tensor) -> Tensor:

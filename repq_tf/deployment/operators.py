@@ -26,14 +26,19 @@ from repq_tf.layers import (
     QuantizedAveragePooling2D,
     QuantizedHardSigmoid,
     QuantizedLeakyReLU,
+    QuantizedLookup,
     QuantizedMean,
     QuantizedMultiply,
     QuantizedPReLU,
     QuantizedSigmoid,
     QuantizedSoftmax,
+    QuantizedSubtract,
+    QuantizedTanh,
     QuantizedUpSampling2D,
     ReparamConv,
+    Slice,
 )
+from repq_tf.layers.stock import TRAINING_ONLY
 from repq_tf.quantization.grids import known_name
 from repq_tf.quantization.operators import activation_name
 from repq_tf.tflite.program import Grid, Tensor, whole
@@ -142,6 +147,35 @@ def _hard_sigmoid(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> 
     return _making(lowering, "MUL", (shifted, factor), x.shape, **options)
 
 
+def _lookup(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
+    """An operator of the runtime that makes the table, or the table itself; see the layer."""
+    layer, (x,), program = node.layer, tensors, lowering.program
+    elu = isinstance(layer.function, _layers.ELU)
+    name = "elu" if elu else activation_name(layer.function)
+    if name == "gelu":
+        return _making(lowering, "GELU", tensors, x.shape, approximate=False)
+    if name == "elu" and (not elu or layer.function.alpha == 1):
+        return _making(lowering, "ELU", tensors, x.shape)
+    assert x.grid is not None  # it is stored
+    step = ops.convert_to_tensor(np.float32(x.grid.scale))
+    first = -container_top(8) - 1 - x.grid.zero_point  # the level of the lowest integer
+    table = ops.convert_to_numpy(layer.table(step))[first + 128 :][:256]
+    lowering.check_finite(node.name, table)
+
+    def make(grid: Grid, name: str) -> Tensor:
+        numbers = (Tensor(program.name(f"{node.name}/{n}"), "int32", x.shape) for n in "ab")
+        number, index = numbers
+        program.add("CAST", (x,), number, inDataType="int8", outDataType="int32")
+        half = program.constant("half", whole(128))
+        program.add("ADD", (number, half), index, fusedActivationFunction="NONE")
+        entries = program.constant(
+            f"{node.name}/table", (table + grid.zero_point).astype(np.int8), grid
+        )
+        return program.add("GATHER", (entries, index), lowering.tensor(name, x.shape, grid))
+
+    return make
+
+
 # On the grid of what they read.
 
 
@@ -246,6 +280,25 @@ def _reshape(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Tenso
     return reshape(lowering, x, (None, *shape), node.name)
 
 
+def _extreme(kind: str) -> Lower:
+    """The larger or the smaller of several tensors, two at a time."""
+
+    def lower(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
+        first, *middle, last = tensors
+        for x in middle:
+            y = lowering.inner(f"{node.name}/{kind.lower()}", _broadcast(first, x), x.grid)
+            first = lowering.program.add(kind, (first, x), y)
+        return _making(lowering, kind, (first, last), _broadcast(first, last))
+
+    return lower
+
+
+def _broadcast(a: Tensor, b: Tensor) -> Shape:
+    return tuple(
+        n if m in (1, None) and n != 1 else m for m, n in zip(a.shape, b.shape, strict=True)
+    )
+
+
 def _largest(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
     axes, (x,) = lowering.program.constant("axes", whole(_PIXELS)), tensors
     ones = (1, 1) if node.layer.keepdims else ()
@@ -258,11 +311,45 @@ def _padding(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Tenso
     return pad(lowering, tensors[0], node.layer.padding, node.name)
 
 
+def _cropping(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
+    (x,), sides = tensors, node.layer.cropping
+    parts = [slice(first, -last or None) for first, last in sides]
+    return _strided(lowering, x, (*parts, slice(None)))
+
+
+def _slice(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
+    return _strided(lowering, tensors[0], node.layer.slices)
+
+
+def _strided(lowering: Lowering, x: Tensor, parts: Sequence[slice]) -> Make:
+    """A STRIDED_SLICE; the ends that a slice leaves open are those of any size."""
+    begin, end, strides, shape = [0], [0], [1], [x.shape[0]]
+    begins, ends = 1, 1  # bits, of the axes whose ends are open: the batch's
+    for axis, (part, size) in enumerate(zip(parts, x.shape[1:], strict=True), 1):
+        begin.append(part.start or 0)
+        end.append(part.stop or 0)
+        strides.append(part.step or 1)
+        begins |= (part.start is None) << axis
+        ends |= (part.stop is None) << axis
+        shape.append(None if size is None else len(range(*part.indices(size))))
+    limits = [lowering.program.constant("limits", whole(v)) for v in (begin, end, strides)]
+    options = {"beginMask": begins, "endMask": ends}
+    return _making(lowering, "STRIDED_SLICE", (x, *limits), tuple(shape), **options)
+
+
+def _permute(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
+    (x,), axes = tensors, (0, *node.layer.dims)
+    order = lowering.program.constant("order", whole(axes))
+    shape = tuple(x.shape[axis] for axis in axes)
+    return _making(lowering, "TRANSPOSE", (x, order), shape)
+
+
 def _nothing(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Tensor:
     return tensors[0]
 
 
 LOWERINGS: dict[type, Lower] = {
+    **dict.fromkeys(TRAINING_ONLY, _nothing),
     DenseBlock: dense,
     DepthToSpace: _pixel_shuffle,
     Quantize: _rescale,
@@ -270,20 +357,27 @@ LOWERINGS: dict[type, Lower] = {
     QuantizedAveragePooling2D: _pooling("AVERAGE_POOL_2D"),
     QuantizedHardSigmoid: _hard_sigmoid,
     QuantizedLeakyReLU: _leaky_relu,
+    QuantizedLookup: _lookup,
     QuantizedMean: _mean,
     QuantizedMultiply: _pair("MUL"),
     QuantizedPReLU: _prelu,
     QuantizedSigmoid: _simple("LOGISTIC"),
     QuantizedSoftmax: _simple("SOFTMAX", beta=1.0),
+    QuantizedSubtract: _pair("SUB"),
+    QuantizedTanh: _simple("TANH"),
     QuantizedUpSampling2D: _up_sampling,
     ReparamConv: convolution,
+    Slice: _slice,
     _layers.Activation: _activation,
     _layers.Concatenate: _concatenation,
-    _layers.Dropout: _nothing,
+    _layers.Cropping2D: _cropping,
     _layers.Flatten: _reshape,
     _layers.GlobalAveragePooling2D: _reshape,  # of one pixel; others are quantized layers
     _layers.GlobalMaxPooling2D: _largest,
     _layers.MaxPooling2D: _pooling("MAX_POOL_2D"),
+    _layers.Maximum: _extreme("MAXIMUM"),
+    _layers.Minimum: _extreme("MINIMUM"),
+    _layers.Permute: _permute,
     _layers.ReLU: _activation,
     _layers.Reshape: _reshape,
     _layers.ZeroPadding2D: _padding,

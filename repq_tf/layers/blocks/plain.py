@@ -113,3 +113,16 @@ class DenseBlock(ConvBlock):
         if config:
             batch, *_, features = config["input_shape"]
             super().build_from_config({**config, "input_shape": (batch, features)})
+
+
+@register
+class DenseBNBlock(DenseBlock):
+    """A dense layer and one batch norm at the root, which folds into its scales.
+
+    Args:
+        **options: those of `DenseBlock`.
+    """
+
+    def make_branches(self, in_channels: int) -> Branch:
+        """The normalized dense layer."""
+        return self.batch_norm(super().make_branches(in_channels), name="bn")

@@ -125,3 +125,25 @@ class QuantizedMultiply(QuantizedPair):
     def combine_levels(self, a: Tensor, b: Tensor, step_a: Tensor, step_b: Tensor) -> Tensor:
         """The levels of the product."""
         return ops.round(ops.cast(a * b, step_a.dtype) * (step_a * step_b / self.step))
+
+
+@register
+class QuantizedSubtract(QuantizedPair):
+    """`activation(a - b)` on a learned grid.
+
+    The runtime computes it as a sum in fixed point in which b's factor is negative; see
+    `repq_tf.arithmetic.sums.add`.
+
+    Args:
+        **options: those of `QuantizedPair`.
+
+    Input: `a`, `b` and their steps. Output: `(difference, step)`.
+    """
+
+    def combine(self, a: Tensor, b: Tensor) -> Tensor:
+        """The difference."""
+        return a - b
+
+    def combine_levels(self, a: Tensor, b: Tensor, step_a: Tensor, step_b: Tensor) -> Tensor:
+        """The levels of the difference."""
+        return sums.add(a, -b, step_a, step_b, self.step)
