@@ -2,11 +2,11 @@
 
     python benchmarks/applications.py --json=benchmarks/results/applications.json
 
-Every network is built as `keras.applications` does, without weights, given statistics, and goes
-through `quantize`, one step of `fit`, `export_tflite` and `check_parity`. Random weights make no
-accuracy, but rounding and parity are those of any. What the JSON file holds already is not run
-again. With `--compare`, the int8 file's latency is measured beside that of the float32 file and
-of the one that TensorFlow's converter makes post-training.
+Every network is built as `keras.applications` does, without weights, given statistics, and
+goes through `quantize`, one step of `fit`, `export_tflite` and `check_parity`. Random weights
+make no accuracy, but rounding and parity are those of any. What the JSON file holds is not run
+again. With `--compare`, the int8 file's latency is measured beside that of the float32 file
+and of the one that TensorFlow's converter makes post-training.
 """
 
 import json

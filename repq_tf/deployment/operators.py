@@ -158,8 +158,9 @@ def _lookup(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
         return _making(lowering, "ELU", tensors, x.shape)
     assert x.grid is not None  # it is stored
     step = ops.convert_to_tensor(np.float32(x.grid.scale))
-    first = -container_top(8) - 1 - x.grid.zero_point  # the level of the lowest integer
-    table = ops.convert_to_numpy(layer.table(step))[first + 128 :][:256]
+    # Of integers below the grid's lowest level there are none; any entry does.
+    levels = np.clip(np.arange(-128, 128) - x.grid.zero_point, -128, 255)
+    table = ops.convert_to_numpy(layer.table(step))[levels + 128]
     lowering.check_finite(node.name, table)
 
     def make(grid: Grid, name: str) -> Tensor:

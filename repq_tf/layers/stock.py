@@ -94,7 +94,11 @@ def stock_block(layer: Layer, norm: Layer | None = None) -> tuple[type[ConvBlock
         norm: the BatchNormalization behind it, if there is one.
     """
     if not isinstance(layer, keras.layers.Dense):
-        config = {**stock_options(layer, norm), "use_bias": layer.use_bias}
+        config = {
+            **stock_options(layer, norm),
+            "use_bias": layer.use_bias,
+            "dilation_rate": tuple(layer.dilation_rate),
+        }
         return (ConvBlock if norm is None else ConvBNBlock), config
     config = {
         "dtype": layer.dtype_policy,

@@ -27,6 +27,7 @@ from repq_tf.quantization.constants import (
     separable,
 )
 from repq_tf.quantization.grids import input_layers
+from repq_tf.quantization.lines import lift
 from repq_tf.quantization.operators import APART, activation_name, is_one_pixel
 from repq_tf.quantization.recognition import recognize
 
@@ -40,6 +41,7 @@ def expand(graph: Graph) -> Graph:
     """Returns a graph in which every node is one operator of the integer file.
 
     - what people say in several layers becomes the one that it means; see `recognize`;
+    - one-dimensional layers become two-dimensional ones, of height 1;
     - `SqueezeExcite` becomes a mean, two 1x1 convolutions, a sigmoid and a product;
     - `silu` becomes a sigmoid and a product, `hard_silu` (hard-swish) a hard sigmoid and one;
     - a convolution or dense layer whose activation cannot be fused into it becomes both;
@@ -51,7 +53,7 @@ def expand(graph: Graph) -> Graph:
     Args:
         graph: a `Graph`; its layers are left as they are.
     """
-    return _Expansion(recognize(graph)).run()
+    return _Expansion(lift(recognize(graph))).run()
 
 
 class _Expansion:

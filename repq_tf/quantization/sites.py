@@ -206,7 +206,7 @@ def _add_site(placement: Placement, graph: Graph, node: Node) -> None:
     elif getattr(layer, "data_format", None) == "channels_first":
         _refuse(node, 'data_format must be "channels_last"')
     elif type(layer) in STOCK:
-        add("convolution", activation=_check_stock(node))
+        add("convolution", activation=_check_activation(node))
     elif isinstance(layer, _layers.BatchNormalization):
         if normalized_axis(layer) not in (-1, layer.input_spec.ndim - 1):
             _refuse(node, f"axis must be the channels' (-1). Received: {layer.axis}")
@@ -239,13 +239,6 @@ def _add_site(placement: Placement, graph: Graph, node: Node) -> None:
     else:
         advice = _ADVICE.get(type(layer).__name__, f"layers that can: {', '.join(_SUPPORTED)}")
         _refuse(node, f"it cannot be quantized; {advice}")
-
-
-def _check_stock(node: Node) -> str:
-    layer = node.layer
-    if any(rate != 1 for rate in getattr(layer, "dilation_rate", ())):
-        _refuse(node, f"dilation_rate must be 1. Received: {layer.dilation_rate}")
-    return _check_activation(node)
 
 
 def _check_activation(node: Node) -> str:

@@ -6,10 +6,10 @@ import pytest
 from keras import ops
 
 import repq_tf
-from tests.deployment.files import assert_exact, parity, run
+from tests.deployment.files import Convolution, assert_exact, parity, read, run
 from tests.marks import slow
 from tests.quantization.networks import SHAPE, array, images, layers, network, quantize, train
-from tests.quantization.test_expand import batch_norms, constants, many, separables
+from tests.quantization.test_expand import batch_norms, constants, lines, many, separables
 
 # Extremes among the values, that no grid is wide enough for.
 X = images(40) * np.where(np.arange(40) % 8, 1, 30)[:, None, None, None].astype("float32")
@@ -44,7 +44,25 @@ def training_only(x):
     return layers.Identity()(conv("b")(layers.GaussianDropout(0.1)(x)))
 
 
-FUNCTIONS = [batch_norms, constants, many, separables, moves, pairs, functions, training_only]
+def dilations(x):
+    x = layers.ReLU()(conv("a", 6, dilation_rate=2, padding="same", use_bias=False)(x))
+    x = layers.DepthwiseConv2D((2, 3), dilation_rate=2, name="d")(x)
+    x = layers.BatchNormalization()(x)
+    return conv("b", 4, 2, groups=2, dilation_rate=(1, 3))(x)
+
+
+FUNCTIONS = [
+    dilations,
+    batch_norms,
+    constants,
+    lines,
+    many,
+    separables,
+    moves,
+    pairs,
+    functions,
+    training_only,
+]
 
 
 @pytest.mark.slow(3)
@@ -85,6 +103,36 @@ def test_the_runtimes_own_tables_are_taken_where_it_has_them(function, kind, oth
     qat = quantize(network(lambda x: layers.Activation(function)(conv("a")(x))))
     operators = repq_tf.export_tflite(qat, tmp_path / "x.tflite")
     assert operators == dict.fromkeys(("CONV_2D", kind, *others), 1)
+
+
+def test_dilated_convolutions_are_the_operators_own(tmp_path):
+    qat = quantize(network(dilations))
+    operators = repq_tf.export_tflite(qat, tmp_path / "x.tflite")
+    assert operators == {"CONV_2D": 2, "DEPTHWISE_CONV_2D": 1}
+    for name, size in (("a", (3, 3)), ("d", (2, 3)), ("b", (2, 2))):
+        found = Convolution(read(tmp_path / "x.tflite"), name)
+        kernel = found.data(found.kernel)
+        assert tuple(kernel.shape[1:3]) == size
+
+
+def test_the_gradients_of_a_dilated_convolution_are_kerass():
+    import tensorflow as tf
+
+    x = tf.constant(images(4))
+    stock = layers.Conv2D(4, 3, dilation_rate=(2, 1), padding="same", use_bias=False)
+    block = repq_tf.layers.ConvBlock(4, 3, use_bias=False, dilation_rate=(2, 1))
+    for layer in (stock, block):
+        layer.build(x.shape)
+    block.inner.kernel.assign(stock.kernel)
+    found = []
+    for layer in (stock, block):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x)
+            loss = tf.reduce_sum(y * tf.cos(y))
+        found.append([y, *tape.gradient(loss, [x, layer.trainable_weights[0]])])
+    for want, got in zip(*found, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
 
 
 # Images that the model prepares itself.

@@ -77,7 +77,22 @@ def many(x):
     return conv("d")(layers.Multiply()([layers.Add()([a, b, c]), a, b]))
 
 
-FUNCTIONS = [hard_swishes, separables, batch_norms, constants, many]
+def lines(x):
+    x = layers.Reshape((20, 15), name="lines")(x)
+    x = layers.Conv1D(6, 5, padding="same", use_bias=False, name="a")(x)
+    x = layers.ReLU()(layers.BatchNormalization(name="n")(x))
+    y = layers.DepthwiseConv1D(3, strides=2, padding="same", depth_multiplier=2, name="d")(x)
+    x = layers.SeparableConv1D(5, 3, activation="silu", name="s")(layers.MaxPooling1D(2)(x))
+    x = layers.Dense(12, name="dense")(layers.ZeroPadding1D((2, 0))(x))
+    x = layers.Concatenate(axis=1)([layers.AveragePooling1D(3, 1, "same")(x), y])
+    x = layers.Cropping1D((1, 2))(layers.SpatialDropout1D(0.1)(x))
+    x = layers.BatchNormalization(name="alone")(layers.Permute((2, 1))(x))
+    z = layers.GlobalAveragePooling1D()(layers.Conv1D(4, 3, groups=2, name="g")(y))
+    f = layers.Flatten()(layers.UpSampling1D(2)(layers.Conv1D(2, 1, name="u")(x)))
+    return layers.Dense(3, name="last")(layers.Concatenate()([z, f]))
+
+
+FUNCTIONS = [hard_swishes, separables, batch_norms, constants, many, lines]
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
@@ -152,3 +167,12 @@ def test_what_prepares_images_stays_in_front():
     graph, _ = expanded(model_of(function))
     kinds = [type(node.layer).__name__ for node in graph.nodes.values()]
     assert kinds[1:] == ["Rescaling", "Rescaling", "Normalization", "RandomFlip", "Conv2D"]
+
+
+def test_lines_become_images_and_stay_so():
+    graph, _ = expanded(model_of(lines))
+    kinds = {type(node.layer).__name__ for node in graph.nodes.values()}
+    assert not any(kind.endswith("1D") for kind in kinds)
+    reshapes = [n.name for n in graph.nodes.values() if type(n.layer) is layers.Reshape]
+    # Into images at the front, to lines for the permutation, and back.
+    assert len(reshapes) == 4, reshapes
