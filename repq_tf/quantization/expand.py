@@ -52,8 +52,28 @@ def expand(graph: Graph) -> Graph:
 
     Args:
         graph: a `Graph`; its layers are left as they are.
+
+    Raises:
+        ValueError: layers with weights are called more than once.
     """
+    _check_shared(graph)
     return _Expansion(lift(recognize(graph))).run()
+
+
+def _check_shared(graph: Graph) -> None:
+    """Refuses layers whose calls would be copies that are trained apart."""
+    seen: dict[int, str] = {}
+    again = [
+        f"{node.name!r} ({type(node.layer).__name__})"
+        for node in graph.nodes.values()
+        if node.layer.weights and seen.setdefault(id(node.layer), node.name) != node.name
+    ]
+    if again:
+        plural = "s" if len(again) > 1 else ""
+        raise ValueError(
+            f"layer{plural} {', '.join(again)}: called more than once; give each call a layer "
+            "of its own"
+        )
 
 
 class _Expansion:

@@ -149,14 +149,11 @@ def find_sites(graph: Graph) -> Placement:
         placement.inputs[last.name] = node.name
         placement.preparing.update(item.name for item in before)
         placement.alias.update({item.name: last.name for item in before})
-    seen: dict[int, str] = {}
     refusals: list[_Refusal] = []
     for node in graph.nodes.values():
         if node.name in placement.preparing:
             continue
         try:
-            if node.layer.weights and seen.setdefault(id(node.layer), node.name) != node.name:
-                _refuse(node, "it is called more than once; give each call a layer of its own")
             _add_site(placement, graph, node)
         except _Refusal as refusal:
             refusals.append(refusal)

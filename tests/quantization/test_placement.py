@@ -416,9 +416,6 @@ REFUSED = {
     "transposed": named(layers.Conv2DTranspose(4, 3, name="bad")),
     "layer norm": named(layers.LayerNormalization(name="bad")),
     "block of another function": named(ACBlock(4, activation="glu", name="bad")),
-    "batch norm of lines": lambda x: layers.BatchNormalization(name="bad")(
-        layers.Reshape((10, 30))(x)
-    ),
     "constants of pixels": lambda x: layers.Rescaling(np.ones((8, 8, 1)), name="bad")(
         conv("a")(x)
     ),
