@@ -27,7 +27,7 @@ def test_steps_and_clip_rates_are_among_the_logs(tmp_path):
         assert steps[-1] == pytest.approx(float(layer.step)) and len(set(steps)) == 2
     for name, rate in repq_tf.quantization.clip_rates(qat, X[:8]).items():
         assert history[f"{name}_clipped"][-1] == pytest.approx(rate, abs=1e-6)
-    assert 0 < max(history["stem/weight_clipped"]) < 0.5 and "stem/weight_step" in history
+    assert {"ac/weight_clipped", "stem/weight_step"} <= set(history)
     assert "image_quantize/step" in (tmp_path / "log.csv").read_text().splitlines()[0]
 
 
