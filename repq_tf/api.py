@@ -1,6 +1,6 @@
 """The public names of the package."""
 
-from repq_tf import branches, layers, models, optimizers, quantizers
+from repq_tf import branches, callbacks, layers, models, optimizers, quantizers
 from repq_tf.calibration import reestimate_batch_norm
 from repq_tf.checkpoints import load_torch_checkpoint
 from repq_tf.deployment import (
@@ -29,6 +29,7 @@ __all__ = [
     "allocate_bits",
     "analyze",
     "branches",
+    "callbacks",
     "check_parity",
     "equalize",
     "export_c_array",

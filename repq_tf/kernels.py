@@ -29,6 +29,32 @@ def centre_offset(outer: int, inner: int) -> int:
     return (outer - 1) // 2 - (inner - 1) // 2
 
 
+def dilate(kernel: Array | Tensor, rates: Pair) -> Array | Tensor:
+    """A kernel `(kh, kw, ...)` with zeros between its weights.
+
+    Args:
+        kernel: the kernel.
+        rates: the pixels from a weight to the next, `(height, width)`.
+
+    Returns:
+        `((kh - 1) rh + 1, (kw - 1) rw + 1, ...)`.
+    """
+    if tuple(rates) == (1, 1):
+        return kernel
+    xp, (kh, kw, *channels) = _namespace(kernel), kernel.shape
+    (rh, rw), rest = rates, [(0, 0)] * len(channels)
+    kernel = xp.reshape(kernel, (kh, 1, kw, 1, *channels))
+    kernel = xp.pad(kernel, ((0, 0), (0, rh - 1), (0, 0), (0, rw - 1), *rest))
+    kernel = xp.reshape(kernel, (kh * rh, kw * rw, *channels))
+    return kernel[: (kh - 1) * rh + 1, : (kw - 1) * rw + 1]
+
+
+def dilated_size(size: Pair, rates: Pair) -> Pair:
+    """The size of a kernel with zeros between its weights."""
+    (kh, kw), (rh, rw) = size, rates
+    return (kh - 1) * rh + 1, (kw - 1) * rw + 1
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class AffineKernel:
     """An affine convolution `y = correlate(x, kernel) + bias`, as a value.

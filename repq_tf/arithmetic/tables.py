@@ -23,6 +23,17 @@ def look_up(table: Tensor, levels: Tensor) -> Tensor:
     return ops.take(table, ops.clip(levels, _LOWEST, _HIGHEST) - _LOWEST)
 
 
+def of_function(function: Callable[[Tensor], Tensor], step_in: Tensor) -> Tensor:
+    """Returns `f(x)` for every level of x, found in float64 and rounded to float32.
+
+    Args:
+        function: f, of single values.
+        step_in: the step of x, `()`.
+    """
+    x = ops.arange(_LOWEST, _HIGHEST + 1, dtype=step_in.dtype) * step_in
+    return ops.cast(function(ops.cast(x, wide_dtype())), step_in.dtype)
+
+
 def sigmoid(step_in: Tensor) -> Tensor:
     """Returns the levels of `sigmoid(x)` in steps of 1/256, for every level of x.
 

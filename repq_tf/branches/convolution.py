@@ -20,7 +20,7 @@ from repq_tf.keras_api import (
     keras,
     ops,
 )
-from repq_tf.kernels import AffineKernel
+from repq_tf.kernels import AffineKernel, dilate, dilated_size
 from repq_tf.windows import VALID, Window, apply_window, convolve, subsample
 
 
@@ -45,6 +45,8 @@ class Convolution(Branch):
             `kh * kw * in / groups`.
         bias_initializer: Keras initializer of the bias.
         kernel_regularizer: Keras regularizer of the kernel.
+        dilation_rate: pixels from a weight to the next, a number or `(height, width)`. The
+            zeros between weights are part of the merged kernel.
         name: name of the branch; the weights are called `NAME/kernel`, `NAME/bias`.
 
     Example:
@@ -65,10 +67,13 @@ class Convolution(Branch):
         kernel_regularizer: Identifier | None = None,
         name: str | None = None,
         dtype: Any = None,
+        dilation_rate: int | Pair = 1,
     ) -> None:
         kernel_size = pair(kernel_size, "kernel_size")
         super().__init__(name=name or "conv{}x{}".format(*kernel_size), dtype=dtype)
-        self.kernel_size = kernel_size
+        self._weights_size = kernel_size
+        self._rates = pair(dilation_rate, "dilation_rate")
+        self.kernel_size = dilated_size(kernel_size, self._rates)
         self.filters = positive(filters, "filters")
         self.groups = positive(groups, "groups")
         self.use_bias = boolean(use_bias, "use_bias")
@@ -84,7 +89,7 @@ class Convolution(Branch):
         """Creates the kernel and, if asked for, the bias."""
         in_channels = input_shape[-1]
         check_groups(self, in_channels)
-        shape = (*self.kernel_size, in_channels // self.groups, self.filters)
+        shape = (*self._weights_size, in_channels // self.groups, self.filters)
         self.kernel = add_parameter(
             self, "kernel", shape, self.kernel_initializer, self.kernel_regularizer
         )
@@ -101,7 +106,8 @@ class Convolution(Branch):
         training: bool | None = None,
     ) -> Tensor:
         """Convolves the window with the kernel."""
-        y = convolve(x, ops.convert_to_tensor(self.kernel), self.groups, strides, window)
+        kernel = dilate(ops.convert_to_tensor(self.kernel), self._rates)
+        y = convolve(x, kernel, self.groups, strides, window)
         return y if self.bias is None else y + ops.cast(self.bias, y.dtype)
 
     def shift(self, offset: Tensor) -> bool:
@@ -120,19 +126,23 @@ class Convolution(Branch):
 
     def scale_inputs(self, gain: Array) -> None:
         """Multiplies the kernel so that the inputs count as multiplied by `gain`."""
-        self.kernel.assign(self.merge(NumpyReading()).scale_inputs(gain).kernel)
+        self._assign(self.merge(NumpyReading()).scale_inputs(gain).kernel)
 
     def scale_outputs(self, gain: Array) -> None:
         """Multiplies the kernel and the bias."""
         affine = self.merge(NumpyReading()).scale(gain)
-        self.kernel.assign(affine.kernel)
+        self._assign(affine.kernel)
         if self.bias is not None:
             self.bias.assign(affine.bias)
+
+    def _assign(self, kernel: Array) -> None:
+        rows, columns = self._rates
+        self.kernel.assign(kernel[::rows, ::columns])
 
     def merge(self, reading: Reading | None = None) -> AffineKernel:
         """The kernel and the bias themselves."""
         reading = reading or Reading()
-        kernel = reading.value(self.kernel)
+        kernel = dilate(reading.value(self.kernel), self._rates)
         if self.bias is None:
             bias = np.zeros((self.filters,), dtype_name(kernel))
         else:

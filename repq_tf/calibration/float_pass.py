@@ -69,12 +69,12 @@ class FloatPass:
 
     def _apply(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         site = self._sites.get(node.name)
-        if site is None:  # fused into the site before
-            return args[0]
+        if site is None and node.name not in self._builder.placement.preparing:
+            return args[0]  # fused into the site before
         if node.name in self._builder.blocks:
             return self._observed(node, self._convolution(node.name, args[0]))
         first, *more = call(node.layer, args, kwargs)
-        if site.fused:
+        if site is not None and site.fused:
             first = keras.activations.get(site.activation)(first)
         return (self._observed(node, first), *more)
 

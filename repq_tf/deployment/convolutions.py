@@ -10,7 +10,7 @@ from repq_tf.graphs import Node
 from repq_tf.keras_api import Array, Layer, Pair, Shape, ops
 from repq_tf.quantization.grids import input_quantizer, known_name
 from repq_tf.quantization.operators import activation_name
-from repq_tf.reparameterization.merge import stock_padding
+from repq_tf.reparameterization.merge import stock_padding, without_zeros
 from repq_tf.tflite.operators import kernel_layout
 from repq_tf.tflite.program import Grid, Tensor, whole
 from repq_tf.windows import Window, convolved_size
@@ -34,8 +34,11 @@ def convolution(lowering: IntegerLowering, node: Node, tensors: Sequence[Tensor]
             pad(lowering, x, window, f"{known_name(lowering.graph, node)}/pad"),
             "valid",
         )
-    options = {"padding": padding.upper(), **strides(block.strides), "dilationHFactor": 1}
-    options |= {"dilationWFactor": 1, "fusedActivationFunction": fused_activation(block)}
+    integers, (rows, columns) = without_zeros(block, weights[0])
+    weights = integers, *weights[1:]
+    options = {"padding": padding.upper(), **strides(block.strides)}
+    options |= {"dilationHFactor": rows, "dilationWFactor": columns}
+    options |= {"fusedActivationFunction": fused_activation(block)}
     kind = "CONV_2D"
     if groups == channels > 1:
         kind = "DEPTHWISE_CONV_2D"

@@ -1,10 +1,13 @@
 """`export_tflite`: a quantized model as an integer file."""
 
 import collections
+import functools
 import os
 import warnings
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from repq_tf.arithmetic import in_64_bits
 from repq_tf.deployment.ends import Ends, check_type
@@ -13,7 +16,7 @@ from repq_tf.deployment.operators import LOWERINGS
 from repq_tf.deployment.pixels import pixel_table
 from repq_tf.files import new_file, write_atomically
 from repq_tf.graphs import Graph, read_native
-from repq_tf.keras_api import keras
+from repq_tf.keras_api import Array, Layer, Tensor, keras, ops
 from repq_tf.quantization.containers import check_container, check_four_bits, four_bit_layers
 from repq_tf.quantization.grids import known_name
 from repq_tf.tflite.writer import write
@@ -41,7 +44,10 @@ def export_tflite(
         path: the file to write.
         input_type: "int8", "uint8" or "float32"; "int16" or "float32" with activations of
             16 bits: what the caller of the file passes. int8 and int16 must lie on the model's
-            input grid. Default: "int8", or "int16".
+            input grid. Of a model that prepares its images itself, by Rescaling,
+            Normalization or arithmetic with constants, that grid is the one behind these, and
+            "uint8" takes pixels as the model does, exactly; "float32" is refused. Default:
+            "int8", or "int16".
         output_type: likewise, what it gets.
         container: of kernels of at most 4 bits: "int8", or "int4" to store the same
             integers two a byte. The file is about half as large; its convolutions are
@@ -84,6 +90,10 @@ def export_tflite(
     bits, table = lowering.input_layer.bits, None
     input_type = check_type("input_type", input_type, bits)
     output_type = check_type("output_type", output_type, bits)
+    if lowering.maps:
+        _check_maps(lowering.maps, input_type, pixels)
+        if input_type == "uint8":
+            pixels = functools.partial(_mapped, lowering.maps)
     if pixels is not None:
         table = pixel_table(lowering.input_layer, pixels, lowering.input_shape[-1])
     elif input_type != "int8" and bits < 8:
@@ -95,6 +105,31 @@ def export_tflite(
         program = lowering.run(Ends(input_type, output_type, table))
     write_atomically(path, write(program))
     return dict(collections.Counter(item.kind for item in program.operations))
+
+
+def _check_maps(maps: Sequence[Layer], input_type: str, pixels: Any) -> None:
+    """Refuses ends that the file of a model which prepares its images cannot have."""
+    names = [layer.name for layer in maps]
+    if pixels is not None:
+        raise ValueError(
+            f"pixels must be None for a model that prepares its images itself, in {names}: "
+            f"input_type='uint8' takes pixels as the model does. Received: {pixels!r}"
+        )
+    if input_type == "float32":
+        raise ValueError(
+            f"input_type must be 'uint8' (pixels as the model takes them) or 'int8' (levels of "
+            f"the grid behind {names[-1]!r}) for a model that prepares its images itself, in "
+            f"{names}: the file's QUANTIZE would round what they make of other numbers "
+            f"otherwise. Received: {input_type!r}"
+        )
+
+
+def _mapped(maps: Sequence[Layer], images: Array) -> Tensor:
+    """What the layers that prepare a model's input make of pixels."""
+    values = ops.convert_to_tensor(np.asarray(images, np.float32))
+    for layer in maps:
+        values = layer(values)
+    return values
 
 
 def _four_bit_nodes(graph: Graph) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from repq_tf.deployment.lowering import Lowering, Make
-from repq_tf.deployment.moves import making
+from repq_tf.deployment.moves import making, transpose
 from repq_tf.keras_api import LEGACY, Shape
 from repq_tf.tflite.program import Tensor, whole
 
@@ -126,13 +126,6 @@ def softmax(axis: int | Sequence[int] = -1) -> Activate:
         return transpose(lowering, y, back)
 
     return activate
-
-
-def transpose(lowering: Lowering, x: Tensor, order: Sequence[int]) -> Make:
-    """A tensor with its axes in another order."""
-    constant = lowering.program.constant("order", whole(order))
-    shape = tuple(x.shape[axis] for axis in order)
-    return making(lowering, "TRANSPOSE", (x, constant), shape)
 
 
 def _hard_sigmoid(lowering: Lowering, name: str, x: Tensor) -> Make:

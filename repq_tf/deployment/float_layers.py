@@ -14,20 +14,22 @@ from repq_tf.deployment.float_activations import (
     elu,
     leaky_relu,
     softmax,
-    transpose,
 )
 from repq_tf.deployment.float_weights import convolution, dense, separable, squeeze, transposed
 from repq_tf.deployment.lowering import Lower, Lowering, Make
 from repq_tf.deployment.moves import (
     PIXELS,
     concatenation,
+    cropping,
     largest,
     making,
     nothing,
     padding,
+    permuting,
     pixel_shuffle,
     pooling,
     reshaping,
+    slicing,
     up_sampling,
 )
 from repq_tf.graphs import Node
@@ -199,38 +201,6 @@ def image_size(lowering: Lowering, x: Tensor, name: str) -> Tensor:
     return pixels
 
 
-def _cropping(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
-    sides = node.layer.cropping
-    pixels = (slice(before, -after or None) for before, after in sides)
-    return _cut(lowering, node, tensors[0], (*pixels, slice(None)))
-
-
-def _slice(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
-    return _cut(lowering, node, tensors[0], node.layer.slices)
-
-
-def _cut(lowering: Lowering, node: Node, x: Tensor, slices: Sequence[slice]) -> Make:
-    """Slices of all axes but the batch's."""
-    program, parts = lowering.program, (slice(None), *slices)
-    begins, ends = ([getattr(part, side) for part in parts] for side in ("start", "stop"))
-    masks = (
-        sum(1 << axis for axis, value in enumerate(values) if value is None)
-        for values in (begins, ends)
-    )
-    steps = [part.step or 1 for part in parts]
-    bounds = (
-        program.constant("bounds", whole([value or 0 for value in values]))
-        for values in (begins, ends, steps)
-    )
-    shape = (x.shape[0], *node.layer.compute_output_shape(x.shape)[1:])
-    options = dict(zip(("beginMask", "endMask"), masks, strict=True))
-    return making(lowering, "STRIDED_SLICE", (x, *bounds), shape, **options)
-
-
-def _permute(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
-    return transpose(lowering, tensors[0], (0, *node.layer.dims))
-
-
 # By class; those without operators in inference among them.
 _SILENT = (
     "ActivityRegularization AlphaDropout Dropout GaussianDropout GaussianNoise Identity "
@@ -239,7 +209,7 @@ _SILENT = (
 ).split()
 FLOAT_LOWERINGS: dict[type, Lower] = {
     DepthToSpace: pixel_shuffle,
-    Slice: _slice,
+    Slice: slicing,
     SqueezeExcite: squeeze,
     _layers.Activation: _activation,
     _layers.Add: _pairs("ADD"),
@@ -249,7 +219,7 @@ FLOAT_LOWERINGS: dict[type, Lower] = {
     _layers.Concatenate: concatenation,
     _layers.Conv2D: convolution,
     _layers.Conv2DTranspose: transposed,
-    _layers.Cropping2D: _cropping,
+    _layers.Cropping2D: cropping,
     _layers.Dense: dense,
     _layers.DepthwiseConv2D: convolution,
     _layers.ELU: _elu,
@@ -264,7 +234,7 @@ FLOAT_LOWERINGS: dict[type, Lower] = {
     _layers.Multiply: _pairs("MUL"),
     _layers.Normalization: _normalization,
     _layers.PReLU: _prelu,
-    _layers.Permute: _permute,
+    _layers.Permute: permuting,
     _layers.ReLU: _relu,
     _layers.Rescaling: _rescaling,
     _layers.Reshape: reshaping,

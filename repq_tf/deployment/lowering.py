@@ -11,8 +11,10 @@ from repq_tf.deployment.ends import Ends
 from repq_tf.graphs import Graph, Node, evaluate, leaves
 from repq_tf.keras_api import Layer, Shape, ops
 from repq_tf.layers import Quantize, ReparamConv
+from repq_tf.layers.stock import MAPS
 from repq_tf.quantization.grids import (
     grid_layer,
+    input_layers,
     input_quantizer,
     known_name,
     own_quantizer,
@@ -94,6 +96,7 @@ class IntegerLowering(Lowering):
         input_layer: the `Quantize` of the model's input.
         input_shape: of an image, with None for sizes that are open.
         bits: of the activations: 16, or at most 8.
+        maps: the layers that prepare the input by constants; what is quantized is behind them.
 
     Raises:
         ValueError: a layer computes in floating point, or holds NaN; it is named.
@@ -109,6 +112,9 @@ class IntegerLowering(Lowering):
         (source,) = (node for node in graph.nodes.values() if node.is_input)
         layer = own_quantizer(graph, source)
         self.graph, self.packed = graph, frozenset(packed)
+        before = input_layers(graph, source)
+        self._preparing = {node.name for node in before}
+        self.maps = [node.layer for node in before if type(node.layer) in MAPS]
         for node in graph.nodes.values():
             self._check(node)
         if layer is None:
@@ -147,7 +153,8 @@ class IntegerLowering(Lowering):
     def _check(self, node: Node) -> None:
         name = known_name(self.graph, node)
         if not isinstance(node.layer, ReparamConv):
-            if node.layer.weights and not isinstance(node.layer, Quantize):
+            stored = isinstance(node.layer, Quantize) or node.name in self._preparing
+            if node.layer.weights and not stored:
                 raise ValueError(
                     f"layer {name!r} ({type(node.layer).__name__}) computes in floating "
                     "point; export what repq_tf.quantize returned, not the merged model"
@@ -173,6 +180,8 @@ class IntegerLowering(Lowering):
 
     def _apply(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         layer = node.layer
+        if node.name in self._preparing:
+            return args[0]
         tensors = [leaf for leaf in leaves(args) if isinstance(leaf, Tensor)]
         rounded = _rounds(node) and quantized_node(self.graph, node) is not node
         made: Any = args[0] if rounded else self.lower(layer)(self, node, tensors)

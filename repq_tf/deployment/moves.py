@@ -144,3 +144,45 @@ def padding(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Tensor
 def nothing(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Tensor:
     """What inference leaves as it is."""
     return tensors[0]
+
+
+def cropping(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
+    """The middle of an image."""
+    sides = node.layer.cropping
+    pixels = (slice(before, -after or None) for before, after in sides)
+    return _cut(lowering, node, tensors[0], (*pixels, slice(None)))
+
+
+def slicing(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
+    """A part of each axis."""
+    return _cut(lowering, node, tensors[0], node.layer.slices)
+
+
+def _cut(lowering: Lowering, node: Node, x: Tensor, slices: Sequence[slice]) -> Make:
+    """Slices of all axes but the batch's."""
+    program, parts = lowering.program, (slice(None), *slices)
+    begins, ends = ([getattr(part, side) for part in parts] for side in ("start", "stop"))
+    masks = (
+        sum(1 << axis for axis, value in enumerate(values) if value is None)
+        for values in (begins, ends)
+    )
+    steps = [part.step or 1 for part in parts]
+    bounds = (
+        program.constant("bounds", whole([value or 0 for value in values]))
+        for values in (begins, ends, steps)
+    )
+    shape = (x.shape[0], *node.layer.compute_output_shape(x.shape)[1:])
+    options = dict(zip(("beginMask", "endMask"), masks, strict=True))
+    return making(lowering, "STRIDED_SLICE", (x, *bounds), shape, **options)
+
+
+def permuting(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
+    """Another order of an image's axes."""
+    return transpose(lowering, tensors[0], (0, *node.layer.dims))
+
+
+def transpose(lowering: Lowering, x: Tensor, order: Sequence[int]) -> Make:
+    """A tensor with its axes in another order."""
+    constant = lowering.program.constant("order", whole(order))
+    shape = tuple(x.shape[axis] for axis in order)
+    return making(lowering, "TRANSPOSE", (x, constant), shape)

@@ -15,18 +15,21 @@ from repq_tf.deployment.lowering import IntegerLowering, Lower, Lowering, Make
 from repq_tf.deployment.moves import (
     PIXELS,
     concatenation,
+    cropping,
     largest,
     making,
     nothing,
     padding,
+    permuting,
     pixel_shuffle,
     pooling,
     reshaping,
     simple,
+    slicing,
     up_sampling,
 )
 from repq_tf.graphs import Node
-from repq_tf.keras_api import keras, ops
+from repq_tf.keras_api import Shape, keras, ops
 from repq_tf.layers import (
     DenseBlock,
     DepthToSpace,
@@ -35,14 +38,19 @@ from repq_tf.layers import (
     QuantizedAveragePooling2D,
     QuantizedHardSigmoid,
     QuantizedLeakyReLU,
+    QuantizedLookup,
     QuantizedMean,
     QuantizedMultiply,
     QuantizedPReLU,
     QuantizedSigmoid,
     QuantizedSoftmax,
+    QuantizedSubtract,
+    QuantizedTanh,
     QuantizedUpSampling2D,
     ReparamConv,
+    Slice,
 )
+from repq_tf.layers.stock import TRAINING_ONLY
 from repq_tf.quantization.operators import activation_name
 from repq_tf.tflite.program import Grid, Tensor, whole
 
@@ -129,6 +137,36 @@ def _hard_sigmoid(lowering: IntegerLowering, node: Node, tensors: Sequence[Tenso
     return making(lowering, "MUL", (shifted, factor), x.shape, **options)
 
 
+def _lookup(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
+    """An operator of the runtime that makes the table, or the table itself; see the layer."""
+    layer, (x,), program = node.layer, tensors, lowering.program
+    elu = isinstance(layer.function, _layers.ELU)
+    name = "elu" if elu else activation_name(layer.function)
+    if name == "gelu":
+        return making(lowering, "GELU", tensors, x.shape, approximate=False)
+    if name == "elu" and (not elu or layer.function.alpha == 1):
+        return making(lowering, "ELU", tensors, x.shape)
+    assert x.grid is not None  # it is stored
+    step = ops.convert_to_tensor(np.float32(x.grid.scale))
+    # Of integers below the grid's lowest level there are none; any entry does.
+    levels = np.clip(np.arange(-128, 128) - x.grid.zero_point, -128, 255)
+    table = ops.convert_to_numpy(layer.table(step))[levels + 128]
+    lowering.check_finite(node.name, table)
+
+    def make(grid: Grid, name: str) -> Tensor:
+        numbers = (Tensor(program.name(f"{node.name}/{n}"), "int32", x.shape) for n in "ab")
+        number, index = numbers
+        program.add("CAST", (x,), number, inDataType="int8", outDataType="int32")
+        half = program.constant("half", whole(128))
+        program.add("ADD", (number, half), index, fusedActivationFunction="NONE")
+        entries = program.constant(
+            f"{node.name}/table", (table + grid.zero_point).astype(np.int8), grid
+        )
+        return program.add("GATHER", (entries, index), lowering.tensor(name, x.shape, grid))
+
+    return make
+
+
 # On the grid of what they read.
 
 
@@ -144,7 +182,27 @@ def _activation(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Ma
     return making(lowering, name.upper(), tensors, tensors[0].shape)
 
 
+def _extreme(kind: str) -> Lower:
+    """The larger or the smaller of several tensors, two at a time."""
+
+    def lower(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
+        first, *middle, last = tensors
+        for x in middle:
+            y = lowering.inner(f"{node.name}/{kind.lower()}", _broadcast(first, x), x.grid)
+            first = lowering.program.add(kind, (first, x), y)
+        return making(lowering, kind, (first, last), _broadcast(first, last))
+
+    return lower
+
+
+def _broadcast(a: Tensor, b: Tensor) -> Shape:
+    return tuple(
+        n if m in (1, None) and n != 1 else m for m, n in zip(a.shape, b.shape, strict=True)
+    )
+
+
 LOWERINGS: dict[type, Lower] = {
+    **dict.fromkeys(TRAINING_ONLY, nothing),
     DenseBlock: dense,
     DepthToSpace: pixel_shuffle,
     Quantize: _rescale,
@@ -152,20 +210,27 @@ LOWERINGS: dict[type, Lower] = {
     QuantizedAveragePooling2D: pooling("AVERAGE_POOL_2D"),
     QuantizedHardSigmoid: _hard_sigmoid,
     QuantizedLeakyReLU: _leaky_relu,
+    QuantizedLookup: _lookup,
     QuantizedMean: _mean,
     QuantizedMultiply: _pair("MUL"),
     QuantizedPReLU: _prelu,
     QuantizedSigmoid: simple("LOGISTIC"),
     QuantizedSoftmax: simple("SOFTMAX", beta=1.0),
+    QuantizedSubtract: _pair("SUB"),
+    QuantizedTanh: simple("TANH"),
     QuantizedUpSampling2D: up_sampling,
     ReparamConv: convolution,
+    Slice: slicing,
     _layers.Activation: _activation,
     _layers.Concatenate: concatenation,
-    _layers.Dropout: nothing,
+    _layers.Cropping2D: cropping,
     _layers.Flatten: reshaping,
     _layers.GlobalAveragePooling2D: reshaping,  # of one pixel; others are quantized layers
     _layers.GlobalMaxPooling2D: largest,
     _layers.MaxPooling2D: pooling("MAX_POOL_2D"),
+    _layers.Maximum: _extreme("MAXIMUM"),
+    _layers.Minimum: _extreme("MINIMUM"),
+    _layers.Permute: permuting,
     _layers.ReLU: _activation,
     _layers.Reshape: reshaping,
     _layers.ZeroPadding2D: padding,

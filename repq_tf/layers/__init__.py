@@ -7,6 +7,7 @@ from repq_tf.layers.blocks import (
     ConvBNBlock,
     CSLABlock,
     DenseBlock,
+    DenseBNBlock,
     DiracConv,
     DiverseBranchBlock,
     ExpandNet,
@@ -25,14 +26,18 @@ from repq_tf.layers.quantized import (
     QuantizedAveragePooling2D,
     QuantizedHardSigmoid,
     QuantizedLeakyReLU,
+    QuantizedLookup,
     QuantizedMean,
     QuantizedMultiply,
     QuantizedPReLU,
     QuantizedSigmoid,
     QuantizedSoftmax,
+    QuantizedSubtract,
+    QuantizedTanh,
     QuantizedUpSampling2D,
 )
 from repq_tf.layers.reparam_conv import ReparamConv
+from repq_tf.layers.slice import Slice
 from repq_tf.layers.squeeze_excite import SqueezeExcite
 
 __all__ = [
@@ -40,6 +45,7 @@ __all__ = [
     "CSLABlock",
     "ConvBNBlock",
     "ConvBlock",
+    "DenseBNBlock",
     "DenseBlock",
     "DepthToSpace",
     "DiracConv",
@@ -56,14 +62,18 @@ __all__ = [
     "QuantizedAveragePooling2D",
     "QuantizedHardSigmoid",
     "QuantizedLeakyReLU",
+    "QuantizedLookup",
     "QuantizedMean",
     "QuantizedMultiply",
     "QuantizedPReLU",
     "QuantizedSigmoid",
     "QuantizedSoftmax",
+    "QuantizedSubtract",
+    "QuantizedTanh",
     "QuantizedUpSampling2D",
     "RepVGGBlock",
     "ReparamConv",
+    "Slice",
     "SqueezeExcite",
     "WeightNormConv",
 ]

@@ -8,10 +8,24 @@ import numpy as np
 from repq_tf.branches import NumpyReading
 from repq_tf.keras_api import LEGACY, Array, Config, Layer, Variable, keras, ops
 from repq_tf.kernels import AffineKernel
-from repq_tf.layers.blocks.plain import ConvBlock, ConvBNBlock, DenseBlock
+from repq_tf.layers.blocks.plain import ConvBlock, ConvBNBlock, DenseBlock, DenseBNBlock
 
 CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
 STOCK = (*CONVOLUTIONS, keras.layers.Dense)
+# Maps by constants, of each channel on its own.
+MAPS = (keras.layers.Rescaling, keras.layers.Normalization)
+_TRAINING_ONLY = (
+    "ActivityRegularization AlphaDropout AugMix CutMix Dropout GaussianDropout GaussianNoise "
+    "Identity MixUp RandAugment RandomBrightness RandomColorDegeneration RandomColorJitter "
+    "RandomContrast RandomElasticTransform RandomErasing RandomFlip RandomGaussianBlur "
+    "RandomGrayscale RandomHue RandomInvert RandomPerspective RandomPosterization "
+    "RandomRotation RandomSaturation RandomSharpness RandomShear RandomTranslation RandomZoom "
+    "SpatialDropout1D SpatialDropout2D"
+).split()
+# Layers that are the identity in inference, those of them that this Keras has.
+TRAINING_ONLY = tuple(
+    getattr(keras.layers, name) for name in _TRAINING_ONLY if hasattr(keras.layers, name)
+)
 
 
 def stock_options(layer: Layer, batch_norm: Layer | None = None) -> dict[str, Any]:
@@ -99,19 +113,21 @@ def stock_block(layer: Layer, norm: Layer | None = None) -> tuple[type[ConvBlock
         norm: the BatchNormalization behind it, if there is one.
     """
     if not isinstance(layer, keras.layers.Dense):
-        config = {**stock_options(layer, norm), "use_bias": layer.use_bias}
+        config = {
+            **stock_options(layer, norm),
+            "use_bias": layer.use_bias,
+            "dilation_rate": tuple(layer.dilation_rate),
+        }
         return (ConvBlock if norm is None else ConvBNBlock), config
-    if norm is not None:
-        raise ValueError(
-            f"layer {norm.name!r} (BatchNormalization): after a Dense layer it "
-            "cannot be quantized; fold it into the Dense layer first"
-        )
-    return DenseBlock, {
+    config = {
         "dtype": layer.dtype_policy,
         "use_bias": layer.use_bias,
         "kernel_regularizer": layer.kernel_regularizer,
         "filters": layer.units,
     }
+    if norm is None:
+        return DenseBlock, config
+    return DenseBNBlock, {**config, "epsilon": norm.epsilon, "momentum": norm.momentum}
 
 
 def copy_stock(layer: Layer, norm: Layer | None, block: ConvBlock) -> None:

@@ -1,12 +1,13 @@
 """The layers of a quantized model, made while the float model's graph is walked."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 from repq_tf.arguments import pair
 from repq_tf.arithmetic import zero_point
 from repq_tf.branches import NumpyReading
-from repq_tf.graphs import Node, copy_layer, copy_state, free_name
+from repq_tf.graphs import Node, copy_call, copy_layer, copy_state, free_name
 from repq_tf.keras_api import Config, Layer, Tensor, keras
 from repq_tf.layers import DenseBlock, Quantize, ReparamConv
 from repq_tf.layers.freezing import copy_trainable, is_frozen
@@ -41,8 +42,12 @@ class Builder:
         """Applies what a source node becomes."""
         sites = self.placement.sites
         site = sites.get(node.name)
+        if node.name in self.placement.preparing:
+            return self._prepare(node, args)
         if site is None:  # fused into the site before
             return args[0]
+        if site.kind == "input":
+            return self.quantize_output(site, self._prepare(node, args))
         if site.kind == "convolution":
             return self._convolution(site, args[0])
         if site.operator is not None and site.operator.make is not None:
@@ -131,8 +136,17 @@ class Builder:
         return self.quantize_output(site, layer(x, step))
 
     def apply_input(self, node: Node, x: Tensor) -> Tensor:
-        """Quantizes an input of the model."""
-        return self.quantize_output(self.placement.sites[node.name], x)
+        """Quantizes an input of the model, unless layers prepare it first."""
+        site = self.placement.sites.get(node.name)
+        return x if site is None else self.quantize_output(site, x)
+
+    def _prepare(self, node: Node, args: tuple[Any, ...]) -> Tensor:
+        """Calls a layer that stands before what is quantized."""
+        name = node.name
+        if name in self.placement.ends.values():
+            name = free_name(f"{name}{OPERATOR}", self.placement.alias)
+        renamed = dataclasses.replace(node, name=name)
+        return copy_call(renamed, args, {}, {}, dtype="float32")
 
     def quantize_output(
         self, site: Site, y: Tensor, scale: Tensor | None = None, **rounding: Any

@@ -1,6 +1,7 @@
 """Layers that are several operators of the integer file, as several nodes of the graph."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Collection
 
 import numpy as np
@@ -16,45 +17,137 @@ from repq_tf.graphs import (
 )
 from repq_tf.keras_api import Layer, keras, ops
 from repq_tf.layers import ReparamConv, SqueezeExcite
-from repq_tf.layers.stock import STOCK
+from repq_tf.layers.stock import MAPS, STOCK, normalized_axis
+from repq_tf.quantization.constants import (
+    batch_norm_alone,
+    map_alone,
+    map_constants,
+    mapped_layer,
+    scaled_sum,
+    separable,
+)
+from repq_tf.quantization.grids import input_layers
+from repq_tf.quantization.lines import lift
 from repq_tf.quantization.operators import APART, activation_name, is_one_pixel
+from repq_tf.quantization.recognition import recognize
 
 _layers = keras.layers
 _WEIGHTED = (ReparamConv, *STOCK)
+_CHAINS = (_layers.Add, _layers.Multiply)
 _GATES = {"hard_silu": "hard_sigmoid", "silu": "sigmoid"}
 
 
 def expand(graph: Graph) -> Graph:
     """Returns a graph in which every node is one operator of the integer file.
 
+    - what people say in several layers becomes the one that it means; see `recognize`;
+    - one-dimensional layers become two-dimensional ones, of height 1;
     - `SqueezeExcite` becomes a mean, two 1x1 convolutions, a sigmoid and a product;
     - `silu` becomes a sigmoid and a product, `hard_silu` (hard-swish) a hard sigmoid and one;
-    - a convolution or dense layer whose activation cannot be fused into it becomes both.
+    - a convolution or dense layer whose activation cannot be fused into it becomes both;
+    - a separable convolution becomes a depthwise and a 1x1 one;
+    - a sum or a product of many tensors becomes a chain;
+    - a batch norm or a map by constants becomes part of the convolution before it, if nothing
+      else reads that, and a 1x1 depthwise convolution elsewhere.
 
     Args:
         graph: a `Graph`; its layers are left as they are.
 
     Raises:
-        ValueError: a layer with weights is called more than once.
+        ValueError: layers with weights are called more than once.
     """
-    nodes: dict[str, Node] = {}
-    ends: dict[Tensor, Tensor] = {}
+    _check_shared(graph)
+    return _Expansion(lift(recognize(graph))).run()
+
+
+def _check_shared(graph: Graph) -> None:
+    """Refuses layers whose calls would be copies that are trained apart."""
     seen: dict[int, str] = {}
-    for node in graph.nodes.values():
-        if node.layer.weights and seen.setdefault(id(node.layer), node.name) != node.name:
-            raise ValueError(
-                f"layer {node.name!r} ({type(node.layer).__name__}): it is called more than "
-                "once; give each call a layer of its own"
-            )
-        parts = _parts(replace_tensors(node, ends), graph.nodes)
-        for part in parts:
-            nodes[part.name] = dataclasses.replace(part, part_of=node.name)
-        ends[Tensor(node.name)] = Tensor(parts[-1].name)
-    return dataclasses.replace(graph, nodes=nodes, outputs=replace_tensors(graph.outputs, ends))
+    again = [
+        f"{node.name!r} ({type(node.layer).__name__})"
+        for node in graph.nodes.values()
+        if node.layer.weights and seen.setdefault(id(node.layer), node.name) != node.name
+    ]
+    if again:
+        plural = "s" if len(again) > 1 else ""
+        raise ValueError(
+            f"layer{plural} {', '.join(again)}: called more than once; give each call a layer "
+            "of its own"
+        )
+
+
+class _Expansion:
+    """Makes the nodes of the expanded graph, in topological order."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.nodes: dict[str, Node] = {}
+        self._ends: dict[Tensor, Tensor] = {}
+        read = [tensor.node for node in graph.nodes.values() for tensor in node.inputs]
+        self._readers = Counter((*read, *(tensor.node for tensor in graph.output_tensors)))
+        inputs = [node for node in graph.nodes.values() if node.is_input]
+        self._preparing = {item.name for node in inputs for item in input_layers(graph, node)}
+
+    def run(self) -> Graph:
+        """Expands every node."""
+        for node in self.graph.nodes.values():
+            parts = self._parts(node)
+            for part in parts:
+                self.nodes[part.name] = dataclasses.replace(part, part_of=node.name)
+            if parts:
+                self._ends[Tensor(node.name)] = Tensor(parts[-1].name)
+        outputs = replace_tensors(self.graph.outputs, self._ends)
+        return dataclasses.replace(self.graph, nodes=self.nodes, outputs=outputs)
+
+    def _parts(self, source: Node) -> list[Node]:
+        """The nodes that a node becomes; the last one makes its tensor. None is part of one."""
+        node, taken = replace_tensors(source, self._ends), self.graph.nodes
+        if node.name in self._preparing:
+            return [node]
+        if type(node.layer) is _layers.BatchNormalization:
+            of_channels = normalized_axis(node.layer) in (-1, node.layer.input_spec.ndim - 1)
+            joins = not of_channels or self._joins_convolution(source)
+            return [node] if joins else batch_norm_alone(node, taken)
+        if type(node.layer) in MAPS:
+            return self._map(source, node)
+        if type(node.layer).__name__ == "CustomScaleLayer":  # of InceptionResNetV2
+            scaled, added = scaled_sum(node, taken)
+            read = dataclasses.replace(source, args=(source.inputs[1],))
+            parts = self._map(read, scaled)
+            if not parts:
+                parts, added = (
+                    [],
+                    replace_tensors(added, {Tensor(scaled.name): scaled.inputs[0]}),
+                )
+            return [*parts, added]
+        return _parts(node, taken)
+
+    def _joins_convolution(self, source: Node) -> bool:
+        """Whether a batch norm stands behind a convolution that nothing else reads."""
+        tensor = source.inputs[0]
+        before = self.nodes[self._ends.get(tensor, tensor).node]
+        alone = self._readers[tensor.node] == 1 and type(before.layer) in STOCK
+        return alone and activation_name(before.layer) == "linear"
+
+    def _map(self, source: Node, node: Node) -> list[Node]:
+        """A map by constants: part of the convolution or batch norm before it, or alone."""
+        tensor = source.inputs[0]
+        before = self.nodes[self._ends.get(tensor, tensor).node]
+        constants, joined = map_constants(node), None
+        if constants is None:
+            return [node]  # which is refused
+        scale, offset = constants
+        if self._readers[tensor.node] == 1:
+            joined = mapped_layer(before.layer, scale, offset)
+        if joined is None:
+            return map_alone(node, scale, offset, self.graph.nodes)
+        self.nodes[before.name] = dataclasses.replace(before, layer=joined)
+        self._ends[Tensor(source.name)] = Tensor(before.name)
+        return []
 
 
 def _parts(node: Node, taken: Collection[str]) -> list[Node]:
-    """The nodes that a node becomes; the last one makes its tensor.
+    """The nodes that a node becomes by itself; the last one makes its tensor.
 
     Args:
         node: the `Node`.
@@ -63,6 +156,11 @@ def _parts(node: Node, taken: Collection[str]) -> list[Node]:
     layer = node.layer
     if type(layer) is SqueezeExcite:
         return _squeeze_excite(node, taken)
+    if type(layer) is _layers.SeparableConv2D:
+        depthwise, pointwise = separable(node, taken)
+        return [depthwise, *_parts(pointwise, taken)]
+    if isinstance(layer, _CHAINS) and len(node.inputs) > 2:
+        return _chain(node, taken)
     if type(layer) is _layers.Activation and activation_name(layer) in _GATES:
         function = _GATES[activation_name(layer)]
         gate = _activation(free_name(f"{node.name}_gate", taken), function, node)
@@ -74,6 +172,19 @@ def _parts(node: Node, taken: Collection[str]) -> list[Node]:
         name = free_name(f"{node.name}_{activation}", taken)
         return [linear, *_parts(_activation(name, activation, source), taken)]
     return [node]
+
+
+def _chain(node: Node, taken: Collection[str]) -> list[Node]:
+    """A sum or a product of many tensors: of two, and of what comes out and the next."""
+    parts: list[Node] = []
+    first, *others = node.inputs
+    for number, tensor in enumerate(others, 1):
+        name = free_name(f"{node.name}_{number}", taken)
+        name = node.name if tensor is others[-1] else name
+        layer = copy_layer(node.layer, name)
+        parts.append(Node(name, layer, ([first, tensor],)))
+        first = Tensor(name)
+    return parts
 
 
 def _activation(name: str, activation: str, like: Node) -> Node:

@@ -11,6 +11,7 @@ from repq_tf.layers import (
     QuantizedUpSampling2D,
     ReparamConv,
 )
+from repq_tf.layers.stock import MAPS, TRAINING_ONLY
 
 # What stands behind the name of a layer whose own name an output of the model bears.
 OPERATOR = "_operator"
@@ -38,6 +39,26 @@ def known_name(graph: Graph, node: Node) -> str:
     return f"{name}_{_CAPITALS.sub('_', kind).lower()}"
 
 
+def input_layers(graph: Graph, source: Node) -> list[Node]:
+    """The layers between an input and what is quantized of it, in order.
+
+    They are maps by constants, which prepare images, and layers that act in training only, each
+    read by the next alone.
+
+    Args:
+        graph: the `Graph` of a model, quantized or not.
+        source: an input of the model.
+    """
+    found, last = [], source
+    while not graph.is_output(last.name):
+        readers = graph.consumers(last.name)
+        if len(readers) != 1 or type(readers[0].layer) not in (*MAPS, *TRAINING_ONLY):
+            break
+        last = readers[0]
+        found.append(last)
+    return found
+
+
 def own_quantizer(graph: Graph, node: Node) -> Quantize | None:
     """The `Quantize` layer that rounds a node's output, itself or behind it; or None.
 
@@ -47,6 +68,8 @@ def own_quantizer(graph: Graph, node: Node) -> Quantize | None:
     """
     if isinstance(node.layer, Quantize):
         return node.layer
+    if node.is_input:
+        node = [node, *input_layers(graph, node)][-1]
     readers = [reader.layer for reader in graph.consumers(node.name)]
     return next((layer for layer in readers if type(layer) is Quantize), None)
 
@@ -76,13 +99,17 @@ def input_quantizer(graph: Graph, node: Node) -> Quantize | None:
 
 
 def quantized_node(graph: Graph, node: Node) -> Node:
-    """The node a `Quantize` rounds: its input.
+    """The node a `Quantize` rounds: its input, or that of the model which layers prepare.
 
     It is the node itself if that is an operator, or regrids one.
     """
     if type(node.layer) is not Quantize:
         return node
-    before = graph.nodes[node.inputs[0].node]
+    before = source = graph.nodes[node.inputs[0].node]
+    while type(source.layer) in (*MAPS, *TRAINING_ONLY):
+        source = graph.nodes[source.inputs[0].node]
+    if source.is_input:
+        return source
     return node if isinstance(before.layer, Quantize) else before
 
 

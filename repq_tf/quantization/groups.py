@@ -42,7 +42,7 @@ class Group:
 
     def share_sign(self) -> None:
         """Makes the group signed where one of its origins is."""
-        signed = any(site.signed for site in self.origins)
+        signed = any(site.signed for site in (*self.origins, *self.fixed))
         for site in self.sites:
             if site.kind != "fixed":
                 site.signed = signed

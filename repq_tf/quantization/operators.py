@@ -10,23 +10,28 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from repq_tf.graphs import copy_layer
 from repq_tf.keras_api import Layer, keras, ops
 from repq_tf.layers import (
     DepthToSpace,
-    Quantize,
     QuantizedAdd,
     QuantizedAveragePooling2D,
     QuantizedHardSigmoid,
     QuantizedLeakyReLU,
+    QuantizedLookup,
     QuantizedMean,
     QuantizedMultiply,
     QuantizedPReLU,
     QuantizedSigmoid,
     QuantizedSoftmax,
+    QuantizedSubtract,
+    QuantizedTanh,
     QuantizedUpSampling2D,
+    Slice,
     SqueezeExcite,
 )
 from repq_tf.layers.quantized.up_sampling import INTERPOLATIONS
+from repq_tf.layers.stock import TRAINING_ONLY
 
 _layers = keras.layers
 FUSED = ("linear", "relu", "relu6")
@@ -48,6 +53,7 @@ class Operator:
         check: `check(layer)` returns why the layer cannot be quantized, or None.
         int16: whether it takes activations of 16 bits.
         step: of a "fixed" grid.
+        signed: whether results can be negative; None: where inputs can ("fixed": no).
     """
 
     kind: str
@@ -56,6 +62,7 @@ class Operator:
     check: Any = None
     int16: bool = False
     step: float | None = None
+    signed: bool | None = None
 
 
 def _add(site: Any, input_zero_point: int, **options: Any) -> Layer:
@@ -67,12 +74,24 @@ def _multiply(site: Any, input_zero_point: int, **options: Any) -> Layer:
 
 
 def _prescribed(
-    kind: type[Quantize], wide_input: bool | None = True, check: Check | None = None
+    kind: Any,
+    wide_input: bool | None = True,
+    check: Check | None = None,
+    signed: bool | None = None,
 ) -> Operator:
     def make(site: Any, input_zero_point: int, **options: Any) -> Layer:
         return kind(name=options["name"], dtype=options["dtype"])
 
-    return Operator("fixed", make, wide_input, check, step=kind.STEP)
+    return Operator("fixed", make, wide_input, check, step=kind.STEP, signed=signed)
+
+
+def _subtract(site: Any, input_zero_point: int, **options: Any) -> Layer:
+    return QuantizedSubtract(activation=site.activation, **options)
+
+
+def _lookup(site: Any, input_zero_point: int, **options: Any) -> Layer:
+    function = copy_layer(site.layer, dtype="float32")
+    return QuantizedLookup(function, **options)
 
 
 def _mean(site: Any, input_zero_point: int, **options: Any) -> Layer:
@@ -132,26 +151,41 @@ def _check_up_sampling(layer: Layer) -> str | None:
 
 
 _KEEPS_SCALE = Operator("same_scale", int16=True)
+_KEEPS_SCALE_8 = Operator("same_scale")
 _LEAKY_RELU = Operator("same_scale", _leaky_relu)
+_LOOKUP = Operator("new_scale", _lookup)
+_POSITIVE_LOOKUP = Operator("new_scale", _lookup, signed=False)
 _SOFTMAX = _prescribed(QuantizedSoftmax, wide_input=False, check=_check_softmax)
 
+_FUNCTIONS = (
+    "celu elu gelu hard_shrink hard_tanh log_sigmoid mish selu soft_shrink softsign tanh_shrink"
+).split()
+_POSITIVE_FUNCTIONS = "exponential softplus sparse_plus sparse_sigmoid squareplus".split()
+
 OPERATORS = {
+    **dict.fromkeys(TRAINING_ONLY, _KEEPS_SCALE),
     DepthToSpace: _KEEPS_SCALE,
     _layers.Add: Operator("new_scale", _add, int16=True),
     _layers.AveragePooling2D: Operator("same_scale", _average_pooling, int16=True),
     _layers.Concatenate: _KEEPS_SCALE,
-    _layers.Dropout: _KEEPS_SCALE,
+    _layers.Cropping2D: _KEEPS_SCALE,
+    _layers.ELU: _LOOKUP,
     _layers.Flatten: _KEEPS_SCALE,
     _layers.GlobalAveragePooling2D: Operator("new_scale", _mean, wide_input=None, int16=True),
     _layers.GlobalMaxPooling2D: _KEEPS_SCALE,
     _layers.LeakyReLU: _LEAKY_RELU,
     _layers.MaxPooling2D: _KEEPS_SCALE,
+    _layers.Maximum: _KEEPS_SCALE_8,
+    _layers.Minimum: _KEEPS_SCALE_8,
     _layers.Multiply: Operator("new_scale", _multiply, wide_input=True),
     _layers.PReLU: Operator(
         "new_scale", _prelu, wide_input=True, check=_check_prelu, int16=True
     ),
+    _layers.Permute: _KEEPS_SCALE,
     _layers.Reshape: _KEEPS_SCALE,
     _layers.Softmax: _SOFTMAX,
+    Slice: _KEEPS_SCALE,
+    _layers.Subtract: Operator("new_scale", _subtract, signed=True),
     _layers.UpSampling2D: Operator("same_scale", _up_sampling, check=_check_up_sampling),
     _layers.ZeroPadding2D: _KEEPS_SCALE,
 }
@@ -161,10 +195,15 @@ ACTIVATIONS = {
     "leaky_relu": _LEAKY_RELU,
     "sigmoid": _prescribed(QuantizedSigmoid),
     "softmax": _SOFTMAX,
+    "tanh": _prescribed(QuantizedTanh, signed=True),
+    # Functions of single values, by the names of Keras's activations.
+    **dict.fromkeys(_FUNCTIONS, _LOOKUP),
+    **dict.fromkeys(_POSITIVE_FUNCTIONS, _POSITIVE_LOOKUP),
 }
 # Of any layer, but as nodes of their own: `expand` puts them there.
-APART = ("hard_sigmoid", "hard_silu", "sigmoid", "silu", "softmax")
-TWO_INPUTS = (_layers.Add, _layers.Multiply)
+APART = (*ACTIVATIONS, "hard_silu", "silu")
+# Two stored tensors with an activation fused into what comes out.
+TWO_INPUTS = (_layers.Add, _layers.Multiply, _layers.Subtract)
 
 
 def find_operator(layer: Layer) -> Operator | None:

@@ -78,8 +78,12 @@ def _sign(placement: Placement, signed_inputs: Mapping[str, bool]) -> None:
     sites = placement.sites
     for site in sites.values():
         if site.kind == "input":
-            site.signed = signed_inputs[site.name]
-        elif site.kind == "fixed" or site.activation != "linear":
+            site.signed = signed_inputs[placement.inputs[site.name]]
+        elif site.activation != "linear":
+            site.signed = False
+        elif site.operator is not None and site.operator.signed is not None:
+            site.signed = site.operator.signed
+        elif site.kind == "fixed":
             site.signed = False
         elif site.kind == "convolution":
             site.signed = True

@@ -4,6 +4,8 @@ import warnings
 from collections.abc import Collection, Iterable
 from typing import Any
 
+import numpy as np
+
 from repq_tf.arguments import boolean, check_bits, number
 from repq_tf.arithmetic import ACTIVATION_BITS, BITS
 from repq_tf.branches import check_mode
@@ -12,11 +14,12 @@ from repq_tf.calibration.images import store_images
 from repq_tf.calibration.reconstruction import Rounding
 from repq_tf.calibration.steps import calibrate, check_correction
 from repq_tf.graphs import Graph, read_graph, rebuild
-from repq_tf.keras_api import keras
+from repq_tf.keras_api import keras, ops
 from repq_tf.layers import Quantize, ReparamConv
-from repq_tf.layers.stock import extras
+from repq_tf.layers.stock import MAPS, extras
 from repq_tf.quantization.builder import Builder
 from repq_tf.quantization.expand import expand
+from repq_tf.quantization.grids import input_layers
 from repq_tf.quantization.placement import place
 from repq_tf.quantization.rules import CheckedRules, LayerBits, Rules, check_rules
 from repq_tf.quantization.table import quantization_table
@@ -206,7 +209,7 @@ def quantize_graph(
     steps = [(_one_input(graph), end_steps[0])]
     steps += [(tensor.node, end_steps[1]) for tensor in graph.output_tensors]
     fixed = [(name, step) for name, step in steps if step is not None]
-    signed = bool(lowest < 0)
+    signed = _is_signed(graph, lowest)
     quantized, builder = uncalibrated(graph, bits, rules, signed, steps=fixed, **options)
     calibrate(quantized, graph, builder, stored, correct, verbose, rounding=rounding)
     if verbose:
@@ -315,6 +318,24 @@ def uncalibrated(
     quantized = rebuild(graph, builder.apply, builder.apply_input, f"{graph.name}_quantized")
     builder.copy_weights()
     return quantized, builder
+
+
+def _is_signed(graph: Graph, lowest: float) -> bool:
+    """Whether what is quantized of the input is negative where images have their least value.
+
+    Args:
+        graph: the float model's `Graph`.
+        lowest: the least value of the images.
+    """
+    source = graph.nodes[_one_input(graph)]
+    *_, channels = source.input_shape
+    values = np.full((2, *(1 for _ in source.input_shape[1:-1]), channels), lowest, "float32")
+    values[1] += 1
+    for node in input_layers(graph, source):
+        if type(node.layer) in MAPS:
+            values = ops.convert_to_numpy(node.layer(values))
+    falls = (values[1] < values[0]).any()
+    return bool(falls or (values[0] < 0).any())
 
 
 def _warn_of_extras(graph: Graph) -> None:

@@ -18,10 +18,13 @@ from repq_tf.layers import (
     QuantizedAdd,
     QuantizedHardSigmoid,
     QuantizedLeakyReLU,
+    QuantizedLookup,
     QuantizedMean,
     QuantizedMultiply,
     QuantizedPReLU,
     QuantizedSoftmax,
+    QuantizedSubtract,
+    QuantizedTanh,
     QuantizedUpSampling2D,
     ReparamConv,
 )
@@ -43,8 +46,11 @@ _OPERATORS = (
     QuantizedMultiply,
     QuantizedPReLU,
     QuantizedSoftmax,
+    QuantizedSubtract,
     QuantizedUpSampling2D,
 )
+# Those whose operators nobody has compared with the fixed-point kernels.
+_NOT_MEASURED = (QuantizedLookup, QuantizedSubtract, QuantizedTanh)
 _OPTIONS = ("wide", "rounding", "limit", "runtime")
 
 
@@ -112,6 +118,8 @@ def in_runtime(graph: Graph, runtime: str, container: str = "int8") -> Graph:
     Raises:
         ValueError: the runtime's arithmetic of the model's activations is not known.
     """
+    if is_fixed(runtime):
+        _refuse_unmeasured(graph, runtime)
     packed = frozenset(four_bit_layers(graph)[0] if container == "int4" else ())
     if runtime == "tflm":
         _refuse_wide(graph)
@@ -128,6 +136,15 @@ def in_runtime(graph: Graph, runtime: str, container: str = "int8") -> Graph:
             for name, node in graph.nodes.items()
         },
     )
+
+
+def _refuse_unmeasured(graph: Graph, runtime: str) -> None:
+    found = [n.name for n in graph.nodes.values() if isinstance(n.layer, _NOT_MEASURED)]
+    if found:
+        raise ValueError(
+            f"runtime={runtime!r} is not known for differences and for functions such as tanh. "
+            f"Received: a model with the layers {', '.join(found)}"
+        )
 
 
 def _refuse_wide(graph: Graph) -> None:

@@ -6,13 +6,14 @@ whose output scale the runtime prescribes.
 """
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
-from repq_tf.graphs import Graph, Node
+from repq_tf.graphs import Graph, Node, OperationLayer
 from repq_tf.keras_api import keras
 from repq_tf.layers import ReparamConv
 from repq_tf.layers.stock import STOCK, normalized_axis
+from repq_tf.quantization.grids import input_layers
 from repq_tf.quantization.operators import (
     ACTIVATIONS,
     APART,
@@ -27,6 +28,22 @@ from repq_tf.quantization.operators import (
 from repq_tf.quantization.rules import LayerBits
 
 _layers = keras.layers
+_ADVICE = {
+    **dict.fromkeys(
+        ("GroupNormalization", "LayerNormalization", "RMSNormalization", "UnitNormalization"),
+        "its mean and deviation are those of each image, which integers do not hold; train "
+        "with BatchNormalization in its place",
+    ),
+    **dict.fromkeys(
+        ("Attention", "AdditiveAttention", "GroupQueryAttention", "MultiHeadAttention"),
+        "the file has no product of two computed matrices; end the quantized model before it",
+    ),
+    **dict.fromkeys(
+        ("Normalization", "Rescaling"), "its constants must be the same at all pixels"
+    ),
+    "Lambda": "write what it computes with keras.ops on the tensors, outside of a layer",
+    "OperationLayer": "no layer means the same; use layers, or leave it to the caller",
+}
 _SUPPORTED = sorted(
     {c.__name__ for c in (*STOCK, *OPERATORS)}
     | {"Activation", "BatchNormalization", "ReLU", "the blocks of repq_tf.layers"}
@@ -75,34 +92,75 @@ class Placement:
         alias: for each node of the source graph, the site that makes its tensor.
         ends: for each site that makes an output of the model, the output's name.
         groups: the `Group`s of sites by name, once they are formed.
+        inputs: for each site of kind "input", the name of the model's input: of itself, or of
+            that which layers prepare, the last of which the site is then.
+        preparing: the names of the nodes before such a site.
     """
 
     sites: dict
     alias: dict
     ends: dict = dataclasses.field(default_factory=dict)
     groups: dict = dataclasses.field(default_factory=dict)
+    inputs: dict[str, str] = dataclasses.field(default_factory=dict)
+    preparing: set[str] = dataclasses.field(default_factory=set)
 
     def origins(self, group: str) -> list[Site]:
         """The sites whose outputs a group's quantizer rounds."""
         return self.groups[group].origins
 
 
-def _refuse(node: Node | Site, why: str) -> NoReturn:
-    raise ValueError(f"layer {node.name!r} ({type(node.layer).__name__}): {why}")
+class _Refusal(ValueError):
+    """A layer that cannot be quantized, and why."""
+
+    def __init__(self, node: Node, why: str) -> None:
+        layer = node.layer
+        kind = layer.kind if isinstance(layer, OperationLayer) else type(layer).__name__
+        super().__init__(node.part_of or node.name, kind, why)
+
+
+def _refuse(node: Node, why: str) -> NoReturn:
+    raise _Refusal(node, why)
+
+
+def _message(refusals: Sequence[_Refusal]) -> str:
+    """One line for each reason, with all the layers that it is that of."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for refusal in refusals:
+        name, *reason = refusal.args
+        names.setdefault((reason[0], reason[1]), []).append(name)
+    lines = []
+    for (kind, why), found in names.items():
+        plural = "s" if len(found) > 1 else ""
+        lines.append(f"layer{plural} {', '.join(map(repr, found))} ({kind}): {why}")
+    if len(lines) == 1:
+        return lines[0]
+    return "\n  ".join((f"{len(refusals)} layers cannot be quantized:", *lines))
 
 
 def find_sites(graph: Graph) -> Placement:
     """Reads a graph into sites.
 
     Raises:
-        ValueError: a layer cannot be quantized; it is named.
+        ValueError: layers cannot be quantized; all are named, each with what to do.
     """
     placement = Placement({}, {})
-    seen: dict[int, str] = {}
+    for node in filter(lambda node: node.is_input, graph.nodes.values()):
+        *before, last = node, *input_layers(graph, node)
+        placement.inputs[last.name] = node.name
+        placement.preparing.update(item.name for item in before)
+        placement.alias.update({item.name: last.name for item in before})
+    refusals: list[_Refusal] = []
     for node in graph.nodes.values():
-        if node.layer.weights and seen.setdefault(id(node.layer), node.name) != node.name:
-            _refuse(node, "it is called more than once; give each call a layer of its own")
-        _add_site(placement, graph, node)
+        if node.name in placement.preparing:
+            continue
+        try:
+            _add_site(placement, graph, node)
+        except _Refusal as refusal:
+            refusals.append(refusal)
+            placement.sites[node.name] = Site(node.name, "fixed", node.layer, [])
+            placement.alias[node.name] = node.name
+    if refusals:
+        raise ValueError(_message(refusals))
     for tensor, name in zip(graph.output_tensors, graph.output_names, strict=True):
         site = placement.sites[placement.alias[tensor.node]]
         if site.kind != "input" and name not in placement.ends.values():
@@ -136,7 +194,7 @@ def _add_site(placement: Placement, graph: Graph, node: Node) -> None:
         alias[node.name] = before.name
 
     operator = find_operator(layer)
-    if node.is_input:
+    if node.name in placement.inputs:
         add("input")
     elif isinstance(layer, ReparamConv):
         if layer.weight_bits is not None:
@@ -145,13 +203,13 @@ def _add_site(placement: Placement, graph: Graph, node: Node) -> None:
     elif getattr(layer, "data_format", None) == "channels_first":
         _refuse(node, 'data_format must be "channels_last"')
     elif type(layer) in STOCK:
-        add("convolution", activation=_check_stock(node))
+        add("convolution", activation=_check_activation(node))
     elif isinstance(layer, _layers.BatchNormalization):
-        before = fuse(("convolution",))
-        if before is None or not isinstance(before.layer, STOCK) or before.batch_norm:
-            _refuse(node, "a batch norm must follow a convolution that nobody else reads")
         if normalized_axis(layer) not in (-1, layer.input_spec.ndim - 1):
             _refuse(node, f"axis must be the channels' (-1). Received: {layer.axis}")
+        before = fuse(("convolution",))
+        if before is None or not isinstance(before.layer, STOCK) or before.batch_norm:
+            _refuse(node, f"it must have 2 or 4 axes. Received: {layer.input_spec.ndim}")
         fused_into(before, batch_norm=layer)
     elif operator is not None:
         why = operator.check and operator.check(layer)
@@ -176,14 +234,8 @@ def _add_site(placement: Placement, graph: Graph, node: Node) -> None:
             # Never its own grid: the runtime would rescale with 8-bit precision.
             add("same_scale", activation=activation)
     else:
-        _refuse(node, f"it cannot be quantized; layers that can: {', '.join(_SUPPORTED)}")
-
-
-def _check_stock(node: Node) -> str:
-    layer = node.layer
-    if any(rate != 1 for rate in getattr(layer, "dilation_rate", ())):
-        _refuse(node, f"dilation_rate must be 1. Received: {layer.dilation_rate}")
-    return _check_activation(node)
+        advice = _ADVICE.get(type(layer).__name__, f"layers that can: {', '.join(_SUPPORTED)}")
+        _refuse(node, f"it cannot be quantized; {advice}")
 
 
 def _check_activation(node: Node) -> str:

@@ -6,7 +6,8 @@ import numpy as np
 
 from repq_tf.branches import NumpyReading
 from repq_tf.graphs import Graph, Node, copy_call, free_name, read_native, rebuild
-from repq_tf.keras_api import Array, Layer, Shape, Tensor, keras, ops
+from repq_tf.keras_api import Array, Layer, Pair, Shape, Tensor, keras, ops
+from repq_tf.kernels import dilate
 from repq_tf.layers import DenseBlock, Quantize, ReparamConv
 from repq_tf.layers.freezing import is_frozen
 from repq_tf.quantization.grids import input_quantizer
@@ -103,15 +104,28 @@ def _convolution(
         x = keras.layers.ZeroPadding2D(window, name=pad, dtype="float32")(x)
     options |= dict(strides=block.strides, padding=padding or "valid")
     channels = x.shape[-1]
+    kernel, options["dilation_rate"] = without_zeros(block, kernel)
+    size = kernel.shape[:2]
     if 1 < groups == channels:
         multiplier = block.filters // channels
-        shape = (*block.kernel_size, channels, multiplier)
-        weights[node.name] = [kernel.reshape(shape), bias]
-        return keras.layers.DepthwiseConv2D(
-            block.kernel_size, depth_multiplier=multiplier, **options
-        )(x)
+        weights[node.name] = [kernel.reshape(*size, channels, multiplier), bias]
+        return keras.layers.DepthwiseConv2D(size, depth_multiplier=multiplier, **options)(x)
     weights[node.name] = [kernel, bias]
-    return keras.layers.Conv2D(block.filters, block.kernel_size, groups=groups, **options)(x)
+    return keras.layers.Conv2D(block.filters, size, groups=groups, **options)(x)
+
+
+def without_zeros(block: ReparamConv, kernel: Array) -> tuple[Array, Pair]:
+    """A merged kernel without the zeros of its block's dilation, and the rates of that.
+
+    Args:
+        block: the block.
+        kernel: `(kh, kw, in / groups, out)`.
+    """
+    rows, columns = rates = getattr(block, "dilation_rate", (1, 1))
+    weights = kernel[::rows, ::columns]
+    if np.array_equal(dilate(weights, rates), kernel):
+        return weights, rates
+    return kernel, (1, 1)  # what rounds them may have filled them
 
 
 def stock_padding(window: Window, block: ReparamConv, spatial: Shape) -> str | None:

@@ -72,7 +72,7 @@ OPERATORS = {
         ("float32", "int8"),
         same_scale=True,
     ),
-    "CAST": Operator("CastOptions", {"uint8": 1}, "Cast", (), pointwise=True),
+    "CAST": Operator("CastOptions", {"int8": 1, "uint8": 1}, "Cast", (), pointwise=True),
     "CONCATENATION": Operator(
         "ConcatenationOptions", _features(1, 2, 3), "Concatenation", same_scale=True, fast=True
     ),
@@ -93,7 +93,7 @@ OPERATORS = {
         "DequantizeOptions", {"int8": 2, "int16": 3}, "Dequantize", fast=True, pointwise=True
     ),
     "DIV": _float("DivOptions", "Div"),
-    "ELU": _float(None, "Elu"),
+    "ELU": Operator(None, _features(1, 1), "Elu", ("float32",), pointwise=True),
     "EXP": _float("ExpOptions", "Exp"),
     "FULLY_CONNECTED": Operator(
         "FullyConnectedOptions",
@@ -103,7 +103,7 @@ OPERATORS = {
         fast=True,
     ),
     "GATHER": Operator("GatherOptions", {"int32": 2}, "Gather", ()),
-    "GELU": _float("GeluOptions"),
+    "GELU": Operator("GeluOptions", _features(1, 2), pointwise=True),
     "HARD_SWISH": _float("HardSwishOptions", "HardSwish"),
     "LEAKY_RELU": Operator(
         "LeakyReluOptions",
@@ -127,7 +127,9 @@ OPERATORS = {
         pointwise=True,
     ),
     "MEAN": Operator("ReducerOptions", _features(1, 2, 3), "Mean", fast=True),
-    "MINIMUM": Operator("MaximumMinimumOptions", _features(1, 2, 4), "Minimum", pointwise=True),
+    "MINIMUM": Operator(
+        "MaximumMinimumOptions", _features(1, 2, 4), "Minimum", same_scale=True, pointwise=True
+    ),
     "MUL": Operator(
         "MulOptions",
         {**_features(1, 2), "int32": 1},
@@ -180,10 +182,16 @@ OPERATORS = {
     "SPLIT": Operator("SplitOptions", _features(1, 2, 4), "Split", same_scale=True),
     "SQUARED_DIFFERENCE": _float("SquaredDifferenceOptions", "SquaredDifference"),
     "STRIDED_SLICE": Operator(
-        "StridedSliceOptions", {"float32": 1, "int32": 1}, "StridedSlice"
+        "StridedSliceOptions",
+        {**_features(1, 2, 4), "int32": 1},
+        "StridedSlice",
+        ("float32", "int32"),
+        same_scale=True,
     ),
-    "SUB": _float("SubOptions", "Sub"),
-    "TANH": _float(None, "Tanh"),
+    "SUB": Operator(
+        "SubOptions", _features(1, 2), "Sub", ("float32",), fast=True, pointwise=True
+    ),
+    "TANH": Operator(None, _features(1, 2), "Tanh", ("float32",), fast=True, pointwise=True),
     "TRANSPOSE": Operator("TransposeOptions", _features(1, 2, 5), "Transpose", same_scale=True),
     # It reads the shape of its output first.
     "TRANSPOSE_CONV": Operator("TransposeConvOptions", {"int32": 3}, "TransposeConv"),

@@ -79,14 +79,16 @@ REFUSED = {
 }
 
 
-def fuzz_networks(count):
+def fuzz_networks(count, seed):
     """Runs in the child: prints what it is about to do, then how it ended."""
+    import hypothesis
     from hypothesis import HealthCheck, given, settings
     from hypothesis import strategies as st
 
     from tests.fuzz.check import SETTINGS, check, describe
     from tests.fuzz.models import network
 
+    @hypothesis.seed(seed)
     @settings(
         max_examples=count,
         deadline=None,
@@ -97,34 +99,43 @@ def fuzz_networks(count):
     def run(data):
         model, options = network(data.draw), data.draw(SETTINGS)
         print(json.dumps({"case": describe(model, options)}), flush=True)
-        print(json.dumps({"verdict": check(model, options)}), flush=True)
+        try:
+            verdict = check(model, options)
+        except Exception as error:  # the next networks are of interest, too
+            verdict = f"wrong: {type(error).__name__}: {error}"
+        print(json.dumps({"verdict": verdict}), flush=True)
 
     run()
 
 
-def networks(count):
-    """Counts the verdicts of random networks; returns whether none failed."""
+def networks(count, seed):
+    """Counts the verdicts of random networks; returns whether none was wrong."""
     child = subprocess.Popen(
-        [sys.executable, "-m", "tests.fuzz", f"--child={count}"],
+        [sys.executable, "-m", "tests.fuzz", f"--child={count}", f"--seed={seed}"],
         stdout=subprocess.PIPE,
         text=True,
     )
-    verdicts, case = collections.Counter(), None
+    drawn, verdicts, case = 0, collections.Counter(), None
     for line in child.stdout:
         if not line.startswith("{"):
             continue
         entry = json.loads(line)
-        case = entry.get("case", case)
+        drawn, case = drawn + ("case" in entry), entry.get("case", case)
         if "verdict" in entry:
             kind, _, message = entry["verdict"].partition(": ")
             verdicts[kind] += 1
-            if kind == "refused":
-                print(f"refused: {message}")
-    status = child.wait()
-    print(f"networks: {dict(verdicts)}")
-    if status:
-        print(f"FAILED with status {status} at: {case}")
-    return status == 0
+            if kind != "exact":
+                print(
+                    f"{kind}: {message}{f' at {case}' if kind == 'wrong' else ''}", flush=True
+                )
+    wrong = drawn - verdicts["exact"] - verdicts["refused"]
+    if child.wait():
+        print(f"FAILED with status {child.returncode} at: {case}")
+    print(
+        f"{drawn} drawn, {verdicts['exact']} exact, {verdicts['refused']} refused by name, "
+        f"{wrong} wrong"
+    )
+    return child.returncode == 0 and not wrong
 
 
 def draw_command(rng):
@@ -175,13 +186,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--examples", type=int, default=100, help="random networks")
     parser.add_argument("--commands", type=int, default=10, help="random command lines")
-    parser.add_argument("--seed", type=int, default=0, help="of the command lines")
+    parser.add_argument("--seed", type=int, default=0, help="of both")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        fuzz_networks(options.child)
+        fuzz_networks(options.child, options.seed)
         return
-    good = networks(options.examples) if options.examples else True
+    good = networks(options.examples, options.seed) if options.examples else True
     good = commands(options.commands, options.seed) and good
     sys.exit(not good)
 

@@ -87,5 +87,5 @@ def check(model, settings):
 
 def describe(model, settings):
     """One line that names a network."""
-    parts = [type(layer).__name__ for layer in model.layers[1:]]
+    parts = [type(operation).__name__ for operation in model.operations[1:]]
     return f"{' > '.join(parts)} {model.input_shape[1:]} {settings}"

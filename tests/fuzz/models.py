@@ -1,7 +1,9 @@
 """Random small networks: blocks of the library, stock layers, and some that it refuses."""
 
 import keras
+import numpy as np
 from hypothesis import strategies as st
+from keras import ops
 
 from repq_tf import layers as blocks
 from tests.zoo import BLOCKS
@@ -13,9 +15,8 @@ UNSUPPORTED = [
     lambda draw: layers.PReLU(),
     lambda draw: layers.UpSampling2D(2, interpolation="bicubic"),
     lambda draw: layers.LayerNormalization(),
-    lambda draw: layers.Activation("gelu"),
     lambda draw: layers.Conv2DTranspose(4, 3),
-    lambda draw: layers.BatchNormalization(),  # where no convolution precedes it
+    lambda draw: layers.GroupNormalization(1),
 ]
 
 GATES = ("silu", "hard_silu", "sigmoid", "hard_sigmoid")
@@ -124,6 +125,72 @@ def _gate(draw, x):
     return layers.ReLU()(y) if draw(st.booleans()) else y
 
 
+FUNCTIONS = ("tanh", "elu", "gelu", "selu", "softplus", "mish", "softsign", "exponential")
+
+
+def _function(draw, x):
+    return layers.Activation(draw(st.sampled_from(FUNCTIONS)))(x)
+
+
+def _of_channels(draw, x):
+    """Batch norms and constants anywhere."""
+    constant = np.linspace(-1.5, 2, x.shape[-1]).astype("float32")
+    x = draw(
+        st.sampled_from(
+            (
+                lambda x: layers.BatchNormalization()(x),
+                lambda x: layers.BatchNormalization(scale=False)(layers.ReLU()(x)),
+                lambda x: layers.Normalization(mean=0.3, variance=2.0)(x),
+                lambda x: x * constant,
+                lambda x: 1.5 - x,
+                lambda x: x / (constant + 2.0) + constant,
+                lambda x: ops.relu6(x + 3.0) * x / 6.0,
+            )
+        )
+    )(x)
+    return layers.ReLU()(x) if draw(st.booleans()) else x
+
+
+def _separable(draw, x):
+    layer = layers.SeparableConv2D(
+        draw(st.integers(1, 5)),
+        draw(st.sampled_from((1, 3, (2, 3)))),
+        strides=draw(st.sampled_from((1, 1, 2))),
+        padding=draw(PADDINGS),
+        depth_multiplier=draw(st.integers(1, 2)),
+        activation=draw(ACTIVATIONS),
+    )
+    return layer(x)
+
+
+def _several(draw, x):
+    """Two or three tensors of one shape as one."""
+    count = draw(st.integers(2, 3))
+    others = [
+        blocks.ConvBNBlock(x.shape[-1], activation=draw(ACTIVATIONS))(x)
+        for _ in range(count - 1)
+    ]
+    kind = draw(st.sampled_from(("Add", "Multiply", "Maximum", "Minimum", "Subtract")))
+    return getattr(layers, kind)()([x, *others[: 1 if kind == "Subtract" else None]])
+
+
+def _moved(draw, x):
+    return draw(
+        st.sampled_from(
+            (
+                lambda x: x[:, 1:, ::2],
+                lambda x: x[:, :, :-1, ::-1],
+                lambda x: ops.transpose(x, (0, 2, 1, 3)),
+                layers.Cropping2D(((1, 0), (0, 1))),
+                layers.Permute((2, 1, 3)),
+                lambda x: ops.pad(x, ((0, 0), (1, 0), (0, 2), (0, 0))),
+                layers.GaussianNoise(0.1),
+                layers.SpatialDropout2D(0.1),
+            )
+        )
+    )(x)
+
+
 def _depth_to_space(draw, x):
     x = layers.Conv2D(4 * draw(st.integers(1, 3)), 3, strides=2)(x)
     return blocks.DepthToSpace(2)(x)
@@ -137,7 +204,7 @@ PARTS = [
     *[_block] * 4,
     *[_convolution] * 3,
     *(_residual, _concatenation, _other, _other, _activation, _activation, _depth_to_space),
-    *(_gate, _gate),
+    *(_gate, _gate, _of_channels, _of_channels, _function, _separable, _several, _moved),
 ]
 
 

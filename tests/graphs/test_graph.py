@@ -6,7 +6,7 @@ import pytest
 
 import repq_tf
 from repq_tf.graphs import copy_layer, evaluate, read_graph, rebuild
-from tests.quantization.networks import SHAPE, array, images, layers, quantize, residual
+from tests.quantization.networks import SHAPE, array, images, layers, residual
 
 X = images(3)
 
@@ -214,20 +214,6 @@ def test_values_are_dropped_when_nobody_needs_them():
         x = layers.ReLU()(x)
     evaluate(read_graph(keras.Model(inputs, x)), lambda node: X, apply)
     assert max(most) <= 3
-
-
-def test_an_operation_that_is_not_a_layer_is_refused_by_name():
-    inputs = keras.Input(SHAPE)
-    a = conv("a")(inputs)
-    model = keras.Model(inputs, keras.ops.add(a, inputs))
-    with pytest.raises(ValueError, match=r"operation 'add\w*' \(Add\) is not a Keras layer"):
-        read_graph(model)
-    model = keras.Model(inputs, conv("b")(a * 2.0))
-    with pytest.raises(ValueError, match=r"operation 'multiply\w*' \(Multiply\)"):
-        quantize(model)
-    outer = keras.Input(SHAPE)
-    with pytest.raises(ValueError, match=r"operation 'multiply\w*' \(Multiply\)"):
-        read_graph(keras.Model(outer, layers.ReLU()(model(outer))))
 
 
 def test_what_is_no_graph_is_refused():

@@ -6,7 +6,7 @@ from repq_tf.layers.blocks.ecb import ECB
 from repq_tf.layers.blocks.expandnet import ExpandNet
 from repq_tf.layers.blocks.mobileone import MobileOneBlock
 from repq_tf.layers.blocks.orepa import OREPABlock, OREPARepVGGBlock, OREPAStem
-from repq_tf.layers.blocks.plain import ConvBlock, ConvBNBlock, DenseBlock
+from repq_tf.layers.blocks.plain import ConvBlock, ConvBNBlock, DenseBlock, DenseBNBlock
 from repq_tf.layers.blocks.qarepvgg import QARepVGGBlock
 from repq_tf.layers.blocks.repopt import CSLABlock
 from repq_tf.layers.blocks.repvgg import RepVGGBlock
@@ -17,6 +17,7 @@ __all__ = [
     "CSLABlock",
     "ConvBNBlock",
     "ConvBlock",
+    "DenseBNBlock",
     "DenseBlock",
     "DiracConv",
     "DiverseBranchBlock",

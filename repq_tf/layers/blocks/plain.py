@@ -2,9 +2,10 @@
 
 from typing import Unpack
 
-from repq_tf.arguments import boolean
+from repq_tf.arguments import boolean, pair
 from repq_tf.branches import Branch
 from repq_tf.keras_api import Config, Pair, Shape, Tensor, ops, register
+from repq_tf.kernels import dilated_size
 from repq_tf.layers.options import ReparamConvOptions
 from repq_tf.layers.reparam_conv import ReparamConv
 
@@ -15,7 +16,9 @@ class ConvBlock(ReparamConv):
 
     Args:
         use_bias: whether it has a bias.
-        **options: those of `ReparamConv`.
+        dilation_rate: pixels from a weight to the next, a number or `(height, width)`. The
+            merged kernel, and the attribute `kernel_size`, include the zeros between weights.
+        **options: those of `ReparamConv`; `kernel_size` that of the weights.
     """
 
     def __init__(
@@ -23,18 +26,28 @@ class ConvBlock(ReparamConv):
         filters: int,
         kernel_size: int | Pair = 3,
         use_bias: bool = True,
+        dilation_rate: int | Pair = 1,
         **options: Unpack[ReparamConvOptions],
     ) -> None:
-        super().__init__(filters, kernel_size, **options)
+        self._weights_size = pair(kernel_size, "kernel_size")
+        self.dilation_rate = pair(dilation_rate, "dilation_rate")
+        size = dilated_size(self._weights_size, self.dilation_rate)
+        super().__init__(filters, size, **options)
         self.use_bias = boolean(use_bias, "use_bias")
 
     def make_branches(self, in_channels: int) -> Branch:
         """The convolution."""
-        return self.convolution(use_bias=self.use_bias, name="conv")
+        size, rates = self._weights_size, self.dilation_rate
+        return self.convolution(size, use_bias=self.use_bias, dilation_rate=rates, name="conv")
 
     def get_config(self) -> Config:
         """The arguments of the constructor."""
-        return {**super().get_config(), "use_bias": self.use_bias}
+        return {
+            **super().get_config(),
+            "use_bias": self.use_bias,
+            "kernel_size": self._weights_size,
+            "dilation_rate": self.dilation_rate,
+        }
 
 
 @register
@@ -53,9 +66,10 @@ class ConvBNBlock(ConvBlock):
         filters: int,
         kernel_size: int | Pair = 3,
         use_bias: bool = False,
+        dilation_rate: int | Pair = 1,
         **options: Unpack[ReparamConvOptions],
     ) -> None:
-        super().__init__(filters, kernel_size, use_bias=use_bias, **options)
+        super().__init__(filters, kernel_size, use_bias, dilation_rate, **options)
 
     def make_branches(self, in_channels: int) -> Branch:
         """The normalized convolution."""
@@ -113,3 +127,16 @@ class DenseBlock(ConvBlock):
         if config:
             batch, *_, features = config["input_shape"]
             super().build_from_config({**config, "input_shape": (batch, features)})
+
+
+@register
+class DenseBNBlock(DenseBlock):
+    """A dense layer and one batch norm at the root, which folds into its scales.
+
+    Args:
+        **options: those of `DenseBlock`.
+    """
+
+    def make_branches(self, in_channels: int) -> Branch:
+        """The normalized dense layer."""
+        return self.batch_norm(super().make_branches(in_channels), name="bn")

@@ -3,8 +3,9 @@
 from repq_tf.layers.quantized.activations import QuantizedLeakyReLU, QuantizedPReLU
 from repq_tf.layers.quantized.average_pooling import QuantizedAveragePooling2D
 from repq_tf.layers.quantized.gates import QuantizedHardSigmoid, QuantizedSigmoid
+from repq_tf.layers.quantized.lookup import QuantizedLookup, QuantizedTanh
 from repq_tf.layers.quantized.mean import QuantizedMean
-from repq_tf.layers.quantized.pairs import QuantizedAdd, QuantizedMultiply
+from repq_tf.layers.quantized.pairs import QuantizedAdd, QuantizedMultiply, QuantizedSubtract
 from repq_tf.layers.quantized.quantize import Quantize
 from repq_tf.layers.quantized.softmax import QuantizedSoftmax
 from repq_tf.layers.quantized.up_sampling import QuantizedUpSampling2D
@@ -15,10 +16,13 @@ __all__ = [
     "QuantizedAveragePooling2D",
     "QuantizedHardSigmoid",
     "QuantizedLeakyReLU",
+    "QuantizedLookup",
     "QuantizedMean",
     "QuantizedMultiply",
     "QuantizedPReLU",
     "QuantizedSigmoid",
     "QuantizedSoftmax",
+    "QuantizedSubtract",
+    "QuantizedTanh",
     "QuantizedUpSampling2D",
 ]

@@ -145,3 +145,26 @@ class QuantizedMultiply(QuantizedPair):
     def combine_levels(self, runtime: str) -> Callable[..., Tensor]:
         """How a runtime multiplies levels."""
         return multiply_of(runtime)
+
+
+@register
+class QuantizedSubtract(QuantizedPair):
+    """`activation(a - b)` on a learned grid.
+
+    The runtime computes it as a sum in fixed point in which b's factor is negative; see
+    `repq_tf.arithmetic.sums.add`.
+
+    Args:
+        **options: those of `QuantizedPair`.
+
+    Input: `a`, `b` and their steps. Output: `(difference, step)`.
+    """
+
+    def combine(self, a: Tensor, b: Tensor) -> Tensor:
+        """The difference."""
+        return a - b
+
+    def combine_levels(self, runtime: str) -> Callable[..., Tensor]:
+        """How a runtime subtracts levels."""
+        add = add_of(runtime, self.bits)
+        return lambda a, b, *steps: add(a, -b, *steps)
