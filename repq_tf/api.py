@@ -15,6 +15,7 @@ from repq_tf.parity import check_parity
 from repq_tf.post_training import equalize, post_training_quantize, restore_batch_norm
 from repq_tf.quantization import quantization_table, quantize, with_container
 from repq_tf.reparameterization import merge, reparameterize
+from repq_tf.upgrading import upgrade
 from repq_tf.version import __version__
 
 __all__ = [
@@ -43,5 +44,6 @@ __all__ = [
     "restore_batch_norm",
     "sensitivity",
     "summary",
+    "upgrade",
     "with_container",
 ]
