@@ -21,6 +21,7 @@ from repq_tf.post_training import (
 )
 from repq_tf.quantization import quantization_table, quantize, with_container, with_runtime
 from repq_tf.reparameterization import merge, reparameterize
+from repq_tf.upgrading import upgrade
 from repq_tf.version import __version__
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "sensitivity",
     "summary",
     "synthesize_images",
+    "upgrade",
     "with_container",
     "with_runtime",
 ]

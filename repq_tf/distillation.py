@@ -181,7 +181,9 @@ def _with_features(model: keras.Model, names: list[str], kind: str) -> Any:
                 f"features: layer {name!r} of the {kind} has no features of its own: it is not"
                 " called, or called more than once"
             ) from error
-    return keras.Model(model.inputs, [model.output, tensors], name=f"{kind}_features")
+    # A Sequential model has an output only once it is called.
+    outputs = model.outputs[0] if isinstance(model, keras.Sequential) else model.output
+    return keras.Model(model.inputs, [outputs, tensors], name=f"{kind}_features")
 
 
 def _check_outputs(student: keras.Model, teacher: keras.Model) -> None:

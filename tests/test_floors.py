@@ -30,7 +30,7 @@ FLOORS = (
     # From one model to another.
     (7, "quantization reparameterization"),
     # The faces of a quantized model, none of which knows another.
-    (8, "callbacks deployment parity inspection post_training tfmot"),
+    (8, "callbacks deployment parity inspection post_training tfmot upgrading"),
     # The public names, and when they are imported.
     (9, "repq_tf api opening"),
     # Programs.

@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         settings = resolve(**values)
         checks.check_paths(settings)
         find_float_model(settings.init_from)
+        find_float_model(settings.upgrade, "upgrade")
         find_float_model(settings.teacher_path, "distill")
         RunFolder(settings.workdir).check(settings)
         _prepare(settings)

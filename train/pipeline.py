@@ -197,7 +197,7 @@ class _Pipeline:
         self.task.validation_batches(self.engine.devices)  # refuses what cannot be shared
 
     def _build(self) -> keras.Model:
-        """Returns the float model, with the weights of `--init_from` if given."""
+        """Returns the float model, with the weights of `--init_from` if given, or `--upgrade`'s."""
         settings = self.settings
         name = settings.model
         if settings.method == "plain":
@@ -208,7 +208,11 @@ class _Pipeline:
             options["gamma_initializer"] = keras.initializers.Constant(settings.branch_gamma)
         keras.utils.set_random_seed(settings.seed)
         with self.engine.scope(), precision.policy(settings.mixed_precision):
-            model = self.task.build(name, **options)
+            if settings.upgrade:
+                model = network.upgraded(settings, self.task, sync_bn)
+                model = precision.convert(model, settings.mixed_precision)
+            else:
+                model = self.task.build(name, **options)
         if settings.teacher_path:
             network.check_teacher(model, self._teacher(), settings)
         if settings.init_from:

@@ -124,6 +124,31 @@ def test_a_float_network_is_equalized_and_tuned_before_it_is_quantized(
     assert os.path.exists(RunFolder(tmp_path).history("finetune"))
 
 
+@pytest.mark.slow(10)
+def test_a_network_of_plain_convolutions_is_upgraded(tmp_path):
+    inputs = keras.Input((8, 8, 1))
+    x = keras.layers.Conv2D(8, 3, use_bias=False, name="conv")(inputs)
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, keras.layers.Dense(10, name="logits")(x))
+    path = str(tmp_path / "mine.keras")
+    model.save(path)
+    report = _run(tmp_path / "run", upgrade=path, epochs=1, bits=4)
+    assert _file_is_the_model(report)
+    assert (report["settings"]["model"], report["settings"]["distill"]) == ("mine", "float")
+    names = {type(block).__name__ for block in _blocks(tmp_path / "run")}
+    assert names == {"ACBlock", "DenseBlock"}
+    y = keras.layers.Softmax()(model.output)
+    keras.Model(inputs, y).save(path)
+    with pytest.raises(UserError, match="--upgrade=.*must return logits"):
+        _run(tmp_path / "other", upgrade=path)
+    keras.Model(inputs, model.get_layer("conv").output).save(path)
+    with pytest.raises(
+        UserError, match=r"--upgrade=.*\(\(8, 8, 1\), \(10,\)\), and the network"
+    ):
+        _run(tmp_path / "other", upgrade=path)
+
+
 @pytest.mark.slow
 def test_the_default_method_restores_batch_norms(default):
     folder, report = default

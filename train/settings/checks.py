@@ -97,6 +97,18 @@ def check_conflicts(values: dict[str, Any]) -> None:
             f" Received: --merged_bn={values['merged_bn']} --method={method}"
         )
     _check_post_training(values)
+    if values["upgrade"] is not None:
+        for name in ("model", "width", "init_from"):
+            if values[name] != FLAGS[name].default:
+                raise UserError(
+                    f"--upgrade is itself the network, and --{name} has no meaning beside it."
+                    f" Received: --upgrade={values['upgrade']} --{name}={values[name]}"
+                )
+        if method != "repq":
+            raise UserError(
+                "--upgrade re-parameterizes a network for --method=repq. Received:"
+                f" --upgrade={values['upgrade']} --method={method}"
+            )
     if values["bits"] is not None:
         for name in ("weight_bits", "activation_bits"):
             if values[name] is not None:

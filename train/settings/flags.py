@@ -105,6 +105,16 @@ _GROUPS = {
             " and the float stage is not repeated.",
         ),
         Flag(
+            "upgrade",
+            Text("a float .keras file"),
+            None,
+            "A trained classifier's .keras file in place of --model, from images normalised as"
+            " here to logits: its convolutions become ACNet's blocks, which are trained on and"
+            " then quantized beside the float network, or --distill. The file has the operators"
+            " that it would have had.",
+            task=_CLASSIFICATION,
+        ),
+        Flag(
             "quantizer",
             Choice(("keras", "tfmot")),
             "keras",

@@ -68,12 +68,13 @@ def resolve(**given: Any) -> Settings:
     values = fill(given)
     task = values["task"] = checks.find_task(values["task"], values["model"])
     checks.check_task_flags(task, values)
-    values["model"] = values["model"] or _MODELS[task]
     values["dataset"] = values["dataset"] or checks.DATASETS[task][0]
     checks.check_conflicts(values)
+    values["model"] = values["model"] or _upgraded(values["upgrade"]) or _MODELS[task]
     checks.check_dataset(values["dataset"], task, values["data_dir"])
     settings = Settings(**_complete(_with_whole_paths(values)))
     checks.check_float_model("init_from", settings.init_from)
+    checks.check_float_model("upgrade", settings.upgrade)
     checks.check_float_model("distill", settings.teacher_path)
     checks.check_file(settings)
     return settings
@@ -102,11 +103,24 @@ def _complete(values: Mapping[str, Any]) -> dict[str, Any]:
         "scale": 2 if upscales else None,
         "color": "y" if upscales else None,
     }
+    if values["upgrade"] is not None:  # trained before; the second training is half as long
+        epochs = recipe.qat_epochs if values["epochs"] is None else values["epochs"]
+        implied |= {
+            "epochs": epochs,
+            "qat_epochs": epochs / 2,
+            "learning_rate": recipe.qat_learning_rate,
+            "distill": OWN_TEACHER,
+        }
     if values["method"] == "ptq":
         implied["qat_epochs"] = 0.0
     values |= {name: value for name, value in implied.items() if values.get(name) is None}
     values["workdir"] = values["workdir"] or _default_workdir(values)
     return values
+
+
+def _upgraded(path: str | None) -> str | None:
+    """The name of the network in a file, if there is one."""
+    return path and os.path.splitext(os.path.basename(_absolute(path)))[0]
 
 
 def _default_workdir(values: Mapping[str, Any]) -> str:
@@ -138,7 +152,7 @@ def _with_whole_paths(values: Mapping[str, Any]) -> dict[str, Any]:
         dataset = f"{checks.FOLDER}{_absolute(dataset.removeprefix(checks.FOLDER))}"
     tests = ",".join(f"{name}:{_absolute(path)}" for name, path in tests.items())
     paths = {"dataset": dataset, "test_sets": tests or None}
-    for name in ("data_dir", "init_from", "distill"):
+    for name in ("data_dir", "init_from", "upgrade", "distill"):
         keeps = name == "distill" and values[name] == OWN_TEACHER
         paths[name] = values[name] if keeps else values[name] and _absolute(values[name])
     return {**values, **paths}

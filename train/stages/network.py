@@ -9,9 +9,12 @@ import repq_tf
 from repq_tf import quantization, quantizers
 from repq_tf.keras_api import keras, ops
 from repq_tf.train.errors import UserError
+from repq_tf.train.run import checkpoint
+from repq_tf.train.run.run_folder import find_float_model
 from repq_tf.train.settings import Settings
 from repq_tf.train.stages import tfmot
 from repq_tf.train.tasks.base import Task
+from repq_tf.upgrading import returns_probabilities
 
 
 def check(model: keras.Model, settings: Settings) -> None:
@@ -23,6 +26,34 @@ def check(model: keras.Model, settings: Settings) -> None:
             weight_bits=settings.weight_bits,
             activation_bits=settings.activation_bits,
         )
+
+
+def upgraded(settings: Settings, task: Task, synchronized: bool) -> keras.Model:
+    """The network of `--upgrade`, re-parameterized.
+
+    Args:
+        settings: The run's `settings.Settings`.
+        task: The `tasks.base.Task`.
+        synchronized: Whether its batch norms share moments.
+
+    Raises:
+        UserError: If there is none in the file, or it is none for this data.
+    """
+    model = checkpoint.load_model(find_float_model(settings.upgrade, "upgrade"))
+    with _named(f"--upgrade={settings.upgrade} is not possible"):
+        images = task.calibration_data(settings.calibration_images)
+        wanted = images.shape[1:], (len(task.labels or ()),)
+        shapes = tuple(model.input_shape[1:]), tuple(model.output_shape[1:])
+        if shapes != wanted:
+            raise ValueError(
+                f"the data has images and classes of {wanted}, and the network {shapes}"
+            )
+        if returns_probabilities(model):
+            raise ValueError(
+                "it must return logits, and returns their softmax; repq_tf.upgrade takes both"
+            )
+        pattern = {"pattern": "acnet", "options": {"synchronized": synchronized}}
+        return repq_tf.reparameterize(model, pattern, images, None, bool(settings.verbose))
 
 
 def check_teacher(model: keras.Model, teacher: keras.Model, settings: Settings) -> None:

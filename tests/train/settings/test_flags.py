@@ -122,6 +122,7 @@ EARLY = [
     (["--dataset=cifar10", "--data_dir=/no/such"], "--data_dir must be an existing folder"),
     (["--init_from=/"], "--init_from=/ is a folder without float.keras"),
     (["--init_from=/etc/hostname"], "whose name ends in .keras. Received: /etc/hostname"),
+    (["--upgrade=/etc/hostname"], "--upgrade must be a file whose name ends in .keras"),
     (["--distill=/"], "--distill=/ is a folder without float.keras"),
     (["--workdir=/proc/run"], "--workdir must be a folder that can be written"),
     (["--quantizer=tfmot", "--mixed_precision=bfloat16"], "--mixed_precision=bfloat16"),
