@@ -197,7 +197,7 @@ class _Pipeline:
         self.task.validation_batches(self.engine.devices)  # refuses what cannot be shared
 
     def _build(self) -> keras.Model:
-        """Returns the float model, with the weights of `--init_from`, or that of `--upgrade`."""
+        """Returns the float model, with weights of `--init_from`, or that of `--upgrade`."""
         settings = self.settings
         name = settings.model
         if settings.method == "plain":
