@@ -46,6 +46,9 @@ def quantized():
         y = quantize(kind(4, bn_statistics=mode, **options)(*y))
     for name, extra in BLOCKS.items():
         y = quantize(getattr(layers, name)(4, **options, **extra)(*y))
+    for levels, wide_tap in (("odd", False), ("cluster", False), ("odd", True)):
+        few = {"weight_levels": levels, "wide_tap": wide_tap, "dampening": 0.01}
+        y = quantize(RepVGGBlock(4, **{**options, **few, "weight_bits": 2})(*y))
     y = quantize(ConvBNBlock(4, groups=4, strides=2, **options)(*y))
     y = quantize(ConvBlock(4, groups=2, padding=1, **options)(*y))
     y = quantize(keras.layers.GlobalAveragePooling2D()(y[0]))

@@ -72,6 +72,7 @@ class ExpressionLayer(Layer):
         step_gradient: str = "bounded",
         weight_levels: str = "uniform",
         wide_tap: bool = False,
+        dampening: float = 0.0,
         momentum: float = 0.9,
         epsilon: float = 1e-5,
         synchronized: bool = True,
@@ -100,6 +101,7 @@ class ExpressionLayer(Layer):
         self.step_gradient = check_step_gradient(step_gradient)
         self.weight_levels = check_weight_levels(weight_levels)
         self.wide_tap = boolean(wide_tap, "wide_tap")
+        self.dampening = number(dampening, "dampening", least=0)
         check_batch_norm(momentum, epsilon, sample_fraction)
         self.momentum = momentum
         self.epsilon = epsilon
@@ -294,8 +296,8 @@ class ExpressionLayer(Layer):
         config.pop("autocast", None)
         names = (
             "filters kernel_size strides padding groups merged bn_statistics "
-            "restore_batch_norm weight_bits per_channel step_gradient weight_levels "
-            "wide_tap momentum epsilon synchronized sample_fraction literal_estimate oabn_k"
+            "restore_batch_norm weight_bits per_channel step_gradient weight_levels wide_tap "
+            "dampening momentum epsilon synchronized sample_fraction literal_estimate oabn_k"
         )
         config.update({name: getattr(self, name) for name in names.split()})
         if self.built and (self.restored is not None) != self._restores():

@@ -21,6 +21,7 @@ class TrainingOptions(TypedDict, total=False):
     step_gradient: str
     weight_levels: str
     wide_tap: bool
+    dampening: float
     momentum: float
     epsilon: float
     synchronized: bool

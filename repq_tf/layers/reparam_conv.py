@@ -68,6 +68,9 @@ class ReparamConv(ExpressionLayer):
         wide_tap: whether the weight that an identity makes, the centre of output o and input
             `o mod inputs`, has the bounds of int8 and not those of `weight_bits`; see
             `repq_tf.quantizers.WideTapLSQ`.
+        dampening: in quantized training, the weight of a loss that draws the kernel's weights
+            to their levels, so that they oscillate less (arXiv 2203.11086): its squared
+            distance from what it is rounded to. 0 for none.
         momentum: of the batch norms' moving statistics.
         epsilon: of the batch norms.
         synchronized: whether replicas share batch moments.
@@ -159,6 +162,8 @@ class ReparamConv(ExpressionLayer):
         kernel = affine.kernel
         quantizer = self.weight_quantizer or self.kernel_hook
         if quantizer is not None:
+            if training and self.dampening and self.weight_quantizer is not None:
+                self.add_loss(self.dampening * self.weight_quantizer.distance(kernel))
             kernel = quantizer(kernel)
         y = convolve(x, kernel, affine.groups, self.strides, window)
         bias = affine.bias if affine.has_bias else None

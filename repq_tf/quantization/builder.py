@@ -26,11 +26,13 @@ class Builder:
         bn_statistics: str,
         restore_batch_norm: bool | None,
         step_gradient: str,
+        dampening: float,
     ) -> None:
         self.placement = placement
         self.bn_statistics = bn_statistics
         self.restore_batch_norm = restore_batch_norm
         self.step_gradient = step_gradient
+        self.dampening = dampening
         self.quantizers: dict[str, Quantize] = {}
         self.steps: dict[str, Tensor] = {}
         self.zero_points: dict[str, int] = {}
@@ -204,6 +206,7 @@ class Builder:
             weight_bits=site.bits.weight_bits,
             per_channel=site.bits.per_channel,
             step_gradient=self.step_gradient,
+            dampening=self.dampening,
             bn_statistics=self.bn_statistics,
             activation=site.activation,
         )

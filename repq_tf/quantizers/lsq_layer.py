@@ -13,6 +13,7 @@ from repq_tf.keras_api import (
     Layer,
     Shape,
     Tensor,
+    Variable,
     add_parameter,
     add_statistic,
     ops,
@@ -188,12 +189,34 @@ class LSQ(Layer):
         step = ops.cast(self.step, x.dtype)
         return quantize_levels(x, step, *self.bounds(x.shape), self.odd_levels(x.shape))
 
+    def distance(self, x: Tensor) -> Tensor:
+        """The squared distance of a kernel's weights from their levels, summed.
+
+        `sum (q - clip(x, low s, high s))^2` with q the quantized kernel and s the step, which
+        receive no gradient: the dampening of oscillations of arXiv 2203.11086, its Eq. 4.
+        """
+        low, high = self.bounds(x.shape)
+        step, quantized = ops.stop_gradient(self.step), ops.stop_gradient(self(x))
+        x = ops.cast(x, step.dtype)
+        clipped = ops.clip(x, low * step, high * step)
+        return ops.sum(ops.square(ops.cast(quantized, step.dtype) - clipped))
+
     def call(self, x: Tensor) -> Tensor:
         """Fake-quantizes `x`; computed in float32 at least, returned in x's dtype."""
+        return self.rounded(x, self.initial_step, self.change)
+
+    def rounded(self, x: Tensor, initial_step: Variable, change: Variable) -> Tensor:
+        """What `call` returns, with a step that is kept elsewhere.
+
+        Args:
+            x: a tensor.
+            initial_step: a variable or tensor like the quantizer's own.
+            change: a variable like the quantizer's own.
+        """
         return fake_quantize(
             x,
-            self.initial_step,
-            self.change,
+            initial_step,
+            change,
             self.low,
             self.high,
             self.gradient_scale,

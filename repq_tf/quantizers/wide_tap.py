@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from repq_tf.keras_api import Array, Shape, Tensor, dtype_name, ops, register
+from repq_tf.keras_api import Array, Shape, Tensor, Variable, dtype_name, ops, register
 from repq_tf.quantizers.lsq import fake_quantize
 from repq_tf.quantizers.lsq_layer import LSQ
 
@@ -102,14 +102,14 @@ class WideTapLSQ(LSQ):
         step = np.asarray(ops.convert_to_numpy(self.step))
         self.set_step(np.maximum(step, (largest / _WIDEST).astype(step.dtype)))
 
-    def call(self, x: Tensor) -> Tensor:
-        """Fake-quantizes a kernel."""
-        dtype = dtype_name(self.change)
+    def rounded(self, x: Tensor, initial_step: Variable, change: Variable) -> Tensor:
+        """The fake-quantized kernel, with a step that is kept elsewhere; as of `LSQ`."""
+        dtype = dtype_name(change)
         low, high = (bound.astype(dtype) for bound in self.bounds(x.shape))
         return fake_quantize(
             x,
-            self.initial_step,
-            self.change,
+            initial_step,
+            change,
             low,
             high,
             self.gradient_scale,

@@ -7,12 +7,11 @@ import numpy as np
 import tensorflow as tf
 
 from repq_tf.arguments import boolean, check_bits, number
-from repq_tf.arithmetic import levels
 from repq_tf.keras_api import Array, Config, Layer, Tensor, Variable, keras, ops, register
 from repq_tf.layers import ReparamConv
 from repq_tf.layers.freezing import is_frozen
 from repq_tf.layers.stock import stock_kernel
-from repq_tf.quantizers import min_error_step
+from repq_tf.quantizers import check_weight_levels, kernel_quantizer
 from repq_tf.tfmot.quantizer import LSQQuantizer
 from repq_tf.tfmot.requirements import tfmot_keras
 
@@ -93,12 +92,19 @@ class OutputQuantizeConfig(tfmot_keras.QuantizeConfig):
 class _WeightConfig(OutputQuantizeConfig):
     """The base of the two that also quantize a kernel.
 
+    Attributes:
+        weight_levels: as in `repq_tf.quantize`.
+        wide_tap: likewise.
+
     Args:
         weight_bits: 2 to 8.
         activation_bits: of the output.
         per_channel: whether each output channel has a step of its own.
         **options: those of `OutputQuantizeConfig`.
     """
+
+    weight_levels = "uniform"
+    wide_tap = False
 
     def __init__(
         self,
@@ -116,10 +122,22 @@ class _WeightConfig(OutputQuantizeConfig):
 
         Its step starts as MinError's for this kernel.
         """
-        low, high = levels(self.weight_bits, True, narrow=self.weight_bits == 8)
-        step = ops.convert_to_numpy(min_error_step(kernel, low, high, self.per_channel))
         channels = kernel.shape[-1] if self.per_channel else None
-        return LSQQuantizer(self.weight_bits, channels=channels, step=step.tolist(), **options)
+        with tf.init_scope():
+            grid = kernel_quantizer(
+                self.weight_levels, self.wide_tap, bits=self.weight_bits, channels=channels
+            )
+            grid.build(None)
+            grid.initialize(kernel)
+            step = ops.convert_to_numpy(grid.step)
+        return LSQQuantizer(
+            self.weight_bits,
+            channels=channels,
+            step=step.tolist(),
+            weight_levels=self.weight_levels,
+            wide_tap=self.wide_tap,
+            **options,
+        )
 
     def get_config(self) -> Config:
         """The arguments of the constructor."""
@@ -145,6 +163,9 @@ class ReparamQuantizeConfig(_WeightConfig):
         calibrated: whether the moving statistics are those of the network's features, so that
             the merged kernel's MinError step is known before training. Default: the first
             batch in training sets it.
+        weight_levels: "uniform" or "odd", as in `repq_tf.quantize`; others than "uniform" only
+            if it is calibrated.
+        wide_tap: whether the weight of an identity has the levels of int8; likewise.
         **options: those of `OutputQuantizeConfig`.
 
     Example:
@@ -159,10 +180,14 @@ class ReparamQuantizeConfig(_WeightConfig):
         activation_bits: int | None = 8,
         per_channel: bool = True,
         calibrated: bool = False,
+        weight_levels: str = "uniform",
+        wide_tap: bool = False,
         **options: Unpack[OutputOptions],
     ) -> None:
         super().__init__(weight_bits, activation_bits, per_channel, **options)
         self.calibrated = boolean(calibrated, "calibrated")
+        self.weight_levels = check_weight_levels(weight_levels)
+        self.wide_tap = boolean(wide_tap, "wide_tap")
 
     def get_activations_and_quantizers(self, layer: Layer) -> list[tuple[Any, LSQQuantizer]]:
         """The merged kernel, as the value of an activation, and its quantizer."""
@@ -181,7 +206,13 @@ class ReparamQuantizeConfig(_WeightConfig):
             quantizer = self.weight_quantizer(kernel, **options)
         else:
             channels = layer.filters if self.per_channel else None
-            quantizer = LSQQuantizer(self.weight_bits, channels=channels, **options)
+            quantizer = LSQQuantizer(
+                self.weight_bits,
+                channels=channels,
+                weight_levels=self.weight_levels,
+                wide_tap=self.wide_tap,
+                **options,
+            )
         return [(keras.activations.linear, quantizer)]
 
     def set_quantize_activations(
@@ -192,7 +223,8 @@ class ReparamQuantizeConfig(_WeightConfig):
 
     def get_config(self) -> Config:
         """The arguments of the constructor."""
-        return {**super().get_config(), "calibrated": self.calibrated}
+        names = ("calibrated", "weight_levels", "wide_tap")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
 @register

@@ -6,7 +6,6 @@ from typing import Any
 import tensorflow as tf
 
 from repq_tf.arguments import boolean, check_bits
-from repq_tf.arithmetic import levels
 from repq_tf.keras_api import (
     Config,
     Layer,
@@ -19,7 +18,12 @@ from repq_tf.keras_api import (
     register,
     replica_mean,
 )
-from repq_tf.quantizers import check_step_gradient, fake_quantize, min_error_step
+from repq_tf.quantizers import (
+    check_step_gradient,
+    check_weight_levels,
+    kernel_quantizer,
+    min_error_step,
+)
 from repq_tf.tfmot.requirements import tfmot_keras
 
 
@@ -43,6 +47,9 @@ class LSQQuantizer(tfmot_keras.quantizers.Quantizer):
             largest of their steps is taken.
         step_gradient: of weights, "bounded" or "lsq", as in `repq_tf.quantize`; the steps
             of activations learn as published.
+        weight_levels: of weights, "uniform" or "odd", likewise; others than "uniform" need a
+            step to start with.
+        wide_tap: whether the weight of an identity has the levels of int8; likewise.
 
     Example:
         >>> quantizer = LSQQuantizer(bits=4, signed=False, per_image=True)
@@ -60,6 +67,8 @@ class LSQQuantizer(tfmot_keras.quantizers.Quantizer):
         learned: bool = True,
         tensors: int = 1,
         step_gradient: str = "bounded",
+        weight_levels: str = "uniform",
+        wide_tap: bool = False,
     ) -> None:
         self.bits = check_bits(bits)
         self.signed = boolean(signed, "signed")
@@ -69,8 +78,28 @@ class LSQQuantizer(tfmot_keras.quantizers.Quantizer):
         self.learned = boolean(learned, "learned")
         self.tensors = tensors
         self.step_gradient = check_step_gradient(step_gradient)
-        # An 8-bit weight's grid is symmetric, as in `LSQ`.
-        self.low, self.high = levels(bits, signed, narrow=bits == 8 and not per_image)
+        self.weight_levels = check_weight_levels(weight_levels)
+        self.wide_tap = boolean(wide_tap, "wide_tap")
+        plain = weight_levels == "uniform" and not wide_tap
+        if weight_levels == "cluster" or not plain and (step is None or per_image):
+            raise ValueError(
+                "weight_levels must be 'uniform' or 'odd', and with 'odd' or a wide_tap the"
+                " quantizer be of weights that have a step to start with. Received:"
+                f" weight_levels={weight_levels!r}, wide_tap={wide_tap}, step={step},"
+                f" per_image={per_image}"
+            )
+        self._grid = kernel_quantizer(
+            weight_levels,
+            wide_tap,
+            bits=bits,
+            signed=signed,
+            # An 8-bit weight's grid is symmetric.
+            narrow=bits == 8 and not per_image,
+            channels=channels,
+            per_image=per_image,
+            bounded=not per_image and step_gradient == "bounded",
+        )
+        self.low, self.high = self._grid.low, self._grid.high
 
     def build(self, tensor_shape: Any, name: str, layer: Layer) -> dict[str, Variable]:
         """Creates the step in `layer`, and says by which names `__call__` gets it."""
@@ -93,20 +122,12 @@ class LSQQuantizer(tfmot_keras.quantizers.Quantizer):
     ) -> Tensor:
         """Fake-quantizes a tensor."""
         values = inputs
-        if self.channels is not None:
+        if self.channels is not None and inputs.shape[-1] != self.channels:
             values = ops.reshape(inputs, (-1, self.channels))
         start = weights["initial_step"]
         if self.step is None:
             start = self._first_step(values, training, weights)
-        y = fake_quantize(
-            values,
-            start,
-            weights["change"],
-            self.low,
-            self.high,
-            per_image=self.per_image,
-            bounded=not self.per_image and self.step_gradient == "bounded",
-        )
+        y = self._grid.rounded(values, start, weights["change"])
         return ops.reshape(y, ops.shape(inputs))
 
     def _first_step(
@@ -128,5 +149,8 @@ class LSQQuantizer(tfmot_keras.quantizers.Quantizer):
 
     def get_config(self) -> Config:
         """The arguments of the constructor."""
-        names = "bits signed channels per_image step learned tensors step_gradient"
+        names = (
+            "bits signed channels per_image step learned tensors step_gradient weight_levels "
+            "wide_tap"
+        )
         return {name: getattr(self, name) for name in names.split()}

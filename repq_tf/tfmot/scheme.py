@@ -1,5 +1,6 @@
 """RepQ as a scheme of TFMOT: what is quantized where in a whole model."""
 
+import dataclasses
 import glob
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -67,6 +68,8 @@ class RepQScheme(tfmot_keras.QuantizeScheme):
             Without, the first training batch sets the steps, and the input is signed.
         calibration_images: likewise.
         step_gradient: as in `repq_tf.quantize`.
+        weight_levels: "uniform" or "odd", likewise; "odd" needs calibration data.
+        wide_tap: as in `repq_tf.quantize`; it needs calibration data.
 
     Raises:
         ValueError: an argument is bad; or, from `quantize_apply`, a layer cannot be
@@ -85,9 +88,21 @@ class RepQScheme(tfmot_keras.QuantizeScheme):
         calibration_data: Any = None,
         calibration_images: int | None = 512,
         step_gradient: str = "bounded",
+        weight_levels: str = "uniform",
+        wide_tap: bool | str = False,
     ) -> None:
-        self._bits = default_bits(bits, weight_bits, activation_bits, per_channel)
+        self._bits = default_bits(
+            bits,
+            weight_bits,
+            activation_bits,
+            per_channel,
+            weight_levels=weight_levels,
+            wide_tap=wide_tap,
+        )
         self._rules = check_rules(rules)
+        _check_levels(dataclasses.asdict(self._bits), calibration_data is not None)
+        for pattern, settings in self._rules:
+            _check_levels(settings, calibration_data is not None, f"rule {pattern!r}: ")
         self._data = calibration_data
         self._images = calibration_images
         self._step_gradient = check_step_gradient(step_gradient)
@@ -126,6 +141,8 @@ class RepQScheme(tfmot_keras.QuantizeScheme):
             weight_bits=self._bits.weight_bits,
             activation_bits=self._bits.activation_bits,
             per_channel=self._bits.per_channel,
+            weight_levels=self._bits.weight_levels,
+            wide_tap=self._bits.wide_tap,
             rules=rules,
             calibration_data=self._data,
             calibration_images=self._images,
@@ -168,6 +185,22 @@ class _Layout(tfmot_keras.QuantizeLayoutTransform):
         return to_tfmot(self._quantize(model, rules), self._calibrated)
 
 
+def _check_levels(settings: Mapping[str, Any], calibrated: bool, where: str = "") -> None:
+    """Refuses levels of weights that TFMOT's quantizers cannot have."""
+    levels, wide_tap = settings.get("weight_levels", "uniform"), settings.get("wide_tap", False)
+    if levels == "cluster":
+        raise ValueError(
+            f"{where}weight_levels must be 'uniform' or 'odd' under TFMOT; repq_tf.quantize has"
+            " codebooks. Received: 'cluster'"
+        )
+    if not calibrated and (levels != "uniform" or wide_tap):
+        raise ValueError(
+            f"{where}calibration_data must be given with weight_levels='odd' or wide_tap, whose"
+            f" steps start from kernels. Received: weight_levels={levels!r},"
+            f" wide_tap={wide_tap!r}"
+        )
+
+
 def _settings(layer: Layer, config: Any) -> dict[str, Any]:
     """The rule that says what a config says."""
     if not isinstance(config, OutputQuantizeConfig):
@@ -175,5 +208,5 @@ def _settings(layer: Layer, config: Any) -> dict[str, Any]:
             f"layer {layer.name!r}: a config must be one of repq_tf.tfmot. "
             f"Received: {type(config).__name__}"
         )
-    names = ("weight_bits", "activation_bits", "per_channel")
+    names = ("weight_bits", "activation_bits", "per_channel", "weight_levels", "wide_tap")
     return {name: getattr(config, name) for name in names if hasattr(config, name)}

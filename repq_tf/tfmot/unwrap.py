@@ -138,9 +138,8 @@ class _Unwrapping:
             block = copy_layer(layer, name)
             y = block(x)
         else:
-            block = copy_layer(
-                layer, name, weight_bits=config.weight_bits, per_channel=config.per_channel
-            )
+            names = ("weight_bits", "per_channel", "weight_levels", "wide_tap")
+            block = copy_layer(layer, name, **{key: getattr(config, key) for key in names})
             y = self._convolution(owner, block, "post_activation", x)
         copy_parts(layer, block)
         return y

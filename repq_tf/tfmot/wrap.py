@@ -106,6 +106,8 @@ class _Wrapping:
                 weight_bits=layer.weight_bits,
                 per_channel=layer.per_channel,
                 calibrated=self.calibrated,
+                weight_levels=layer.weight_levels,
+                wide_tap=layer.wide_tap,
             )
         elif quantizer is not None:
             self._set(name, quantizer)

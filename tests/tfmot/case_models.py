@@ -9,6 +9,8 @@ from repq_tf.tfmot import RepQScheme, from_tfmot
 from tests.tfmot.networks import annotate, apply, images, network, train
 
 X, Y = images()
+# Of kernels of few bits: odd numbers, and int8 for the weight of an identity.
+LEVELS = {"weight_levels": "odd", "wide_tap": True, "rules": {"conv": {"wide_tap": False}}}
 
 
 @pytest.fixture(scope="module")
@@ -24,17 +26,19 @@ def trained():
 def four_bits(trained, tmp_path_factory):
     """A calibrated model after an epoch at 4 bits: its weights, a `.keras` file, itself."""
     keras.utils.set_random_seed(0)
-    model = quantized(trained, 4, X)
+    model = quantized(trained, 4, X, **LEVELS)
     train(model, X, Y, epochs=1)
     path = tmp_path_factory.mktemp("four_bits") / "model.keras"
     model.save(path)
     return model.get_weights(), path, model
 
 
-def quantized(weights, bits, calibration_data):
+def quantized(weights, bits, calibration_data, **options):
     model = network()
     model.set_weights(weights)
-    return apply(annotate(model), RepQScheme(bits=bits, calibration_data=calibration_data))
+    return apply(
+        annotate(model), RepQScheme(bits, calibration_data=calibration_data, **options)
+    )
 
 
 def integers(model):
@@ -79,7 +83,8 @@ def test_save_load_train_on_and_export(four_bits, tmp_path):
 def test_training_is_that_of_our_own_layers(trained, four_bits, tmp_path):
     ours = network()
     ours.set_weights(trained)
-    ours = repq_tf.quantize(ours, bits=4, calibration_data=X, verbose=False)
+    ours = repq_tf.quantize(ours, bits=4, calibration_data=X, verbose=False, **LEVELS)
+    assert ours.get_layer("vgg").wide_tap and ours.get_layer("ac").weight_levels == "uniform"
     train(ours, X, Y, epochs=1)
     repq_tf.export_tflite(ours, tmp_path / "ours.tflite")
     theirs = keras.models.load_model(four_bits[1], compile=False)
@@ -89,7 +94,7 @@ def test_training_is_that_of_our_own_layers(trained, four_bits, tmp_path):
 
 def test_two_replicas_train_as_one_device(trained, four_bits, two_replicas, tmp_path):
     with two_replicas.scope():
-        model = quantized(trained, 4, X)
+        model = quantized(trained, 4, X, **LEVELS)
     train(model, X, Y, epochs=1)
     for variable, a, b in zip(model.weights, four_bits[0], model.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=variable.name)

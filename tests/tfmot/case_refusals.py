@@ -25,6 +25,18 @@ REFUSED = {
 }
 
 
+def test_levels_that_need_more_than_tfmot_has_are_refused():
+    for options in (
+        {"weight_levels": "odd"},
+        {"wide_tap": True},
+        {"weight_levels": "cluster"},
+        {"rules": {"x": {"weight_levels": "cluster"}}},
+        {"rules": {"x": {"wide_tap": "auto"}}},
+    ):
+        with pytest.raises(ValueError, match="under TFMOT|calibration_data must be given"):
+            RepQScheme(**options)
+
+
 @pytest.mark.parametrize("function", REFUSED.values(), ids=REFUSED.keys())
 def test_what_tfmot_cannot_compute_is_refused_by_name(function):
     x = keras.Input((8, 8, 3))

@@ -143,9 +143,8 @@ def test_a_network_of_plain_convolutions_is_upgraded(tmp_path):
     with pytest.raises(UserError, match="--upgrade=.*must return logits"):
         _run(tmp_path / "other", upgrade=path)
     keras.Model(inputs, model.get_layer("conv").output).save(path)
-    with pytest.raises(
-        UserError, match=r"--upgrade=.*\(\(8, 8, 1\), \(10,\)\), and the network"
-    ):
+    found = r"--upgrade=.*\(\(8, 8, 1\), \(10,\)\), and the network"
+    with pytest.raises(UserError, match=found):
         _run(tmp_path / "other", upgrade=path)
 
 

@@ -173,6 +173,8 @@ def _check_post_training(values: dict[str, Any]) -> None:
             "restore_batch_norm",
             "weight_levels",
             "wide_tap",
+            "dampening",
+            "step_rate",
             "distill",
         ):
             if values[name] and values[name] != FLAGS[name].default:
@@ -188,6 +190,8 @@ def _check_post_training(values: dict[str, Any]) -> None:
             "finetune_epochs",
             "weight_levels",
             "wide_tap",
+            "dampening",
+            "step_rate",
         ):
             if values[name] and values[name] != FLAGS[name].default:
                 raise UserError(

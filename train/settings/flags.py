@@ -183,6 +183,12 @@ _GROUPS = {
             " weights; or lsq, by LSQ's published gradient scale.",
         ),
         Flag(
+            "step_rate",
+            _RATE,
+            1.0,
+            "The learning rate of step sizes in quantized training, in parts of the others'.",
+        ),
+        Flag(
             "weight_levels",
             Choice(("uniform", "odd", "cluster")),
             "uniform",
@@ -196,6 +202,13 @@ _GROUPS = {
             False,
             "Give the weight that an identity branch makes the bounds of int8 in kernels of"
             " fewer bits; for re-parameterized networks below 5 bits.",
+        ),
+        Flag(
+            "dampening",
+            Number(),
+            0.0,
+            "The weight of a loss that draws weights to their levels in quantized training, so"
+            " that they oscillate less (arXiv 2203.11086). Default: 0, without it.",
         ),
         Flag(
             "container",

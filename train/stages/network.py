@@ -116,7 +116,8 @@ def quantize(model: keras.Model, settings: Settings, task: Task) -> keras.Model:
     else:
         options |= dict.fromkeys(("weight_range", "activation_range"), settings.ranges)
         if settings.method != "ptq":
-            options |= {"weight_levels": settings.weight_levels, "wide_tap": settings.wide_tap}
+            names = ("weight_levels", "wide_tap", "dampening")
+            options |= {name: getattr(settings, name) for name in names}
     if settings.method == "ptq":
         work = repq_tf.post_training_quantize
         options |= {"rounding": settings.rounding, "equalize": settings.equalize}

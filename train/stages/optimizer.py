@@ -2,7 +2,10 @@
 
 from typing import Any
 
-from repq_tf.keras_api import keras, variable_path
+import numpy as np
+
+from repq_tf.keras_api import Array, keras, variable_path
+from repq_tf.optimizers import RepOptimizer
 
 MOMENTUM = 0.9
 
@@ -16,6 +19,7 @@ def make_optimizer(
     decay: str = "kernels",
     kind: str = "sgd",
     schedule: str = "cosine",
+    step_rate: float = 1.0,
 ) -> keras.optimizers.Optimizer:
     """Returns an optimizer for a model, its learning rate a function of its iteration.
 
@@ -35,6 +39,7 @@ def make_optimizer(
             are never decayed.
         kind: `"sgd"`, with momentum, or `"adam"`.
         schedule: `"cosine"` decay to zero, or `"constant"`, without warm-up.
+        step_rate: The learning rate of quantizers' steps, in parts of the others'.
 
     Returns:
         A Keras optimizer.
@@ -51,6 +56,12 @@ def make_optimizer(
             v for v in model.trainable_variables if not is_decayed(variable_path(v), decay)
         ]
         optimizer.exclude_from_weight_decay(var_list=spared)
+    steps_of_grids = [v for v in model.trainable_variables if _is_step(variable_path(v))]
+    if step_rate != 1 and steps_of_grids:
+        rates: dict[str | int, Array] = {
+            variable_path(v): np.full(v.shape, step_rate) for v in steps_of_grids
+        }
+        return RepOptimizer(optimizer, rates, scale_updates=kind == "adam")
     return optimizer
 
 
@@ -70,9 +81,13 @@ def _schedule(name: str, learning_rate: float, steps: int, warmup_steps: int) ->
     return cosine(learning_rate, decay_steps=steps)
 
 
+def _is_step(path: str) -> bool:
+    return "step" in path.split("/")[-1]
+
+
 def is_decayed(path: str, decay: str) -> bool:
     """Says whether the variable of this path is decayed (see `make_optimizer`)."""
     name = path.split("/")[-1]
-    if "step" in name or name == "codes":
+    if _is_step(path) or name == "codes":
         return False
     return decay == "all" or name.endswith("kernel") or (decay, name) == ("gains", "gain")

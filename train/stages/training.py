@@ -70,6 +70,7 @@ def train(
         decay=settings.decay,
         kind=settings.optimizer,
         schedule=settings.schedule,
+        step_rate=settings.step_rate,
     )
     learner = model
     if teacher is not None:

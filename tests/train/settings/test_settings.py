@@ -115,6 +115,7 @@ def test_run_folder_names_tell_the_runs_apart():
         ({"upgrade": "/no/such.keras"}, ["--upgrade", "/no/such.keras"]),
         ({"upgrade": "x.keras", "model": "resnet18"}, ["--upgrade", "--model=resnet18"]),
         ({"upgrade": "x.keras", "method": "plain"}, ["--upgrade", "--method=plain"]),
+        ({"dampening": 0.1, "method": "ptq"}, ["--dampening", "--method=ptq"]),
         ({"ranges": "widest"}, ["--ranges", "widest", "percentile"]),
         ({"merged_bn": False}, ["--merged_bn", "--method=merged"]),
         ({"epochs": 0}, ["--epochs", "greater than 0"]),

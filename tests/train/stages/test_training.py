@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from repq_tf.layers import ConvBlock
 from repq_tf.train.errors import DivergedError
 from repq_tf.train.run import records
 from repq_tf.train.run.run_folder import RunFolder
@@ -304,3 +305,26 @@ def test_adam_at_a_constant_rate_is_keras_own(rng):
     zeros = [keras.ops.zeros_like(v) for v in mine.trainable_variables]
     decayed.apply(zeros, mine.trainable_variables)
     np.testing.assert_array_equal(gamma, before)
+
+
+@pytest.mark.parametrize(("kind", "factor"), [("sgd", 0.1), ("adam", 0.1)])
+def test_steps_have_a_rate_of_their_own(kind, factor):
+    """Beside it, all else is what it was: a step of one and the same gradients."""
+    ends = []
+    for rate in (1.0, factor):
+        block = ConvBlock(3, weight_bits=4)
+        model = keras.Sequential([keras.Input((6, 6, 2)), block])
+        block.inner.kernel.assign(np.linspace(-1, 1, 54).reshape(3, 3, 2, 3))
+        optimizer = make_optimizer(
+            model, 0.01, 20, kind=kind, schedule="constant", step_rate=rate
+        )
+        before = {v.path.split("/")[-1]: np.array(v) for v in model.trainable_variables}
+        gradients = [keras.ops.ones_like(v) for v in model.trainable_variables]
+        optimizer.apply(gradients, model.trainable_variables)
+        after = {v.path.split("/")[-1]: np.array(v) for v in model.trainable_variables}
+        ends.append({name: after[name] - value for name, value in before.items()})
+    assert set(ends[0]) >= {"kernel", "step_change"}
+    for name, moved in ends[0].items():
+        ratio = factor if name == "step_change" else 1
+        assert np.abs(moved).max() > 1e-3
+        np.testing.assert_allclose(ends[1][name], ratio * moved, rtol=1e-4)
