@@ -13,6 +13,7 @@ from repq_tf.layers import ReparamConv
 # What a network decides for its blocks; every other option of a block is the user's.
 _DECIDED = {
     *("self", "filters", "kernel_size", "strides", "padding", "groups", "activation"),
+    "dilation_rate",
     *("options", "kwargs"),
 }
 

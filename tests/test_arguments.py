@@ -52,7 +52,10 @@ def constructors():
     """Each boolean argument of each class, with arguments that it needs."""
     for name in layers.__all__:
         kind = getattr(layers, name)
-        yield from _booleans(kind, () if issubclass(kind, Quantize) else (4,))
+        if issubclass(kind, layers.QuantizedLookup):
+            yield from _booleans(kind, (keras.layers.ELU(),))
+        elif not issubclass(kind, layers.Slice):  # it has none
+            yield from _booleans(kind, () if issubclass(kind, Quantize) else (4,))
     for kind, needed in (
         (branches.BatchNorm, (Convolution(4, 1),)),
         (branches.BatchNormStatistics, ()),
@@ -70,7 +73,8 @@ def _booleans(kind, needed):
             arguments.update(inspect.signature(ancestor.__init__).parameters)
     names = [n for n, p in arguments.items() if isinstance(p.default, bool)]
     names += [n for n in arguments if n in ("restore_batch_norm", "narrow", "bounded")]
-    if "FixedGrid" in [ancestor.__name__ for ancestor in inspect.getmro(kind)]:
+    fixed = {"FixedGrid", "QuantizedTanh"}
+    if fixed & {ancestor.__name__ for ancestor in inspect.getmro(kind)}:
         names.remove("signed")  # which it decides
     for name in names:
         yield pytest.param(kind, needed, name, id=f"{kind.__name__}-{name}")

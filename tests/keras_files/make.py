@@ -109,7 +109,24 @@ def softmax():
     return keras.Model(inputs, outputs, name="softmax")
 
 
-_MAKERS = (float_blocks, quantized_blocks, quantized_layers, softmax)
+def functions():
+    """Functions of single values, differences, slices, and dense layers with a batch norm."""
+    inputs = keras.Input(SHAPE, name="image")
+    x, step = layers.Quantize(8, name="image_quantize")(inputs)
+    flat = keras.layers.Flatten(name="flat")(x)
+    y, scale = layers.DenseBNBlock(3, weight_bits=4, name="DenseBNBlock")(flat, step)
+    elu = keras.layers.ELU(0.5, name="elu")
+    outputs = {
+        "Lookup": layers.QuantizedLookup(elu, 6, name="Lookup")(x, step)[0],
+        "Tanh": layers.QuantizedTanh(name="Tanh")(x, step)[0],
+        "Subtract": layers.QuantizedSubtract(6, name="Subtract")(x, x, step, step)[0],
+        "Slice": layers.Slice((1, None, None), (None, -1, None), (2, 1, 1), name="Slice")(x),
+        "DenseBNBlock": layers.Quantize(8, name="DenseBNBlock_quantize")(y, scale)[0],
+    }
+    return keras.Model(inputs, outputs, name="functions")
+
+
+_MAKERS = (float_blocks, quantized_blocks, quantized_layers, softmax, functions)
 MODELS = {make.__name__: make for make in _MAKERS}
 
 
