@@ -70,7 +70,7 @@ class _Unwrapping:
         elif isinstance(config, LSQQuantizeConfig):
             y = self._stock(node.layer, layer, config, x, name)
         elif self._awaits_activation(node, layer):
-            return list(x)
+            return (list(x),)  # one output, of which an activation makes the sum
         elif quantizers and isinstance(x, list):
             return self._sum(node, layer, quantizers[0], x)
         elif quantizers and isinstance(layer, keras.layers.GlobalAveragePooling2D):
