@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 import repq_tf
 from repq_tf import layers as blocks
+from repq_tf.graphs import read_graph
 from tests.deployment.files import assert_exact, parity
 from tests.fuzz.check import randomize
 from tests.fuzz.models import network as random_network
@@ -74,9 +75,14 @@ def test_random_networks_keep_their_function(data, seed, absorb_bias, relu6):
     assert found.difference < 1e-5
     for one, other in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(one, other)
-    assert [layer.name for layer in found.model.layers] == [n.name for n in model.layers]
+    graph = read_graph(model)
+    assert [layer.name for layer in found.model.layers] == list(graph.nodes)
     old, new = ranges_of_features(model, x), ranges_of_features(found.model, x)
-    assert all(new[tensor] <= old[tensor] * 1.0001 for tensor in old)
+    for tensor in old:
+        readers = [node.layer for node in graph.consumers(tensor.node)]
+        fused = len(readers) == 1 and isinstance(readers[0], layers.ReLU)
+        # What a ReLU cuts off, which no file stores, may grow.
+        assert fused or new[tensor] <= old[tensor] * 1.0001
 
 
 @pytest.fixture(scope="module")
