@@ -36,18 +36,6 @@ quantized = functools.partial(repq_tf.quantize, verbose=False)
 
 def methods():
     """Yields the name of each row, and the function that makes it of a model."""
-    for bits in (8, 6, 4):
-        for rounding in ("nearest", "descent"):
-            what = functools.partial(after_training, bits=bits, rounding=rounding)
-            yield f"W{bits}A{bits} per channel, {rounding}", what
-    for bits in (8, 6):
-        for equalize in (False, True):
-            options = {"bits": bits, "per_channel": False, "equalize": equalize}
-            name = "equalized" if equalize else "as it is"
-            yield (
-                f"W{bits}A{bits} per tensor, {name}",
-                functools.partial(after_training, **options),
-            )
     for bits in (4, 3, 2):
         for levels in ("uniform", "odd"):
             for wide in (False, True):
@@ -59,6 +47,14 @@ def methods():
                     wide_tap=wide,
                 )
                 yield f"W{bits}A8 {levels}{', wide tap' if wide else ''}", what
+    for bits in (8, 4):
+        for rounding in ("nearest", "descent"):
+            what = functools.partial(after_training, bits=bits, rounding=rounding)
+            yield f"W{bits}A{bits} per channel, {rounding}", what
+    for equalize in (False, True):
+        options = {"bits": 8, "per_channel": False, "equalize": equalize}
+        name = "equalized" if equalize else "as it is"
+        yield f"W8A8 per tensor, {name}", functools.partial(after_training, **options)
     what = functools.partial(
         after_training, weight_bits=4, activation_bits=8, rounding="descent"
     )

@@ -242,3 +242,23 @@ def test_outputs_by_key():
     assert set(merged) == {"a", "b"}
     for key in merged:
         np.testing.assert_allclose(array(merged[key]), array(expected[key]), atol=1e-6)
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+@pytest.mark.parametrize("last", [0, 1])
+def test_a_nested_model_that_is_called_twice(sequential, last):
+    """Outputs count its calls from another number than its readers do."""
+    parts = [keras.Input((6, 6, 3)), keras.layers.Conv2D(3, 3, padding="same")]
+    inner = keras.Sequential(parts)
+    if not sequential:
+        inner = keras.Model(inner.inputs[0], inner.outputs[0])
+    inputs = keras.Input((6, 6, 3))
+    first = inner(inputs)
+    both = [first, inner(first)]
+    model = keras.Model(inputs, [both[last], keras.layers.Add()(both)])
+    x = np.random.default_rng(0).normal(size=(1, 6, 6, 3)).astype("float32")
+    once = np.asarray(inner(x))
+    twice = np.asarray(inner(once))
+    found = rebuild(read_graph(model), lambda n, args, kwargs: n.layer(*args, **kwargs))(x)
+    for value, expected in zip(found, ((once, twice)[last], once + twice), strict=True):
+        np.testing.assert_allclose(np.asarray(value), expected, rtol=1e-5, atol=1e-5)
