@@ -47,8 +47,7 @@ def test_fitted_levels_carry_over_to_images_that_were_not_seen(blocks, tmp_path)
     found = {name: ptq(blocks, weight_bits=3, rounding=name) for name in ROUNDINGS}
     assert equal(values(blocks), before)
     noises = {name: noise(blocks, quantized) for name, quantized in found.items()}
-    # Up or down alone, from so few iterations and images, is no gain on others; nor a loss.
-    assert noises["adaround"] < 1.25 * noises["nearest"]
+    assert noises["adaround"] < noises["nearest"]
     assert max(noises["descent"], noises["adaquant"]) < 0.6 * noises["nearest"]
     for name, quantized in found.items():
         assert quantized.name == "net_quantized"
