@@ -3,7 +3,7 @@
 Layer by layer, on the features as the layers before make them in inference.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self, TypeAlias
 
 import numpy as np
@@ -64,13 +64,15 @@ def reestimate_batch_norm(
     """
     graph = read_graph(model)
 
-    def visit(node: Node, calls: Calls) -> None:
+    def visit(node: Node, calls: Sequence[Calls]) -> None:
         if isinstance(node.layer, ReparamConv):
             reestimate_block(node.layer, calls)
         elif isinstance(node.layer, keras.layers.BatchNormalization):
-            moments = Moments()
-            for args, _ in calls:
-                moments.add(*_axis_moments(node.layer, args[0]))
+            found = [Moments() for _ in calls]
+            for moments, call in zip(found, calls, strict=True):
+                for args, _ in call:
+                    moments.add(*_axis_moments(node.layer, args[0]))
+            moments = average_moments(found)
             node.layer.moving_mean.assign(moments.mean)
             node.layer.moving_variance.assign(moments.variance)
 
@@ -118,6 +120,20 @@ class Moments:
         self.add(len(y), mean + ops.convert_to_numpy(bias), variance)
 
 
+def average_moments(calls: Sequence[Moments]) -> Moments:
+    """The moments that the moving ones of a batch norm get by several calls in each step.
+
+    Each call moves them as far, so that they are the means of its calls' means and variances;
+    what the means of calls differ by is not part of the variance.
+    """
+    if len(calls) == 1:
+        return calls[0]
+    found = Moments()
+    found.mean = np.mean([moments.mean for moments in calls], axis=0)
+    found.variance = np.mean([moments.variance for moments in calls], axis=0)
+    return found
+
+
 def _array_moments(rows: Array) -> tuple[Array, Array]:
     """Mean and variance of `(n, channels)`, in float64 and in parts that the cache holds."""
     height = max(1, _PART // rows.shape[1])
@@ -138,20 +154,26 @@ class Readings:
 
     Args:
         block: the `ReparamConv`.
-        calls: its calls, `(args, kwargs)` for each batch.
+        calls: its `Calls`, one for each place where the model calls it.
     """
 
     def __init__(
-        self, block: ReparamConv, calls: Calls, changes: tuple[Change, ...] = ()
+        self, block: ReparamConv, calls: Sequence[Calls], changes: tuple[Change, ...] = ()
     ) -> None:
         self._block, self._calls, self._changes = block, calls, changes
 
     def __iter__(self) -> Iterator[FeatureReading]:
-        for args, _ in self._calls:
-            reading = feature_reading(self._block, args[0])
-            for change in self._changes:
-                reading = change(reading)
-            yield reading
+        for call in self._calls:
+            for args, _ in call:
+                reading = feature_reading(self._block, args[0])
+                for change in self._changes:
+                    reading = change(reading)
+                yield reading
+
+    @property
+    def calls(self) -> list["Readings"]:
+        """The readings of each place where the block is called."""
+        return [Readings(self._block, [call], self._changes) for call in self._calls]
 
     def changed(self, change: Change) -> "Readings":
         """The readings that a function makes of these."""
@@ -159,22 +181,26 @@ class Readings:
 
     def moments(self, *affines: AffineKernel) -> list[Moments]:
         """The exact `Moments` of the features convolved with each `AffineKernel`."""
-        found = [Moments() for _ in affines]
-        for r in self:
-            for moments, affine in zip(found, affines, strict=True):
-                one = exact_moments(r.x, r.composed(affine), r.strides, r.window)
-                moments.add(len(r.x), *one)
+        found = []
+        for affine in affines:
+            parts = [Moments() for _ in self._calls]
+            for moments, readings in zip(parts, self.calls, strict=True):
+                for r in readings:
+                    one = exact_moments(r.x, r.composed(affine), r.strides, r.window)
+                    moments.add(len(r.x), *one)
+            found.append(average_moments(parts))
         return found
 
     def estimated(self, affine: AffineKernel, literal: bool) -> Moments:
         """Their estimate from the input's own moments."""
-        found = Moments()
-        for r in self:
-            found.add(len(r.x), *estimated_moments(r, r.composed(affine), literal))
-        return found
+        parts = [Moments() for _ in self._calls]
+        for moments, readings in zip(parts, self.calls, strict=True):
+            for r in readings:
+                moments.add(len(r.x), *estimated_moments(r, r.composed(affine), literal))
+        return average_moments(parts)
 
 
-def reestimate_block(block: ReparamConv, calls: Calls) -> None:
+def reestimate_block(block: ReparamConv, calls: Sequence[Calls]) -> None:
     """Re-estimates the moving statistics of one block on its inputs.
 
     Those that a quantized kernel was trained with as constants stay: another kernel would not

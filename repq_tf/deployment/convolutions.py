@@ -24,7 +24,7 @@ Weights: TypeAlias = tuple[Array, Array, Array]
 def convolution(lowering: IntegerLowering, node: Node, tensors: Sequence[Tensor]) -> Make:
     """A `ReparamConv`: one convolution, behind a PAD if its window is not one of the file's."""
     block, x = node.layer, tensors[0]
-    weights, groups = _weights(lowering, node)
+    weights, groups = weights_of(lowering, node)
     spatial, channels = x.shape[1:3], x.shape[3]
     window = block.window(spatial)
     size = convolved_size(spatial, window, block.kernel_size, block.strides)
@@ -54,7 +54,7 @@ def convolution(lowering: IntegerLowering, node: Node, tensors: Sequence[Tensor]
 
 def dense(lowering: IntegerLowering, node: Node, tensors: Sequence[Tensor]) -> Make:
     """A `DenseBlock`."""
-    x, (weights, _) = tensors[0], _weights(lowering, node)
+    x, (weights, _) = tensors[0], weights_of(lowering, node)
     packed = node.name in lowering.packed
     options = {
         "fusedActivationFunction": fused_activation(node.layer),
@@ -68,7 +68,7 @@ def dense(lowering: IntegerLowering, node: Node, tensors: Sequence[Tensor]) -> M
     return make
 
 
-def _weights(lowering: IntegerLowering, node: Node) -> tuple[Weights, int]:
+def weights_of(lowering: IntegerLowering, node: Node) -> tuple[Weights, int]:
     """The weights of a block, and its groups."""
     quantizer = input_quantizer(lowering.graph, node)
     assert quantizer is not None  # as checked

@@ -492,12 +492,6 @@ def test_what_would_change_its_meaning_is_refused_by_name(function):
         quantize(model_of(function))
 
 
-def test_two_inputs_are_refused():
-    x, y = keras.Input(SHAPE), keras.Input(SHAPE)
-    with pytest.raises(ValueError, match="must have one input"):
-        quantize(keras.Model([x, y], layers.Add()([x, y])), calibration_data=images(4))
-
-
 def test_what_is_quantized_already_is_refused():
     model = quantize(model_of(residual))
     with pytest.raises(ValueError, match="Quantize|quantized already"):
