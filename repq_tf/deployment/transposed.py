@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from repq_tf.deployment.convolutions import (
     fused_activation,
     pad,
@@ -14,7 +12,6 @@ from repq_tf.deployment.convolutions import (
 from repq_tf.deployment.lowering import IntegerLowering, Make
 from repq_tf.deployment.moves import cut, depth_to_space
 from repq_tf.graphs import Node
-from repq_tf.keras_api import ops
 from repq_tf.quantization.grids import known_name
 from repq_tf.tflite.program import Grid, Tensor
 from repq_tf.windows import VALID, convolved_size
@@ -27,11 +24,10 @@ def transposed(lowering: IntegerLowering, node: Node, tensors: Sequence[Tensor])
     batches and images of any size, which that operator does not take.
     """
     block, x, program = node.layer, tensors[0], lowering.program
-    (integers, scale, bias), _ = weights_of(lowering, node)
-    kernel, window = block.phases(ops.convert_to_tensor(integers))
+    weights, _ = weights_of(lowering, node)
+    phases, (_, window) = block.stored_weights(*weights), block.phases(weights[0])
     count, packed = block.upsampling, node.name in lowering.packed
-    phases = ops.convert_to_numpy(kernel), *(np.tile(v, count**2) for v in (scale, bias))
-    size = convolved_size(x.shape[1:3], window, kernel.shape[:2], (1, 1))
+    size = convolved_size(x.shape[1:3], window, phases[0].shape[:2], (1, 1))
     if window != VALID:
         x = pad(lowering, x, window, f"{known_name(lowering.graph, node)}/pad")
     options = {"padding": "VALID", **strides((1, 1))}

@@ -1,6 +1,6 @@
 """The base of every re-parameterized convolution: how it computes, and what it merges into."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 from repq_tf.arithmetic import integer_weights, wide_dtype
 from repq_tf.branches import FeatureReading, Reading, Streams, WideReading
@@ -17,6 +17,9 @@ from repq_tf.keras_api import (
 from repq_tf.kernels import AffineKernel
 from repq_tf.layers.expression import ExpressionLayer
 from repq_tf.windows import Window, convolve, convolved_size
+
+# Integers `(kh, kw, in / groups, out)`, their scales and the biases, `(out,)` each.
+ConvWeights: TypeAlias = tuple[Array, Array, Array]
 
 
 @register
@@ -196,6 +199,10 @@ class ReparamConv(ExpressionLayer):
 
     def _convolve(self, x: Tensor, kernel: Tensor, groups: int, window: Window) -> Tensor:
         return convolve(x, kernel, groups, self.strides, window)
+
+    def stored_weights(self, integers: Array, scale: Array, bias: Array) -> "ConvWeights":
+        """The integers, scales and biases that a file's operator holds, of the block's own."""
+        return integers, scale, bias
 
     # Reading.
 

@@ -30,7 +30,7 @@ from repq_tf.quantization.rules import LayerBits
 _layers = keras.layers
 _ADVICE = {
     **dict.fromkeys(
-        ("GroupNormalization", "LayerNormalization", "RMSNormalization", "UnitNormalization"),
+        ("GroupNormalization", "LayerNormalization", "RMSNormalization"),
         "its mean and deviation are those of each image, which integers do not hold; train "
         "with BatchNormalization in its place",
     ),
@@ -41,6 +41,13 @@ _ADVICE = {
     **dict.fromkeys(
         ("Normalization", "Rescaling"), "its constants must be the same at all pixels"
     ),
+    **dict.fromkeys(
+        ("Bidirectional", "ConvLSTM2D", "GRU", "LSTM", "RNN", "SimpleRNN", "TimeDistributed"),
+        "the file has no loop over time; use causal convolutions (Conv1D), or end the "
+        "quantized model before it",
+    ),
+    "UnitNormalization": "divide by the length behind the file, where its caller can; end the "
+    "quantized model before it",
     "Lambda": "write what it computes with keras.ops on the tensors, outside of a layer",
     "OperationLayer": "no layer means the same; use layers, or leave it to the caller",
 }

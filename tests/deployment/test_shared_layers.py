@@ -19,7 +19,7 @@ def pyramid(x, channels=6):
     """Two levels, the second one of larger values."""
     a = layers.Conv2D(channels, 3, strides=2, padding="same", activation="relu", name="a")(x)
     b = layers.Conv2D(channels, 3, strides=2, padding="same", activation="relu", name="b")(a)
-    return a, layers.Rescaling(3.0)(b)
+    return a, layers.Rescaling(3.0, name="scaled")(b)
 
 
 def joined(tensors):
@@ -165,7 +165,7 @@ def test_statistics_are_the_means_of_the_calls():
 
 
 def pyramid_of(model):
-    return [model.get_layer("a").output, model.get_layer("rescaling").output]
+    return [model.get_layer("a").output, model.get_layer("scaled").output]
 
 
 @pytest.mark.parametrize("function", [retina, composed])

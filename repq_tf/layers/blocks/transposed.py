@@ -2,12 +2,15 @@
 
 from typing import Unpack
 
+import numpy as np
+
 from repq_tf.arguments import positive
 from repq_tf.branches import Branch
-from repq_tf.keras_api import Config, Pair, Shape, Tensor, ops, register
+from repq_tf.keras_api import Array, Config, Pair, Shape, Tensor, ops, register
 from repq_tf.layers.blocks.plain import ConvBlock
 from repq_tf.layers.depth_to_space import depth_to_space
 from repq_tf.layers.options import ReparamConvOptions
+from repq_tf.layers.reparam_conv import ConvWeights
 from repq_tf.windows import Window, apply_window, convolve
 
 
@@ -37,9 +40,9 @@ class ConvTransposeBlock(ConvBlock):
     ) -> None:
         super().__init__(filters, kernel_size, use_bias, **options)
         self.upsampling = positive(upsampling, "upsampling")
-        if (self.padding not in ("same", "valid")) or self.strides != (1, 1):
+        if self.padding not in ("same", "valid") or self.strides != (1, 1):
             raise ValueError(
-                'padding must be "same" or "valid", and strides 1, of a transposed convolution. '
+                f'{self.name}: padding must be "same" or "valid", and strides 1. '
                 f"Received: padding={self.padding!r}, strides={self.strides}"
             )
 
@@ -101,6 +104,12 @@ class ConvTransposeBlock(ConvBlock):
         more = (self._more(n) for n in self.kernel_size)
         rows, columns = (-n % self.upsampling for n in more)
         return rows, columns
+
+    def stored_weights(self, integers: Array, scale: Array, bias: Array) -> ConvWeights:
+        """The weights of the phases."""
+        kernel, _ = self.phases(ops.convert_to_tensor(integers))
+        scale, bias = (np.tile(values, self.upsampling**2) for values in (scale, bias))
+        return ops.convert_to_numpy(kernel), scale, bias
 
     # Running.
 
