@@ -14,7 +14,7 @@ from repq_tf.deployment.moves import cut, depth_to_space
 from repq_tf.graphs import Node
 from repq_tf.quantization.grids import known_name
 from repq_tf.tflite.program import Grid, Tensor
-from repq_tf.windows import VALID, convolved_size
+from repq_tf.windows import VALID, convolved_size, same_window
 
 
 def transposed(lowering: IntegerLowering, node: Node, tensors: Sequence[Tensor]) -> Make:
@@ -28,9 +28,12 @@ def transposed(lowering: IntegerLowering, node: Node, tensors: Sequence[Tensor])
     phases, (_, window) = block.stored_weights(*weights), block.phases(weights[0])
     count, packed = block.upsampling, node.name in lowering.packed
     size = convolved_size(x.shape[1:3], window, phases[0].shape[:2], (1, 1))
-    if window != VALID:
+    padding = "VALID"
+    if window != VALID and window == same_window(phases[0].shape[:2], (1, 1), x.shape[1:3]):
+        padding = "SAME"
+    elif window != VALID:
         x = pad(lowering, x, window, f"{known_name(lowering.graph, node)}/pad")
-    options = {"padding": "VALID", **strides((1, 1))}
+    options = {"padding": padding, **strides((1, 1))}
     options |= {"dilationHFactor": 1, "dilationWFactor": 1}
     options |= {"fusedActivationFunction": fused_activation(block)}
 
