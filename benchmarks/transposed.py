@@ -3,8 +3,9 @@
     python benchmarks/transposed.py
 
 Each network is one Conv2DTranspose. Ours is quantized and exported; the others are what
-TensorFlow's own converter makes of the float network, of any batch (its operator reads a computed
-shape then, and XNNPACK does not run it) and of one image. They run in turn, in one thread.
+TensorFlow's own converter makes of the float network: of any batch, whose operator reads a
+computed shape, so that XNNPACK does not run it, and of one image. They run in turn, in one
+thread.
 """
 
 import os

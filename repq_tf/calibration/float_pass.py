@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from repq_tf.branches import BatchNorm
-from repq_tf.calibration.batch_norm import Moments, average_moments
-from repq_tf.calibration.execution import Batch, Stored, input_of
+from repq_tf.calibration.batches import Batch, Stored, input_of
+from repq_tf.calibration.moments import Moments, average_moments
 from repq_tf.calibration.prepared import MergedBlock, call
 from repq_tf.calibration.reconstruction import compared
 from repq_tf.calibration.samples import Sampler

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from repq_tf.arguments import fits, positive
-from repq_tf.calibration.execution import Batch, Shapes, Stored, StoredInputs, images_of
+from repq_tf.calibration.batches import Batch, Shapes, Stored, StoredInputs, images_of
 from repq_tf.graphs import leaves, read_graph
 from repq_tf.keras_api import Array, Shape, keras, ops
 

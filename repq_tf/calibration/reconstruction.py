@@ -8,7 +8,7 @@ import numpy as np
 
 from repq_tf.branches import Convolution
 from repq_tf.calibration.batch_norm import Readings
-from repq_tf.calibration.execution import Stored
+from repq_tf.calibration.batches import Stored
 from repq_tf.calibration.patches import by_group, kernel_matrix, kernel_of, patches_of
 from repq_tf.calibration.prepared import MergedBlock
 from repq_tf.calibration.thinning import thin, thin_reading

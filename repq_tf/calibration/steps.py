@@ -11,17 +11,17 @@ import numpy as np
 from repq_tf.branches import BatchNorm
 from repq_tf.calibration.batch_norm import (
     KeepingReading,
-    Moments,
     Readings,
-    average_moments,
     match_moments,
     neutralise_dead_channels,
     quantized_kernel,
     set_moments,
 )
-from repq_tf.calibration.execution import Calls, fitting, images_in, run_batch, run_layers
+from repq_tf.calibration.batches import images_in
+from repq_tf.calibration.execution import Calls, fitting, run_batch, run_layers
 from repq_tf.calibration.float_pass import FloatPass
 from repq_tf.calibration.images import Images, read_images
+from repq_tf.calibration.moments import Moments, average_moments
 from repq_tf.calibration.prepared import MergedBlock, Run, prepare_float
 from repq_tf.calibration.ranges import TensorSteps, set_kernel_step
 from repq_tf.calibration.reconstruction import KernelFit, Rounding

@@ -7,7 +7,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from repq_tf.arguments import boolean, check_bits, number
-from repq_tf.calibration.execution import fitting, images_of
+from repq_tf.calibration.batches import images_of
+from repq_tf.calibration.execution import fitting
 from repq_tf.calibration.images import Images, store_images
 from repq_tf.calibration.prepared import Run, prepare, prepare_float, prepare_rounded
 from repq_tf.calibration.steps import calibrate

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from repq_tf.calibration.execution import Batch, input_of
+from repq_tf.calibration.batches import Batch, input_of
 from repq_tf.calibration.prepared import Run, positional
 from repq_tf.graphs import Graph, Node, Tensor, map_tensors
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from repq_tf.arithmetic import in_64_bits
 from repq_tf.arithmetic.runtimes import check_runtime
-from repq_tf.calibration.execution import Batch, Shapes, images_in, run_batch
+from repq_tf.calibration.batches import Batch, Shapes, images_in
+from repq_tf.calibration.execution import run_batch
 from repq_tf.calibration.images import read_images
 from repq_tf.files import file_path
 from repq_tf.graphs import Graph, Node, leaves, read_native

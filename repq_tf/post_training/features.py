@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from repq_tf.calibration.execution import Batch, input_of
+from repq_tf.calibration.batches import Batch, input_of
 from repq_tf.calibration.images import Images
 from repq_tf.calibration.prepared import call
 from repq_tf.graphs import Graph, Node, Tensor, evaluate
