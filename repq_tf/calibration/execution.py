@@ -117,18 +117,20 @@ def run_layers(
     def apply(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Batches, ...]:
         calls = Calls(*positional(node.layer, args, kwargs), len(images))
         group = groups.get(node.name, [node])
-        later = (_Later(), _Later())  # of a tensor, and its step
-        waiting.append((node, calls, later))
-        if node is group[-1]:
-            if id(node.layer) not in seen:
-                visit(group[0], [given for _, given, _ in waiting])
-            if node.name in groups:
-                seen.add(id(node.layer))
-            for other, given, promised in waiting:
-                for promise, batches in zip(promised, run(other, given), strict=False):
-                    promise.batches = batches
-            waiting.clear()
-        return later
+        promised = (_Later(), _Later())  # of a tensor, and its step
+        waiting.append((node, calls, promised))
+        if node is not group[-1]:
+            return promised
+        if id(node.layer) not in seen:
+            visit(group[0], [given for _, given, _ in waiting])
+        if node.name in groups:
+            seen.add(id(node.layer))
+        *others, _ = waiting
+        for other, given, promised in others:
+            for promise, batches in zip(promised, run(other, given), strict=False):
+                promise.batches = batches
+        waiting.clear()
+        return run(node, calls)
 
     def run(node: Node, calls: Calls) -> tuple[Batches, ...]:
         if make_run is None and isinstance(node.layer, Quantize):
