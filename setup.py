@@ -79,10 +79,14 @@ setup(
         "jax": ["jax>=0.4.30"],
         "onnx": ["onnx>=1.17", "tf2onnx>=1.17"],  # what Keras's own export to ONNX imports
         "torch": ["safetensors>=0.4", "torch>=2.6"],  # reads checkpoints, nothing else
+        "docs": ["mkdocs>=1.6", "mkdocs-material>=9.6", "mkdocstrings-python>=2"],
         "test": [
+            "build>=1.2",
             "hypothesis>=6.100",
+            "ipykernel>=6",
             "jax>=0.4.30",
             "mypy>=1.15",
+            "nbclient>=0.10",
             "onnx>=1.17",
             "onnxruntime>=1.20",
             "pytest>=8",
@@ -97,6 +101,7 @@ setup(
             "tflite-micro>=0.dev20261000",  # has no release that is not one of development
             "timm>=1.0.31",
             "torch==2.13.0",  # one version, so that tests do not move to another build of it
+            "twine>=6",
         ],
     },
     classifiers=[
