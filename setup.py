@@ -1,5 +1,6 @@
 """Packaging of repq_tf; the metadata lives here, tool settings live in pyproject.toml."""
 
+import re
 import runpy
 from pathlib import Path
 
@@ -14,6 +15,12 @@ PACKAGE_DIR = {
     "repq_tf.models": "models",
     "repq_tf.train": "train",
 }
+
+
+def long_description():
+    """The README; links into the repository, which lead nowhere from elsewhere, are their words."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.sub(r"\[([^\]]+)\]\((?!https:)[^)]+\)", r"\1", readme)
 
 
 def packages():
@@ -33,7 +40,7 @@ setup(
         "Quantization-aware training of re-parameterized convolutional networks"
         " on the merged kernel, shipped as exact integer TFLite files."
     ),
-    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description=long_description(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     author="The repq_tf developers",

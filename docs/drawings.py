@@ -17,7 +17,7 @@ IMAGES = Path(__file__).parent / "images"
 
 FEATURES, BRANCH, MERGED, QUANTIZED = "#96561a", "#2f6c9e", "#2d7a4d", "#7a4aa0"
 GREY, LINE = "#66707a", "#8b949e"
-CELL = 30
+CELL = 26
 
 
 class Drawing:
@@ -66,7 +66,7 @@ class Drawing:
                 f' height="{CELL - 2}" rx="3" fill="{color if value else GREY}"/>'
             )
             number = f"{round(value, 2):g}".replace("-", "\N{MINUS SIGN}")
-            self.text(left + CELL / 2, top + CELL / 2 + 4, number, size=12)
+            self.text(left + CELL / 2, top + CELL / 2 + 4, number, size=11)
 
     def sign(self, x: float, y: float, text: str) -> None:
         """A round sign, such as a plus."""

@@ -8,6 +8,7 @@ the package as it is installed, where `models/` and `train/` are inside of it.
 import json
 import posixpath
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,8 +32,10 @@ PAGES = {
 
 
 def on_pre_build(config: Any) -> None:
-    """Lays the package out as it is installed, under `build/lib`."""
-    command = [sys.executable, "setup.py", "--quiet", "build_py", "--build-lib=build/lib"]
+    """Lays the package out as it is installed."""
+    folder = ROOT / "build" / "reference"
+    shutil.rmtree(folder, ignore_errors=True)
+    command = [sys.executable, "setup.py", "--quiet", "build_py", "--build-lib", str(folder)]
     subprocess.run(command, cwd=ROOT, check=True)
 
 
