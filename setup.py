@@ -18,8 +18,9 @@ PACKAGE_DIR = {
 
 
 def long_description():
-    """The README; links into the repository, which lead nowhere from elsewhere, are their words."""
+    """The README without what lies in the repository: of links there, only the words."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = re.sub(r"!\[[^\]]*\]\((?!https:)[^)]+\)\n+", "", readme)
     return re.sub(r"\[([^\]]+)\]\((?!https:)[^)]+\)", r"\1", readme)
 
 

@@ -42,7 +42,8 @@ REPLACED = {'weights="imagenet"': "weights=None"}
 # Commands are not run, only their flags are looked up; by how they begin, and why.
 COMMANDS = {
     "export": "for the command behind it",
-    "jupyter": "writes the notebooks, which tests/test_examples.py runs",
+    "jupyter execute": "writes the notebooks, which tests/test_examples.py runs",
+    "mkdocs": "CI builds the site",
     "pip install": "a download",
     "pre-commit": "changes the repository",
     "pytest": "this suite",
