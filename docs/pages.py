@@ -31,8 +31,8 @@ PAGES = {
 }
 
 
-def on_pre_build(config: Any) -> None:
-    """Lays the package out as it is installed."""
+def on_startup(**_: Any) -> None:
+    """Lays the package out as it is installed, before MkDocs looks for the folder."""
     folder = ROOT / "build" / "reference"
     shutil.rmtree(folder, ignore_errors=True)
     command = [sys.executable, "setup.py", "--quiet", "build_py", "--build-lib", str(folder)]
