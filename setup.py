@@ -18,7 +18,7 @@ PACKAGE_DIR = {
 
 
 def long_description():
-    """The README without what lies in the repository: pictures, the row of links, and targets."""
+    """The README without what lies in the repository: pictures, and the targets of links."""
     paragraphs = (ROOT / "README.md").read_text(encoding="utf-8").split("\n\n")
     readme = "\n\n".join(part for part in paragraphs if part[:2] != "![" and " ·" not in part)
     return re.sub(r"\[([^\]]+)\]\((?!https:)[^)]+\)", r"\1", readme)
