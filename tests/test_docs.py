@@ -42,12 +42,12 @@ REPLACED = {'weights="imagenet"': "weights=None"}
 # Commands are not run, only their flags are looked up; by how they begin, and why.
 COMMANDS = {
     "export": "for the command behind it",
-    "jupyter execute": "writes the notebooks, which tests/test_examples.py runs",
     "mkdocs": "CI builds the site",
     "pip install": "a download",
     "pre-commit": "changes the repository",
     "pytest": "this suite",
     "python -m repq_tf": "tests of the package and of parity run it",
+    "python -m tests.test_examples": "writes the notebooks, which its tests run",
     "python -m tests.fuzz": "hours; tests/fuzz/test_fuzz.py runs a few",
     "python -m tests.train.kill_trials": "minutes; the tests of runs kill one",
     "python -m venv": "a fresh environment",
