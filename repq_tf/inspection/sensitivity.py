@@ -199,7 +199,8 @@ class _Network:
             wide: of `_wide_inputs`.
             size: the shape of an image; None for a model with several inputs.
         """
-        shapes, found = output_shapes(self.graph, size), {}
+        shapes = output_shapes(self.graph, size)
+        found: dict[str, LayerCost] = {}
         first: dict[str, str] = {}  # of the calls of each block
         for node in self.graph.nodes.values():
             if not isinstance(node.layer, ReparamConv):

@@ -95,10 +95,10 @@ def _compare(
     verbose: bool,
 ) -> ParityReport:
     def fitting(given: Shapes) -> int:
-        shapes = (
-            [given] if not isinstance(given, Mapping) else map(given.get, comparison.inputs)
-        )
-        kept, largest = comparison.file.image_bytes(*map(tuple, shapes))
+        shapes = [given]
+        if isinstance(given, Mapping):
+            shapes = [given[name] for name in comparison.inputs]
+        kept, largest = comparison.file.image_bytes(*shapes)
         return batch_size or max(1, _FEATURES // (kept + _KERAS * largest))
 
     total = len(images) if getattr(images, "shape", ()) else None
