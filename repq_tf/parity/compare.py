@@ -95,7 +95,8 @@ def _compare(
     verbose: bool,
 ) -> ParityReport:
     def fitting(given: Shapes) -> int:
-        shapes = [given]
+        many = isinstance(given, Mapping)
+        shapes: Any = [given]
         if isinstance(given, Mapping):
             shapes = [given[name] for name in comparison.inputs]
         kept, largest = comparison.file.image_bytes(*shapes)
