@@ -95,7 +95,6 @@ def _compare(
     verbose: bool,
 ) -> ParityReport:
     def fitting(given: Shapes) -> int:
-        many = isinstance(given, Mapping)
         shapes: Any = [given]
         if isinstance(given, Mapping):
             shapes = [given[name] for name in comparison.inputs]
