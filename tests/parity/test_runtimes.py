@@ -45,7 +45,27 @@ def one_output(x):
     return layers.Dense(1, name="one")(layers.Flatten(name="flat")(x))
 
 
-NETWORKS = {"operators": every_operator, "gates": gates, "one output": one_output}
+def functions(x):
+    x = layers.Conv2D(6, 3, padding="same", activation="tanh", name="a")(x)
+    y = layers.Conv2D(6, 3, padding="same", activation="softplus", name="b")(x)
+    x = layers.Subtract(name="difference")([x, y])
+    x = layers.Maximum(name="most")([x, layers.Activation("mish", name="mish")(x)])
+    x = layers.Minimum(name="least")([x[:, 1:, ::2], y[:, 1:, ::2]])
+    return layers.Conv2D(3, 1, name="c")(layers.Permute((2, 1, 3), name="turned")(x))
+
+
+def function(name):
+    return lambda x: layers.Activation(name, name=name)(layers.Conv2D(3, 3, name="a")(x))
+
+
+NETWORKS = {
+    "operators": every_operator,
+    "gates": gates,
+    "one output": one_output,
+    "functions": functions,
+}
+# A runtime, a function that it has, and one that it lacks.
+LACKING = [("tflm", "elu", "gelu"), ("reference", "gelu", "elu")]
 HERE = ("reference", "tflm") if micro.is_installed() else ("reference",)
 
 
@@ -57,6 +77,18 @@ def test_models_compute_what_runtimes_compute(function, bits, tmp_path):
     repq_tf.export_tflite(qat, path)
     for runtime in HERE:
         assert_exact(repq_tf.check_parity(qat, path, X, runtime=runtime, verbose=False))
+
+
+@pytest.mark.parametrize(("runtime", "runs", "lacks"), LACKING)
+def test_functions_that_a_runtime_lacks_are_refused(runtime, runs, lacks, tmp_path):
+    path, qat = tmp_path / "x.tflite", quantize(network(function(lacks)))
+    repq_tf.export_tflite(qat, path)
+    with pytest.raises(ValueError, match=f"no operator {lacks.upper()}.*layers {lacks}"):
+        repq_tf.check_parity(qat, path, X, runtime=runtime)
+    qat = quantize(network(function(runs)))
+    repq_tf.export_tflite(qat, path)
+    if runtime in HERE:
+        assert_exact(repq_tf.check_parity(qat, path, X, runtime=runtime))
 
 
 @pytest.mark.slow(3)

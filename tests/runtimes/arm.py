@@ -1,0 +1,54 @@
+"""Runs files on the emulated ARM and compares all that they store with a model.
+
+`REPQ_ARM` is the folder that `setup_arm.sh` made; see `test_arm.py`.
+"""
+
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+
+from repq_tf.arithmetic import zero_point
+from repq_tf.calibration.execution import run_batch
+from repq_tf.graphs import read_native
+from repq_tf.layers import Quantize
+from repq_tf.quantization.grids import known_name, quantized_node
+from repq_tf.quantization.runtimes import in_runtime
+from tests.quantization.networks import array
+
+FOLDER = os.environ.get("REPQ_ARM")
+_SCRIPT = Path(__file__).parent / "run_files.py"
+
+
+def write_input(qat, path, x):
+    """Writes what a file of a model is given, beside it: the integers of images."""
+    layer = next(layer for layer in qat.layers if isinstance(layer, Quantize))
+    levels = array(layer.integers(x)) + zero_point(layer.bits, layer.signed)
+    kind = np.int16 if layer.bits == 16 else np.int8
+    np.save(path.with_suffix(".input.npy"), levels.astype(kind))
+
+
+def run_files(folder):
+    """Runs the files of a folder on a Cortex-A53."""
+    command = [f"{FOLDER}/python", "cortex-a53", _SCRIPT, folder]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def differing(qat, runtime, container, path, x):
+    """`{layer: how many values differ}` of a model in a runtime and a file that was run."""
+    graph, found = in_runtime(read_native(qat), runtime, container), {}
+    with np.load(path.with_suffix(".tensors.npz")) as arrays:
+        tensors = dict(arrays)
+
+    def observe(node, value):
+        if isinstance(node.layer, Quantize):
+            name = known_name(graph, quantized_node(graph, node))
+            levels = np.rint(array(value / node.layer.step)).astype(int)
+            zero = zero_point(node.layer.bits, node.layer.signed)
+            stored = tensors[name.replace("/", "|")].astype(int) - zero
+            found[name] = int(np.count_nonzero(stored.ravel() != levels.ravel()))
+
+    run_batch(graph, x, observe=observe)
+    return {name: count for name, count in found.items() if count}
