@@ -23,10 +23,16 @@ _SCRIPT = Path(__file__).parent / "run_files.py"
 
 def write_input(qat, path, x):
     """Writes what a file of a model is given, beside it: the integers of images."""
-    layer = next(layer for layer in qat.layers if isinstance(layer, Quantize))
-    levels = array(layer.integers(x)) + zero_point(layer.bits, layer.signed)
-    kind = np.int16 if layer.bits == 16 else np.int8
-    np.save(path.with_suffix(".input.npy"), levels.astype(kind))
+    graph, first = read_native(qat), []
+
+    def observe(node, value):
+        if isinstance(node.layer, Quantize) and not first:
+            zero = zero_point(node.layer.bits, node.layer.signed)
+            levels = np.rint(array(value / node.layer.step)) + zero
+            first.append(levels.astype(np.int16 if node.layer.bits == 16 else np.int8))
+
+    run_batch(graph, x, observe=observe)
+    np.save(path.with_suffix(".input.npy"), first[0])
 
 
 def run_files(folder):
