@@ -203,7 +203,7 @@ def _transpose(builder: Builder, operation: Operation) -> None:
     x, order = operation.inputs[0], _values(operation.inputs[1]).tolist()
     if len(order) == 4:
         order = [OUTSIDE[order[axis]] for axis in INSIDE]
-    builder.move(operation.outputs[0], "Transpose", [builder.levels(x)], perm=order)
+    builder.finish(operation, "Transpose", [builder.real(x)], perm=order)
 
 
 def _slice(builder: Builder, operation: Operation) -> None:
@@ -217,7 +217,7 @@ def _slice(builder: Builder, operation: Operation) -> None:
     places = np.asarray([_inside(x, axis) for axis in axes])
     given = {"starts": begins, "ends": ends, "axes": places, "steps": steps}
     constants = [builder.constant(f"{y.name}/{k}", v[1:]) for k, v in given.items()]
-    builder.move(y, "Slice", [builder.levels(x), *constants])
+    builder.finish(operation, "Slice", [builder.real(x), *constants])
 
 
 # Functions of single values: tables, which are exact in every engine.

@@ -20,7 +20,7 @@ from tests.quantization.networks import (
     residual,
     stock,
 )
-from tests.quantization.test_containers import everything
+from tests.quantization.test_containers import everything, positive
 
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")
@@ -119,6 +119,17 @@ def test_every_operator_of_an_integer_file_is_taken(tmp_path):
     assert set(OPERATORS) <= written, "an operator that no test above runs"
 
 
+def test_kernels_of_four_bits_are_computed_in_floating_point(tmp_path):
+    qat = quantize(positive(network(residual)), weight_bits=4)
+    paths = {name: tmp_path / f"{name}.onnx" for name in ("int8", "int4")}
+    for container, path in paths.items():
+        written = repq_tf.export_onnx(qat, path, container=container)
+        got, nodes, _ = run(path, X)
+        assert not steps(qat, got, X).any()
+        assert nodes["Conv"] == (written["Conv"] - 1 if container == "int4" else 0)
+    assert paths["int4"].stat().st_size < paths["int8"].stat().st_size
+
+
 def test_images_come_out_as_they_go_in(tmp_path):
     qat = quantize(network(lambda x: layers.Conv2D(4, 3, name="a")(x)))
     repq_tf.export_onnx(qat, tmp_path / "x.onnx")
@@ -144,6 +155,9 @@ def test_nodes_and_integers_are_the_models(tmp_path):
 def test_what_it_refuses(tmp_path, monkeypatch):
     path = tmp_path / "x.onnx"
     model = network(lambda x: layers.Conv2D(3, 3, name="a")(x))
+    for options in ({"container": "int4"}, {"container": "int2"}):
+        with pytest.raises(ValueError, match="container.*Received"):
+            repq_tf.export_onnx(quantize(model, weight_bits=8), path, **options)
     with pytest.raises(ValueError, match="activations of at most 8 bits for ONNX"):
         repq_tf.export_onnx(quantize(model, activation_bits=16), path)
     with pytest.raises(ValueError, match="floating point|no quantizer"):
