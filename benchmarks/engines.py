@@ -4,9 +4,10 @@
     python benchmarks/engines.py --models=ac_resnet18,mobileone_s0 --image_size=224
 
 Each model is quantized and exported untrained, as `.tflite` and `.onnx`. LiteRT, ONNX Runtime
-and OpenVINO then run in turn in one process (batch 1, one thread), in a new order every round;
-times are medians. The outputs of each engine are compared with the Keras model's on images of
-noise, in steps. OpenVINO is told to compute what is not in integers in float32.
+and OpenVINO then run in turn in one process (batch 1, one thread each), in a new order every
+round; times are medians of the CPU time that the process took. The outputs of each engine are
+compared with the Keras model's on images of noise, in steps. OpenVINO is told to compute what
+is not in integers in float32.
 """
 
 import collections
@@ -82,7 +83,7 @@ def quantized(name: str) -> tuple[keras.Model, np.ndarray]:
 
 
 def medians(engines: dict[str, Run], image: np.ndarray) -> dict[str, float]:
-    """Milliseconds of each engine for an image."""
+    """Milliseconds of CPU of each engine for an image."""
     for run in engines.values():
         for _ in range(5):
             run(image)
@@ -90,9 +91,9 @@ def medians(engines: dict[str, Run], image: np.ndarray) -> dict[str, float]:
     order, end = np.random.default_rng(0), time.perf_counter() + FLAGS.seconds
     while time.perf_counter() < end:
         for name in order.permutation(list(engines)):
-            start = time.perf_counter()
+            start = time.process_time()
             engines[name](image)
-            times[name].append(time.perf_counter() - start)
+            times[name].append(time.process_time() - start)
     return {name: 1e3 * float(np.median(found)) for name, found in times.items()}
 
 

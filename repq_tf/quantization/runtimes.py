@@ -71,9 +71,8 @@ def with_runtime(model: keras.Model, runtime: str, container: str = "int8") -> k
         A `keras.Model` with the same layers and weights.
 
     Raises:
-        ValueError: an argument is bad, the runtime lacks an operator of the file (GELU in
-            TensorFlow Lite Micro, ELU among the reference kernels), or its arithmetic is not
-            known: 16-bit activations in TensorFlow Lite Micro.
+        ValueError: an argument is bad, or the runtime lacks an operator of the file: GELU in
+            TensorFlow Lite Micro, ELU among the reference kernels.
 
     Example:
         >>> phone = repq_tf.with_runtime(qat, "xnnpack_arm")
@@ -116,12 +115,10 @@ def in_runtime(graph: Graph, runtime: str, container: str = "int8") -> Graph:
     """The graph of a quantized model whose calls compute as a runtime, of a file's container.
 
     Raises:
-        ValueError: the runtime cannot run the file, or its arithmetic is not known.
+        ValueError: the runtime lacks an operator of the file.
     """
     _refuse_lacking(graph, runtime)
     packed = frozenset(four_bit_layers(graph)[0] if container == "int4" else ())
-    if runtime == "tflm":
-        _refuse_wide(graph)
     return dataclasses.replace(
         graph,
         nodes={
@@ -145,19 +142,6 @@ def _refuse_lacking(graph: Graph, runtime: str) -> None:
         raise ValueError(
             f"runtime={runtime!r} has no operator {lacking}, so it cannot run the file. "
             f"Received: a model with the layers {', '.join(found)}"
-        )
-
-
-def _refuse_wide(graph: Graph) -> None:
-    wide = [
-        node.name
-        for node in graph.nodes.values()
-        if isinstance(node.layer, Quantize) and node.layer.bits == 16
-    ]
-    if wide:
-        raise ValueError(
-            "runtime='tflm' is known for activations of at most 8 bits. Received: a model with "
-            f"16 bits, first in layer {wide[0]!r}"
         )
 
 
