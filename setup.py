@@ -80,11 +80,13 @@ setup(
         "onnx": ["onnx>=1.17", "tf2onnx>=1.17"],  # what Keras's own export to ONNX imports
         "torch": ["safetensors>=0.4", "torch>=2.6"],  # reads checkpoints, nothing else
         "test": [
+            "ai-edge-model-explorer-adapter>=0.2",
             "hypothesis>=6.100",
             "jax>=0.4.30",
             "mypy>=1.15",
             "onnx>=1.17",
             "onnxruntime>=1.20",
+            "openvino>=2025.4",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.9",

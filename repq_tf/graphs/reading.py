@@ -172,7 +172,8 @@ def _sort(nodes: dict[str, Node]) -> dict[str, Node]:
         for source in read:
             readers[source].append(name)
     missing = {name: len(read) for name, read in sources.items()}
-    ready, ordered = [name for name, count in missing.items() if not count], {}
+    ready = [name for name, count in missing.items() if not count]
+    ordered: dict[str, Node] = {}
     while ready:
         ordered |= {name: nodes[name] for name in ready}
         freed = []

@@ -67,7 +67,7 @@ class Builder:
 
     def give(self, key: str, tensor: Tensor) -> None:
         """Makes an output, called `key`."""
-        order = {"perm": OUTSIDE} if len(tensor.shape) == 4 else {}
+        order: dict[str, Any] = {"perm": OUTSIDE} if len(tensor.shape) == 4 else {}
         self.node("Transpose" if order else "Identity", [self.real(tensor)], key, **order)
 
     def node(

@@ -214,7 +214,7 @@ def _slice(builder: Builder, operation: Operation) -> None:
     open_begin, open_end = masks
     begins = np.where(open_begin, np.where(steps < 0, far, 0), begins)
     ends = np.where(open_end, np.where(steps < 0, -far, far), ends)
-    places = np.asarray([_inside(x, axis) for axis in axes])
+    places = np.asarray([_inside(x, axis) for axis in range(len(x.shape))])
     given = {"starts": begins, "ends": ends, "axes": places, "steps": steps}
     constants = [builder.constant(f"{y.name}/{k}", v[1:]) for k, v in given.items()]
     builder.finish(operation, "Slice", [builder.real(x), *constants])
