@@ -24,8 +24,8 @@ def export_tflite_float(model: keras.Model, path: str | os.PathLike[str]) -> Non
     operators. The file's ends are called in its signature as the model's.
 
     Args:
-        model: a float model with one input, of our blocks and of Keras's layers for images and
-            for one-dimensional features, which are images of height 1 in the file.
+        model: a float model, of our blocks and of Keras's layers for images and for
+            one-dimensional features, which are images of height 1 in the file.
         path: the file to write.
 
     Raises:
@@ -77,22 +77,19 @@ class FloatLowering(Lowering):
         graph: the `Graph` of a merged model.
 
     Raises:
-        ValueError: layers cannot be written, or there is more than one input.
+        ValueError: layers cannot be written.
     """
 
     def __init__(self, graph: Graph) -> None:
         super().__init__(graph, FLOAT_LOWERINGS, "float32")
-        sources = [node.name for node in graph.nodes.values() if node.is_input]
-        if len(sources) != 1:
-            raise ValueError(
-                f"model {graph.name!r} must have one input. Received: {len(sources)}, {sources}"
-            )
         _refuse_unknown(graph)
         self._fusions, self._fused = fuse(graph)
 
     def run(self) -> Program:
         """Lowers every layer; returns the program."""
         outputs = leaves(evaluate(self.graph, self._feed, self._apply))
+        keys, given = self.graph.input_keys, self.program.inputs
+        self.program.inputs = {key: given[name] for name, key in keys.items()}
         for key, tensor in zip(self.graph.output_keys, outputs, strict=True):
             self.program.outputs[key] = tensor
         return self.program

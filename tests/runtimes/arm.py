@@ -15,6 +15,7 @@ from repq_tf.graphs import read_native
 from repq_tf.layers import Quantize
 from repq_tf.quantization.grids import known_name, quantized_node
 from repq_tf.quantization.runtimes import in_runtime
+from repq_tf.tflite import reading
 from tests.quantization.networks import array
 
 FOLDER = os.environ.get("REPQ_ARM")
@@ -22,17 +23,27 @@ _SCRIPT = Path(__file__).parent / "run_files.py"
 
 
 def write_input(qat, path, x):
-    """Writes what a file of a model is given, beside it: the integers of images."""
-    graph, first = read_native(qat), []
+    """Writes what a file of a model is given, beside it: the integers of images, by input."""
+    graph, stored = read_native(qat), {}
+    levels_of(graph, x, lambda name, levels, zero: stored.update({name: levels + zero}))
+    _, model = reading.read(path)
+    inputs = {end["name"]: end["type"] for end in reading.describe(model)["inputs"]}
+    arrays = {
+        name.replace("/", "|"): stored[name].astype(kind) for name, kind in inputs.items()
+    }
+    np.savez(path.with_suffix(".input.npz"), **arrays)
+
+
+def levels_of(graph, x, tell):
+    """Runs a model; `tell(name, levels, zero point)` of each stored tensor."""
 
     def observe(node, value):
-        if isinstance(node.layer, Quantize) and not first:
-            zero = zero_point(node.layer.bits, node.layer.signed)
-            levels = np.rint(array(value / node.layer.step)) + zero
-            first.append(levels.astype(np.int16 if node.layer.bits == 16 else np.int8))
+        if isinstance(node.layer, Quantize):
+            name = known_name(graph, quantized_node(graph, node))
+            levels = np.rint(array(value / node.layer.step)).astype(int)
+            tell(name, levels, zero_point(node.layer.bits, node.layer.signed))
 
     run_batch(graph, x, observe=observe)
-    np.save(path.with_suffix(".input.npy"), first[0])
 
 
 def run_files(folder):
@@ -48,13 +59,9 @@ def differing(qat, runtime, container, path, x):
     with np.load(path.with_suffix(".tensors.npz")) as arrays:
         tensors = dict(arrays)
 
-    def observe(node, value):
-        if isinstance(node.layer, Quantize):
-            name = known_name(graph, quantized_node(graph, node))
-            levels = np.rint(array(value / node.layer.step)).astype(int)
-            zero = zero_point(node.layer.bits, node.layer.signed)
-            stored = tensors[name.replace("/", "|")].astype(int) - zero
-            found[name] = int(np.count_nonzero(stored.ravel() != levels.ravel()))
+    def compare(name, levels, zero):
+        stored = tensors[name.replace("/", "|")].astype(int) - zero
+        found[name] = int(np.count_nonzero(stored.ravel() != levels.ravel()))
 
-    run_batch(graph, x, observe=observe)
+    levels_of(graph, x, compare)
     return {name: count for name, count in found.items() if count}
