@@ -237,7 +237,7 @@ def test_one_dimensional_layers_are_images_of_height_one(tmp_path):
     x = layers.Conv1D(8, 3, padding="causal")(x)
     x = layers.MaxPooling1D(2)(layers.Add()([x, y]))
     x = layers.Concatenate()([x, layers.AveragePooling1D(2)(y)])
-    x = layers.Conv1DTranspose(4, 3, strides=2)(layers.Cropping1D((1, 2))(layers.ZeroPadding1D(1)(x)))
+    x = layers.UpSampling1D(2)(layers.Cropping1D((1, 2))(layers.ZeroPadding1D(1)(x)))
     x = layers.Dense(4, activation="relu")(layers.Conv1D(4, 3, strides=2, groups=4)(x))
     pooled = layers.GlobalAveragePooling1D()(x), layers.GlobalMaxPooling1D()(x)
     model = keras.Model(inputs, {"line": x, "vector": layers.Concatenate()(pooled)})
