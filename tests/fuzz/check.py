@@ -122,7 +122,11 @@ class OnArm:
             qat, x = make(model, settings, path)
         except ValueError as error:
             return f"refused: {error}"
-        arm.write_input(qat, path, x)
+        try:
+            arm.write_input(qat, path, x)
+        except Exception:  # the others' files are to be run
+            path.unlink()
+            raise
         self._waiting[path] = qat, x, describe(model, settings)
         return "waiting"
 

@@ -43,6 +43,8 @@ def levels_of(graph, x, tell):
             levels = np.rint(array(value / node.layer.step)).astype(int)
             tell(name, levels, zero_point(node.layer.bits, node.layer.signed))
 
+    if isinstance(x, list):
+        x = dict(zip(graph.input_keys, x, strict=True))
     run_batch(graph, x, observe=observe)
 
 
