@@ -117,7 +117,7 @@ def in_runtime(graph: Graph, runtime: str, container: str = "int8") -> Graph:
     Raises:
         ValueError: the runtime lacks an operator of the file.
     """
-    _refuse_lacking(graph, runtime)
+    check_operators(graph, runtime)
     packed = frozenset(four_bit_layers(graph)[0] if container == "int4" else ())
     return dataclasses.replace(
         graph,
@@ -134,7 +134,8 @@ def in_runtime(graph: Graph, runtime: str, container: str = "int8") -> Graph:
     )
 
 
-def _refuse_lacking(graph: Graph, runtime: str) -> None:
+def check_operators(graph: Graph, runtime: str) -> None:
+    """Raises ValueError if a runtime lacks an operator of a quantized model's file."""
     lacking = _LACKING.get(runtime)
     functions = [n for n in graph.nodes.values() if isinstance(n.layer, QuantizedLookup)]
     found = [n.name for n in functions if operator_of_function(n.layer) == lacking]
