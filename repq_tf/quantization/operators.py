@@ -228,6 +228,15 @@ def activation_name(layer: Layer) -> str:
     return _ALIASES.get(name, name)
 
 
+def operator_of_function(layer: QuantizedLookup) -> str | None:
+    """The operator of a file that computes a function, "ELU" or "GELU"; None: its table."""
+    function = layer.function
+    if isinstance(function, _layers.ELU):
+        return "ELU" if function.alpha == 1 else None
+    name = activation_name(function).upper()
+    return name if name in ("ELU", "GELU") else None
+
+
 _ALIASES = {"hard_swish": "hard_silu", "swish": "silu"}
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from repq_tf.arithmetic import container_top, input_levels
 from repq_tf.keras_api import Array
-from repq_tf.tflite.reading import operator_name, tensor_data
+from repq_tf.tflite.reading import operator_name, tensor_data, type_name
 
 PIXELS = 256
 
@@ -74,8 +74,10 @@ def _lookup(model: Any, position: int) -> Any:
     """The GATHER behind a file's input, or None."""
     graph = model.subgraphs[0]
     reader = {int(i): operator for operator in graph.operators for i in operator.inputs}
-    operator = reader[int(graph.inputs[position])]
-    if operator_name(model, operator) != "CAST":
+    first = int(graph.inputs[position])
+    operator = reader[first]
+    # A table behind an int8 input is a function of the network's own.
+    if operator_name(model, operator) != "CAST" or type_name(graph.tensors[first]) != "UINT8":
         return None
     while operator_name(model, operator) != "GATHER":
         operator = reader[int(operator.outputs[0])]

@@ -1,10 +1,14 @@
 """Random networks and random command lines: each works exactly, or refuses by name.
 
     python -m tests.fuzz --examples=200 --commands=20
+    python -m tests.fuzz --commands=0 --runtimes=reference,tflm
+    REPQ_ARM=~/arm python -m tests.fuzz --commands=0 --runtimes=xnnpack_arm
 
 Networks are drawn by hypothesis and run in a process of their own, so that a crash of the
-interpreter is seen and named. Command lines are random flags of
-`train/main.py`: exit status 0 with parity in the report, or 1 with one line of `error:`.
+interpreter is seen and named. In other runtimes than XNNPACK on x86 a file computes what
+`with_runtime` says; ARM is emulated (`tests/runtimes/test_arm.py`) and runs all files at the
+end. Command lines are random flags of `train/main.py`: exit status 0 with parity in the
+report, or 1 with one line of `error:`.
 """
 
 import argparse
@@ -79,14 +83,20 @@ REFUSED = {
 }
 
 
-def fuzz_networks(count, seed):
+def fuzz_networks(count, seed, runtimes):
     """Runs in the child: prints what it is about to do, then how it ended."""
     import hypothesis
     from hypothesis import HealthCheck, given, settings
     from hypothesis import strategies as st
 
-    from tests.fuzz.check import SETTINGS, check, describe
+    from tests.fuzz.check import SETTINGS, OnArm, check, describe
     from tests.fuzz.models import network
+
+    def tell(**entry):
+        print(json.dumps(entry), flush=True)
+
+    folder = tempfile.TemporaryDirectory()
+    phone = OnArm(folder.name) if runtimes == ["xnnpack_arm"] else None
 
     @hypothesis.seed(seed)
     @settings(
@@ -98,29 +108,31 @@ def fuzz_networks(count, seed):
     @given(st.data())
     def run(data):
         model, options = network(data.draw), data.draw(SETTINGS)
-        print(json.dumps({"case": describe(model, options)}), flush=True)
+        tell(case=describe(model, options))
         try:
-            verdict = check(model, options)
+            verdict = phone.add(model, options) if phone else check(model, options, runtimes)
         except Exception as error:  # the next networks are of interest, too
             verdict = f"wrong: {type(error).__name__}: {error}"
-        print(json.dumps({"verdict": verdict}), flush=True)
+        if verdict != "waiting":
+            tell(verdict=verdict)
 
     run()
+    for case, verdict in phone.verdicts() if phone else ():
+        tell(case=case, verdict=verdict)
+    folder.cleanup()
 
 
-def networks(count, seed):
+def networks(count, seed, runtimes):
     """Counts the verdicts of random networks; returns whether none was wrong."""
-    child = subprocess.Popen(
-        [sys.executable, "-m", "tests.fuzz", f"--child={count}", f"--seed={seed}"],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    command = [sys.executable, "-m", "tests.fuzz", f"--child={count}", f"--seed={seed}"]
+    command.append(f"--runtimes={runtimes}")
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     drawn, verdicts, case = 0, collections.Counter(), None
     for line in child.stdout:
         if not line.startswith("{"):
             continue
         entry = json.loads(line)
-        drawn, case = drawn + ("case" in entry), entry.get("case", case)
+        drawn, case = drawn + ("verdict" not in entry), entry.get("case", case)
         if "verdict" in entry:
             kind, _, message = entry["verdict"].partition(": ")
             verdicts[kind] += 1
@@ -187,12 +199,17 @@ def main():
     parser.add_argument("--examples", type=int, default=100, help="random networks")
     parser.add_argument("--commands", type=int, default=10, help="random command lines")
     parser.add_argument("--seed", type=int, default=0, help="of both")
+    parser.add_argument(
+        "--runtimes", default="xnnpack", help="of networks, with commas; xnnpack_arm alone"
+    )
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        fuzz_networks(options.child, options.seed)
+        fuzz_networks(options.child, options.seed, options.runtimes.split(","))
         return
-    good = networks(options.examples, options.seed) if options.examples else True
+    good = True
+    if options.examples:
+        good = networks(options.examples, options.seed, options.runtimes)
     good = commands(options.commands, options.seed) and good
     sys.exit(not good)
 

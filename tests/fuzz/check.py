@@ -8,6 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 import repq_tf
+from tests.runtimes import arm
 
 BITS = st.integers(2, 8)
 SETTINGS = st.fixed_dictionaries(
@@ -51,7 +52,36 @@ def randomize(model, rng):
         weight.assign(value)
 
 
-def check(model, settings):
+def make(model, settings, path):
+    """Quantizes, trains a step and exports.
+
+    Returns:
+        The quantized model and images.
+
+    Raises:
+        ValueError: the library refuses the network.
+        AssertionError: training or export did what it must not.
+    """
+    rng = np.random.default_rng(0)
+    randomize(model, rng)
+    shapes = model.input_shape if isinstance(model.input_shape, list) else [model.input_shape]
+    x = [rng.normal(0.3, 1, (24, *shape[1:])).astype("float32") for shape in shapes]
+    x = x if len(x) > 1 else x[0]
+    options = with_rules(model, settings)
+    qat = repq_tf.quantize(model, calibration_data=x, verbose=False, **options)
+    targets = rng.normal(size=(24, *model.output_shape[1:]))
+    qat.compile(keras.optimizers.SGD(1e-3), "mse", run_eagerly=True)
+    loss = qat.train_on_batch(x, targets)
+    assert np.isfinite(loss), "the loss is not finite"
+    try:
+        repq_tf.export_tflite(qat, path)
+    except ValueError:
+        assert not path.exists(), "a refused export left a file"
+        raise
+    return qat, x
+
+
+def check(model, settings, runtimes=("xnnpack",)):
     """Quantizes, trains a step, exports and compares.
 
     Returns:
@@ -61,30 +91,51 @@ def check(model, settings):
         AssertionError: the file computes something else.
         Exception: anything but a ValueError of the library.
     """
-    rng = np.random.default_rng(0)
-    randomize(model, rng)
-    shapes = model.input_shape if isinstance(model.input_shape, list) else [model.input_shape]
-    x = [rng.normal(0.3, 1, (24, *shape[1:])).astype("float32") for shape in shapes]
-    x = x if len(x) > 1 else x[0]
-    options = with_rules(model, settings)
-    try:
-        qat = repq_tf.quantize(model, calibration_data=x, verbose=False, **options)
-    except ValueError as error:
-        return f"refused: {error}"
-    targets = rng.normal(size=(24, *model.output_shape[1:]))
-    qat.compile(keras.optimizers.SGD(1e-3), "mse", run_eagerly=True)
-    loss = qat.train_on_batch(x, targets)
-    assert np.isfinite(loss), "the loss is not finite"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.tflite"
         try:
-            repq_tf.export_tflite(qat, path)
+            qat, x = make(model, settings, path)
+            for runtime in runtimes:
+                repq_tf.with_runtime(qat, runtime)  # which refuses what it lacks
         except ValueError as error:
-            assert not any(Path(folder).iterdir()), "a refused export left a file"
             return f"refused: {error}"
-        report = repq_tf.check_parity(qat, path, x)
-    assert not any(layer.different for layer in report.layers), str(report)
+        for runtime in runtimes:
+            report = repq_tf.check_parity(qat, path, x, runtime=runtime)
+            assert not any(layer.different for layer in report.layers), str(report)
     return "exact"
+
+
+class OnArm:
+    """Checks many networks at once on the emulated ARM.
+
+    Args:
+        folder: where their files lie.
+    """
+
+    def __init__(self, folder):
+        self._folder, self._waiting = Path(folder), {}
+
+    def add(self, model, settings):
+        """Makes a file; returns "waiting" or "refused: MESSAGE"."""
+        path = self._folder / f"{len(self._waiting)}.tflite"
+        try:
+            qat, x = make(model, settings, path)
+        except ValueError as error:
+            return f"refused: {error}"
+        try:
+            arm.write_input(qat, path, x)
+        except Exception:  # the others' files are to be run
+            path.unlink()
+            raise
+        self._waiting[path] = qat, x, describe(model, settings)
+        return "waiting"
+
+    def verdicts(self):
+        """Runs all files; yields what each is and "exact" or "wrong: LAYERS"."""
+        arm.run_files(self._folder)
+        for path, (qat, x, case) in self._waiting.items():
+            wrong = arm.differing(qat, "xnnpack_arm", "int8", path, x)
+            yield case, f"wrong: {wrong}" if wrong else "exact"
 
 
 def describe(model, settings):
