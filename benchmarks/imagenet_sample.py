@@ -131,7 +131,7 @@ def _own(model, images, path, average_bits=None, **options):
     quantized = repq_tf.post_training_quantize(
         model, calibration_data=images, verbose=False, **options
     )
-    repq_tf.export_tflite(quantized, path, input_type="float32", output_type="float32")
+    repq_tf.export_tflite(quantized, path)
     return quantized
 
 
@@ -163,12 +163,17 @@ def _by_ai_edge_quantizer(model, images, path):
 
 
 def logits_of(path, images):
-    """What a file makes of each image."""
+    """What a file makes of each image; integers at its ends are numbers on their grids."""
     interpreter, found = Interpreter(path), []
+    (scale, zero), kind = interpreter.input_grid, interpreter.input_type
+    if scale:
+        ends = np.iinfo(kind)
+        images = np.clip(np.rint(images / scale) + zero, ends.min, ends.max).astype(kind)
     for image in images:
         interpreter.run(image[None])
-        found.append(interpreter.output()[0].copy())
-    return np.stack(found).astype(np.float64)
+        found.append(interpreter.output()[0].astype(np.float64))
+    scale, zero = interpreter.output_grid()
+    return (np.stack(found) - zero) * scale if scale else np.stack(found)
 
 
 def judged(make, real, images, labels):

@@ -49,6 +49,8 @@ class FloatPass:
         self._graph, self._builder, self._images = graph, builder, images
         self._sites = builder.placement.sites
         self.merged = float_blocks(builder)
+        # As they are before calibration.
+        self._roots = {b.name: _learned_root(builder, b) for b in builder.blocks.values()}
         self.moments = {block.name: Moments() for block in builder.blocks.values()}
         names = self.moments if keep_outputs else ()
         self.outputs: dict[str, Stored] = {name: Stored() for name in names}
@@ -91,6 +93,22 @@ class FloatPass:
         if block.name in self.outputs:
             self.outputs[block.name].append(ops.convert_to_numpy(compared(y, self._images)))
         return merged.finish(y)
+
+    def before_activation(self, name: str) -> tuple[Array, Array]:
+        """The mean and the variance of each output of a block, before its activation.
+
+        They are beta and gamma squared of a trained batch norm at its root; without one, those
+        on the images.
+
+        Args:
+            name: of the block.
+        """
+        root, moments, merged = self._roots[name], self.moments[name], self.merged[name]
+        if root is None:
+            shift = ops.convert_to_numpy(merged.offset) - ops.convert_to_numpy(merged.bias)
+            return moments.mean + shift, moments.variance
+        beta, gamma = (np.asarray(ops.convert_to_numpy(v)) for v in (root.beta, root.gamma))
+        return beta, np.square(gamma)
 
     def check(self) -> None:
         """Judges what was measured.
