@@ -33,7 +33,6 @@ from PIL import Image
 import repq_tf
 from repq_tf.files import write_atomically
 from repq_tf.keras_api import keras
-from repq_tf.post_training.rounding import ROUNDINGS
 from repq_tf.tflite.interpreter import Interpreter
 
 FLAGS = flags.FLAGS
@@ -47,6 +46,7 @@ _RESIZED, _SIZE, _PICTURES = 240, 224, 1000
 _CALIBRATES = 5  # every so manieth
 _COMPARED = 20
 _AVERAGE_BITS = 5
+_ROUNDINGS = "nearest", "descent", "adaround", "adaquant"
 _FIGURES = ("drop", "agreement", "sqnr", "seconds", "differing")
 
 
@@ -98,21 +98,18 @@ def methods(model, images):
     library's.
     """
     own = functools.partial(_own, model, images)
-    made = {
-        "W8A8 per channel, nearest": functools.partial(own, rounding="nearest"),
-        "W8A8 per channel, nearest, output_error": functools.partial(
-            own, weight_range="output_error", activation_range="output_error"
-        ),
-        "W8A8 per channel, descent": functools.partial(own, rounding="descent"),
-    }
+    made = {}
     for rounding in ("nearest", "descent"):
+        for ranges in ("min_error", "output_error"):
+            options = {"weight_range": ranges, "activation_range": ranges}
+            name = f"W8A8 per channel, {rounding}, {ranges}"
+            made[name] = functools.partial(own, rounding=rounding, **options)
         for equalize in (False, True):
             name = f"W8A8 per tensor, {'' if equalize else 'not '}equalized, {rounding}"
             options = {"per_channel": False, "equalize": equalize, "rounding": rounding}
             made[name] = functools.partial(own, **options)
-    for rounding in ROUNDINGS:
+    for rounding in _ROUNDINGS:
         made[f"W4A8, {rounding}"] = functools.partial(own, weight_bits=4, rounding=rounding)
-    for rounding in ROUNDINGS:
         options = {"rounding": rounding, "average_bits": _AVERAGE_BITS}
         made[f"W{_AVERAGE_BITS}A8 on average, {rounding}"] = functools.partial(own, **options)
     for name, per_channel in (("channel", True), ("tensor", False)):
