@@ -73,23 +73,32 @@ class ExpectedFeatures:
 
     def add(self, node: Node) -> None:
         """Finds those of a node of the quantized model, if those before tell them."""
-        layer, read = node.layer, [self._found.get(t.node) for t in node.inputs if not t.index]
+        layer = node.layer
+        sources = [tensor.node for tensor in node.inputs if not tensor.index]
+        read = [self._found[name] for name in sources if name in self._found]
         if isinstance(layer, ReparamConv):
-            found = self._real.before_activation(node.name)
-        elif any(part is None for part in read):
+            found = self._real.before_activation(layer.name)
+        elif len(read) < len(sources):
             return
         elif isinstance(layer, QuantizedAdd):
-            found = tuple(sum(parts) for parts in zip(*read, strict=True))
-        elif type(layer) in (Quantize, QuantizedMean) and len(read) == 1:
-            self._found[node.name] = read[0]
-            return
+            (mean, variance), (other, others) = read
+            found = mean + other, variance + others
         else:
+            if type(layer) in (Quantize, QuantizedMean):
+                (self._found[node.name],) = read
             return
         bounds = BOUNDS.get(keras.activations.serialize(layer.activation))
         if bounds is not None:
             self._found[node.name] = clipped_normal(*found, *bounds)
 
-    def mean_before(self, node: Node) -> Array | None:
-        """The mean of each channel of what a node reads, or None where nothing tells it."""
+    def mean_before(self, node: Node, calls: int = 1) -> Array | None:
+        """The mean of each channel of what a block reads, or None where nothing tells it.
+
+        Args:
+            node: of the block.
+            calls: in how many places the model calls it. What it reads in several is not alike.
+        """
         found = self._found.get(node.inputs[0].node)
-        return None if found is None else found[0]
+        if found is None or calls > 1 or node.layer.upsampling > 1:  # zeros between the pixels
+            return None
+        return found[0]

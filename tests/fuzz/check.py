@@ -63,7 +63,9 @@ def check(model, settings):
     """
     rng = np.random.default_rng(0)
     randomize(model, rng)
-    x = rng.normal(0.3, 1, (24, *model.input_shape[1:])).astype("float32")
+    shapes = model.input_shape if isinstance(model.input_shape, list) else [model.input_shape]
+    x = [rng.normal(0.3, 1, (24, *shape[1:])).astype("float32") for shape in shapes]
+    x = x if len(x) > 1 else x[0]
     options = with_rules(model, settings)
     try:
         qat = repq_tf.quantize(model, calibration_data=x, verbose=False, **options)
@@ -88,4 +90,4 @@ def check(model, settings):
 def describe(model, settings):
     """One line that names a network."""
     parts = [type(operation).__name__ for operation in model.operations[1:]]
-    return f"{' > '.join(parts)} {model.input_shape[1:]} {settings}"
+    return f"{' > '.join(parts)} {model.input_shape} {settings}"
