@@ -53,7 +53,7 @@ class Operator:
         check: `check(layer)` returns why the layer cannot be quantized, or None.
         int16: whether it takes activations of 16 bits.
         step: of a "fixed" grid.
-        signed: whether results can be negative; None: where inputs can ("fixed": no).
+        signed: whether results can be negative; None: where inputs can.
     """
 
     kind: str
@@ -77,7 +77,7 @@ def _prescribed(
     kind: Any,
     wide_input: bool | None = True,
     check: Check | None = None,
-    signed: bool | None = None,
+    signed: bool = False,
 ) -> Operator:
     def make(site: Any, input_zero_point: int, **options: Any) -> Layer:
         return kind(name=options["name"], dtype=options["dtype"])

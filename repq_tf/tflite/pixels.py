@@ -61,8 +61,11 @@ def pixels_of(model: Any, values: Array, exactly: bool = False) -> Array:
 
 
 def _lookup(model: Any) -> Any:
-    """The GATHER behind a file's input, or None."""
+    """The GATHER behind a file's input of numbers without a scale, or None."""
     graph = model.subgraphs[0]
+    grid = graph.tensors[int(graph.inputs[0])].quantization
+    if grid is not None and grid.scale is not None and len(grid.scale):
+        return None  # a table behind it is that of a function
     reader = {int(i): operator for operator in graph.operators for i in operator.inputs}
     operator = reader[int(graph.inputs[0])]
     if operator_name(model, operator) != "CAST":

@@ -105,6 +105,13 @@ def test_the_runtimes_own_tables_are_taken_where_it_has_them(function, kind, oth
     assert operators == dict.fromkeys(("CONV_2D", kind, *others), 1)
 
 
+def test_a_function_of_the_input_is_no_table_of_pixels(tmp_path):
+    qat = quantize(network(lambda x: conv("a")(layers.Activation("softsign")(x))))
+    for kind in ("int8", "uint8"):
+        _, report = parity(qat, tmp_path / f"{kind}.tflite", X, input_type=kind)
+        assert_exact(report)
+
+
 def test_dilated_convolutions_are_the_operators_own(tmp_path):
     qat = quantize(network(dilations))
     operators = repq_tf.export_tflite(qat, tmp_path / "x.tflite")

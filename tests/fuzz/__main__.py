@@ -1,6 +1,6 @@
 """Random networks and random command lines: each works exactly, or refuses by name.
 
-    python -m tests.fuzz --examples=200 --commands=20
+    python -m tests.fuzz --examples=200 --commands=20 --verbose
 
 Networks are drawn by hypothesis and run in a process of their own, so that a crash of the
 interpreter is seen and named. Command lines are random flags of
@@ -85,7 +85,7 @@ def fuzz_networks(count, seed):
     from hypothesis import HealthCheck, given, settings
     from hypothesis import strategies as st
 
-    from tests.fuzz.check import SETTINGS, check, describe
+    from tests.fuzz.check import SETTINGS, check, describe, kinds
     from tests.fuzz.models import network
 
     @hypothesis.seed(seed)
@@ -98,7 +98,8 @@ def fuzz_networks(count, seed):
     @given(st.data())
     def run(data):
         model, options = network(data.draw), data.draw(SETTINGS)
-        print(json.dumps({"case": describe(model, options)}), flush=True)
+        case = {"case": describe(model, options), "kinds": kinds(model)}
+        print(json.dumps(case), flush=True)
         try:
             verdict = check(model, options)
         except Exception as error:  # the next networks are of interest, too
@@ -108,19 +109,25 @@ def fuzz_networks(count, seed):
     run()
 
 
-def networks(count, seed):
-    """Counts the verdicts of random networks; returns whether none was wrong."""
+def networks(count, seed, verbose=False):
+    """Counts the verdicts of random networks, and kinds of layers if `verbose`.
+
+    Returns:
+        Whether none was wrong.
+    """
     child = subprocess.Popen(
         [sys.executable, "-m", "tests.fuzz", f"--child={count}", f"--seed={seed}"],
         stdout=subprocess.PIPE,
         text=True,
     )
     drawn, verdicts, case = 0, collections.Counter(), None
+    histogram = collections.Counter()
     for line in child.stdout:
         if not line.startswith("{"):
             continue
         entry = json.loads(line)
         drawn, case = drawn + ("case" in entry), entry.get("case", case)
+        histogram.update(entry.get("kinds", ()))
         if "verdict" in entry:
             kind, _, message = entry["verdict"].partition(": ")
             verdicts[kind] += 1
@@ -128,6 +135,8 @@ def networks(count, seed):
                 print(
                     f"{kind}: {message}{f' at {case}' if kind == 'wrong' else ''}", flush=True
                 )
+    if verbose:
+        print("\n".join(f"{count:6} {kind}" for kind, count in histogram.most_common()))
     wrong = drawn - verdicts["exact"] - verdicts["refused"]
     if child.wait():
         print(f"FAILED with status {child.returncode} at: {case}")
@@ -187,12 +196,17 @@ def main():
     parser.add_argument("--examples", type=int, default=100, help="random networks")
     parser.add_argument("--commands", type=int, default=10, help="random command lines")
     parser.add_argument("--seed", type=int, default=0, help="of both")
+    parser.add_argument(
+        "--verbose", action="store_true", help="count the layers that were drawn"
+    )
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         fuzz_networks(options.child, options.seed)
         return
-    good = networks(options.examples, options.seed) if options.examples else True
+    good = (
+        networks(options.examples, options.seed, options.verbose) if options.examples else True
+    )
     good = commands(options.commands, options.seed) and good
     sys.exit(not good)
 

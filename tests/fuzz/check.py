@@ -63,7 +63,9 @@ def check(model, settings):
     """
     rng = np.random.default_rng(0)
     randomize(model, rng)
-    x = rng.normal(0.3, 1, (24, *model.input_shape[1:])).astype("float32")
+    shape, pixels = (24, *model.input_shape[1:]), model.inputs[0].name == "pixels"
+    x = rng.integers(0, 256, shape) if pixels else rng.normal(0.3, 1, shape)
+    x = x.astype("float32")
     options = with_rules(model, settings)
     try:
         qat = repq_tf.quantize(model, calibration_data=x, verbose=False, **options)
@@ -76,7 +78,7 @@ def check(model, settings):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.tflite"
         try:
-            repq_tf.export_tflite(qat, path)
+            repq_tf.export_tflite(qat, path, input_type="uint8" if pixels else "int8")
         except ValueError as error:
             assert not any(Path(folder).iterdir()), "a refused export left a file"
             return f"refused: {error}"
@@ -87,5 +89,19 @@ def check(model, settings):
 
 def describe(model, settings):
     """One line that names a network."""
-    parts = [type(operation).__name__ for operation in model.operations[1:]]
-    return f"{' > '.join(parts)} {model.input_shape[1:]} {settings}"
+    return f"{' > '.join(kinds(model))} {model.input_shape[1:]} {settings}"
+
+
+def kinds(model):
+    """What a network is made of, in order: layers, operations, activations of their own."""
+    found = []
+    for operation in model.operations:
+        if isinstance(operation, keras.Model):
+            found += kinds(operation)
+        elif isinstance(operation, keras.layers.Activation):
+            found.append(f"Activation:{keras.activations.serialize(operation.activation)}")
+        elif not isinstance(operation, keras.layers.InputLayer):
+            layer = isinstance(operation, keras.layers.Layer)
+            name = type(operation).__name__
+            found.append(name if layer else f"operation {name}")
+    return found
