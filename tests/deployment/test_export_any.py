@@ -82,9 +82,12 @@ def test_nothing_differs(function, bits, tmp_path):
     assert len(np.unique(y)) > 4
 
 
-@pytest.mark.parametrize("function", ["tanh", "elu", "gelu", "softplus"])
-def test_functions_are_near_their_float_ones(function):
-    model = network(lambda x: layers.Activation(function, name="f")(conv("a")(x)))
+@pytest.mark.parametrize("before", [None, "relu"])
+@pytest.mark.parametrize("function", ["tanh", "elu", "gelu", "softplus", "log_sigmoid"])
+def test_functions_are_near_their_float_ones(function, before):
+    model = network(
+        lambda x: layers.Activation(function, name="f")(conv("a", activation=before)(x))
+    )
     qat = quantize(model)
     want, got = array(model(images())), array(qat(images()))
     step = float(qat.layers[-1].step)

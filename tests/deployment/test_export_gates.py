@@ -109,7 +109,14 @@ def fixed_scales(x):
     return layers.Concatenate()([conv("d")(c), layers.Softmax()(conv("e")(c)), x])
 
 
-NETWORKS = [squeeze_and_excite, mobilenet_v3, products, outputs_of_gates, pooled_gates, fixed_scales]
+NETWORKS = [
+    squeeze_and_excite,
+    mobilenet_v3,
+    products,
+    outputs_of_gates,
+    pooled_gates,
+    fixed_scales,
+]
 
 
 @pytest.mark.slow
