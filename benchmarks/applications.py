@@ -5,8 +5,10 @@
 Every network is built as `keras.applications` does, without weights and with statistics of
 photographs, and goes through `quantize`, one step of `fit`, `export_tflite` and
 `check_parity`; through `reparameterize` and `merge`; and one of each family inside of another
-model. Random weights make no accuracy, but rounding and parity are those of any. Each network
-has a process of its own, and what the JSON file holds is not run again.
+model. Random weights make no accuracy, but rounding and parity are those of any. The quantized
+logits are correlated with the float ones; and so are, for comparison, those of the float
+network with the noise of 8 bits (`float_noise.py`). Each network has a process of its own, and
+what the JSON file holds is not run again.
 
     python benchmarks/applications.py --passes=others,latency --files=runs/applications \
         --json=benchmarks/results/applications.json
@@ -29,6 +31,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 from absl import app, flags
+from float_noise import noisy
 from sklearn.datasets import load_sample_image
 
 import repq_tf
@@ -152,10 +155,6 @@ def parity(row, folder):
         return {**entry, "refused": " ".join(str(error).split())}
     repq_tf.reestimate_batch_norm(model, images, verbose=False)
     logits = float_logits(model, images)
-    half = (images.max() - images.min()) / 510
-    noise = np.random.default_rng(1).uniform(-half, half, images.shape).astype("float32")
-    entry["noise"] = correlations(float_logits(model, images + noise), logits)
-
     options = {"calibration_data": images, "verbose": False}
     qat, entry["quantize_s"] = timed(repq_tf.quantize, model, **options)
     entry["correlation"] = correlations(quantized_logits(qat, images), logits)
@@ -180,6 +179,8 @@ def parity(row, folder):
     entry["reparameterize_error"] = largest_difference(
         float_logits(repq_tf.merge(wide), images), logits
     )
+    if row in NETWORKS:
+        entry["noise"] = correlations(float_logits(noisy(model), images), logits)
     entry["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     return entry
 
@@ -260,7 +261,7 @@ def wanted(row, name, rows):
 
 HEAD = (
     *("network", "layers", "quantize s", "export s", "operators", "MB", "stored values"),
-    *("that differ", "correlation", "int8 ms", "float32 ms", "converter's ms"),
+    *("that differ", "correlation", "of noise", "int8 ms", "float32 ms", "converter's ms"),
 )
 
 
@@ -280,6 +281,7 @@ def cells(name, row):
         *(name, str(row["layers"]), f"{row['quantize_s']:.0f}", f"{row['export_s']:.0f}"),
         *(str(row["operators"]), f"{row['megabytes']:.1f}", f"{row['compared'] / 1e6:.1f} M"),
         *(str(row["different"]), f"{row['correlation'][0]:.3f}"),
+        f"{row['noise'][0]:.3f}" if "noise" in row else "",
         *(f"{times[k]:.2f}" if k in times else "" for k in ("int8", "float32", "converter")),
     ]
 

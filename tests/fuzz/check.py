@@ -5,9 +5,9 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from hypothesis import strategies as st
 
 import repq_tf
+from tests.fuzz import draws as st
 
 BITS = st.integers(2, 8)
 SETTINGS = st.fixed_dictionaries(
@@ -24,17 +24,19 @@ SETTINGS = st.fixed_dictionaries(
 
 def with_rules(model, settings):
     """The arguments of `quantize` for drawn settings."""
-    kinds = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
-    names = [
-        layer.name
+    stock = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
+    weighted = [
+        layer
         for layer in model.layers
-        if isinstance(layer, (*kinds, repq_tf.layers.ReparamConv, keras.layers.PReLU))
+        if isinstance(layer, (*stock, repq_tf.layers.ReparamConv, keras.layers.PReLU))
     ]
-    rules = [
-        (names[position], {"weight_bits": weight, "activation_bits": activation})
-        for position, (weight, activation) in settings["mixed"].items()
-        if position < len(names)
-    ]
+    rules = []
+    for position, (weight, activation) in settings["mixed"].items():
+        if position < len(weighted):
+            layer, rule = weighted[position], {"activation_bits": activation}
+            if not isinstance(layer, keras.layers.PReLU):
+                rule["weight_bits"] = weight
+            rules.append((layer.name, rule))
     return {**{k: v for k, v in settings.items() if k != "mixed"}, "rules": rules}
 
 

@@ -1,7 +1,8 @@
 """Random small networks of one-dimensional features: of sounds and of sensors."""
 
 import keras
-from hypothesis import strategies as st
+
+from tests.fuzz import draws as st
 
 layers = keras.layers
 
@@ -51,7 +52,7 @@ def _pair(draw, x):
 
 
 def line_network(draw):
-    """A Functional model of lines; `draw` as in hypothesis."""
+    """A Functional model of lines; `draw` from `draws.drawing`."""
     x = inputs = keras.Input((draw(st.sampled_from((12, 17))), draw(st.integers(1, 3))))
     for _ in range(draw(st.integers(2, 5))):
         part = draw(st.sampled_from((_convolution, _convolution, _other, _pair)))

@@ -2,8 +2,8 @@
 
 import keras
 import numpy as np
-from hypothesis import strategies as st
 
+from tests.fuzz import draws as st
 from tests.fuzz.lines import line_network
 from tests.fuzz.parts import PARTS
 
@@ -41,7 +41,7 @@ def _prepared(draw, x):
 
 
 def network(draw):
-    """A Functional model of two to five parts and an ending; `draw` as in hypothesis.
+    """A Functional model of two to five parts and an ending; `draw` from `draws.drawing`.
 
     One whose input is named "pixels" prepares them itself.
     """

@@ -2,10 +2,10 @@
 
 import keras
 import numpy as np
-from hypothesis import strategies as st
 from keras import ops
 
 from repq_tf import layers as blocks
+from tests.fuzz import draws as st
 from tests.zoo import BLOCKS
 
 layers = keras.layers
