@@ -108,7 +108,7 @@ def photographs(rng):
         crops.append(source[top : top + side, left : left + side])
     size = (FLAGS.image_size, FLAGS.image_size)
     images = keras.ops.image.resize(np.stack(crops).astype("float32"), size, antialias=True)
-    return keras.ops.convert_to_numpy(images)
+    return np.round(keras.ops.convert_to_numpy(images))
 
 
 def timed(function, *args, **options):
