@@ -79,13 +79,13 @@ REFUSED = {
 }
 
 
-def fuzz_networks(count, seed):
+def fuzz_networks(first, count, seed):
     """Runs in the child: prints what it is about to do, then how it ended."""
     from tests.fuzz.check import SETTINGS, check, describe, kinds
     from tests.fuzz.draws import drawing
     from tests.fuzz.models import network
 
-    for number in range(count):
+    for number in range(first, count):
         draw = drawing(random.Random(f"{seed}/{number}"))
         model, options = network(draw), draw(SETTINGS)
         case = {"case": f"{number}: {describe(model, options)}", "kinds": kinds(model)}
@@ -97,42 +97,48 @@ def fuzz_networks(count, seed):
         print(json.dumps({"verdict": verdict}), flush=True)
 
 
-def networks(count, seed, verbose=False):
-    """Counts the verdicts of random networks, and kinds of layers if `verbose`.
+def networks(first, count, seed, verbose=False):
+    """Counts the verdicts of networks from one on, and kinds of layers if `verbose`.
 
     Returns:
         Whether none was wrong.
     """
-    child = subprocess.Popen(
-        [sys.executable, "-m", "tests.fuzz", f"--child={count}", f"--seed={seed}"],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    drawn, verdicts, case = 0, collections.Counter(), None
-    histogram = collections.Counter()
-    for line in child.stdout:
-        if not line.startswith("{"):
-            continue
-        entry = json.loads(line)
-        drawn, case = drawn + ("case" in entry), entry.get("case", case)
-        histogram.update(entry.get("kinds", ()))
-        if "verdict" in entry:
-            kind, _, message = entry["verdict"].partition(": ")
-            verdicts[kind] += 1
-            if kind != "exact":
-                print(
-                    f"{kind}: {message}{f' at {case}' if kind == 'wrong' else ''}", flush=True
-                )
+    drawn, case = 0, None
+    verdicts, histogram = collections.Counter(), collections.Counter()
+    while drawn < count:  # a child that crashes leaves some
+        status, before = 0, drawn
+        for entry in _child(first + drawn, first + count, seed):
+            status, case = entry.get("status", status), entry.get("case", case)
+            drawn += "case" in entry
+            histogram.update(entry.get("kinds", ()))
+            if "verdict" in entry:
+                kind, _, message = entry["verdict"].partition(": ")
+                verdicts[kind] += 1
+                if kind != "exact":
+                    where = f" at {case}" if kind == "wrong" else ""
+                    print(f"{kind}: {message}{where}", flush=True)
+        if status:
+            print(f"wrong: exit status {status} at {case}", flush=True)
+        if drawn == before:
+            return False
     if verbose:
         print("\n".join(f"{count:6} {kind}" for kind, count in histogram.most_common()))
     wrong = drawn - verdicts["exact"] - verdicts["refused"]
-    if child.wait():
-        print(f"FAILED with status {child.returncode} at: {case}")
     print(
         f"{drawn} drawn, {verdicts['exact']} exact, {verdicts['refused']} refused by name, "
         f"{wrong} wrong"
     )
-    return child.returncode == 0 and not wrong
+    return not wrong
+
+
+def _child(first, count, seed):
+    """What a process prints of the networks from one on, and its exit status."""
+    options = f"--child={count}", f"--first={first}", f"--seed={seed}"
+    child = subprocess.Popen(
+        [sys.executable, "-m", "tests.fuzz", *options], stdout=subprocess.PIPE, text=True
+    )
+    yield from (json.loads(line) for line in child.stdout if line.startswith("{"))
+    yield {"status": child.wait()}
 
 
 def draw_command(rng):
@@ -188,12 +194,15 @@ def main():
         "--verbose", action="store_true", help="count the layers that were drawn"
     )
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--first", type=int, default=0, help="number of the first network")
     options = parser.parse_args()
     if options.child:
-        fuzz_networks(options.child, options.seed)
+        fuzz_networks(options.first, options.child, options.seed)
         return
     good = (
-        networks(options.examples, options.seed, options.verbose) if options.examples else True
+        networks(options.first, options.examples, options.seed, options.verbose)
+        if options.examples
+        else True
     )
     good = commands(options.commands, options.seed) and good
     sys.exit(not good)
