@@ -1,5 +1,6 @@
 """Packaging of repq_tf; the metadata lives here, tool settings live in pyproject.toml."""
 
+import re
 import runpy
 from pathlib import Path
 
@@ -14,6 +15,13 @@ PACKAGE_DIR = {
     "repq_tf.models": "models",
     "repq_tf.train": "train",
 }
+
+
+def long_description():
+    """The README without what lies in the repository: pictures, and the targets of links."""
+    paragraphs = (ROOT / "README.md").read_text(encoding="utf-8").split("\n\n")
+    readme = "\n\n".join(part for part in paragraphs if part[:2] != "![" and " ·" not in part)
+    return re.sub(r"\[([^\]]+)\]\((?!https:)[^)]+\)", r"\1", readme)
 
 
 def packages():
@@ -33,7 +41,7 @@ setup(
         "Quantization-aware training of re-parameterized convolutional networks"
         " on the merged kernel, shipped as exact integer TFLite files."
     ),
-    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description=long_description(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     author="The repq_tf developers",
@@ -79,10 +87,14 @@ setup(
         "jax": ["jax>=0.4.30"],
         "onnx": ["onnx>=1.17", "tf2onnx>=1.17"],  # what Keras's own export to ONNX imports
         "torch": ["safetensors>=0.4", "torch>=2.6"],  # reads checkpoints, nothing else
+        "docs": ["mkdocs>=1.6", "mkdocs-material>=9.6", "mkdocstrings-python>=2"],
         "test": [
+            "build>=1.2",
             "hypothesis>=6.100",
+            "ipykernel>=6",
             "jax>=0.4.30",
             "mypy>=1.15",
+            "nbclient>=0.10",
             "onnx>=1.17",
             "onnxruntime>=1.20",
             "pytest>=8",
@@ -97,6 +109,7 @@ setup(
             "tflite-micro>=0.dev20261000",  # has no release that is not one of development
             "timm>=1.0.31",
             "torch==2.13.0",  # one version, so that tests do not move to another build of it
+            "twine>=6",
         ],
     },
     classifiers=[

@@ -1,8 +1,10 @@
 """The README and the pages of `docs/`: their code is run, their links lead somewhere."""
 
 import contextlib
+import inspect
 import io
 import re
+import runpy
 import shlex
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,14 +30,20 @@ def blocks(page, language):
 
 PYTHON = sorted(page for page in PAGES if blocks(page, "python"))
 
+# Languages that nothing here runs, which the pages say.
+ELSEWHERE_ONLY = {"kotlin", "swift"}
 # Python that is not run here, and why.
 ELSEWHERE = {"docs/tfmot.md": "on tf_keras, by tests/tfmot/test_own_process.py"}
 NOT_RUN = {
     'load_torch_checkpoint(repq_tf.models.repvgg_a0(), "RepVGG-A0-train.pth")': "a download",
 }
+# Python that is run in another form: without a download.
+REPLACED = {'weights="imagenet"': "weights=None"}
 # Commands are not run, only their flags are looked up; by how they begin, and why.
 COMMANDS = {
     "export": "for the command behind it",
+    "jupyter execute": "writes the notebooks, which tests/test_examples.py runs",
+    "mkdocs": "CI builds the site",
     "pip install": "a download",
     "pre-commit": "changes the repository",
     "pytest": "this suite",
@@ -44,8 +52,10 @@ COMMANDS = {
     "python -m tests.train.kill_trials": "minutes; the tests of runs kill one",
     "python -m venv": "a fresh environment",
     "python benchmarks/": "minutes to days",
+    "python docs/drawings.py": "below",
     "python train/main.py": "minutes; tests/train/ runs it with small networks",
     "python train/upscale.py": "a trained network; its own tests train a small one",
+    "repq-train": "tests of the package run it",
     "source": "a fresh environment",
 }
 
@@ -57,10 +67,15 @@ def skipped(code):
 def test_every_block_has_a_language_and_is_run():
     for page, text in PAGES.items():
         fences = re.findall(r"^ *```(.*)$", text, re.MULTILINE)
-        assert set(fences) <= {"", "python", "sh"}, page
+        assert set(fences) <= {"", "python", "sh", *ELSEWHERE_ONLY}, page
         assert len(BLOCK.findall(text)) * 2 == len(fences), f"{page}: no language, or indented"
         for language in ("python", "sh"):
             assert len(blocks(page, language)) == fences.count(language), page
+        for language in ELSEWHERE_ONLY.intersection(fences):
+            named = (
+                rf"in {language.title()}.*?\*\*This was not run here:\*\*\n\n```{language}\n"
+            )
+            assert re.search(named, text, re.DOTALL), page
     left = [code for page in PYTHON for code in blocks(page, "python") if skipped(code)]
     assert len(left) == len(NOT_RUN)
 
@@ -157,6 +172,37 @@ def test_the_readme_is_one_screen():
     assert len(PAGES["README.md"].splitlines()) <= 100
 
 
+def test_the_drawings_are_those_of_the_script():
+    drawn = runpy.run_path(str(ROOT / "docs" / "drawings.py"))["pictures"]()
+    kept = {path.name: path.read_text("utf-8") for path in ROOT.glob("docs/images/*.svg")}
+    assert drawn == kept
+
+
+def public_names():
+    """What the API reference has to list, by full name."""
+    rooms = {"layers": repq_tf.layers.__all__, "optimizers": repq_tf.optimizers.__all__}
+    rooms["callbacks"] = [
+        name
+        for name, value in vars(repq_tf.callbacks).items()
+        if inspect.isclass(value) and value.__module__ == "repq_tf.callbacks"
+    ]
+    for room in ("branches", "quantizers"):  # their checks of arguments are for ourselves
+        module = getattr(repq_tf, room)
+        rooms[room] = [n for n in module.__all__ if inspect.isclass(getattr(module, n))]
+    yield from (f"repq_tf.{name}" for name in repq_tf.__all__ if name != "__version__")
+    for room, names in rooms.items():
+        yield from (f"repq_tf.{room}.{name}" for name in names)
+
+
+def test_the_reference_lists_every_public_name():
+    pages = "".join(path.read_text("utf-8") for path in ROOT.glob("docs/api/*.md"))
+    listed = re.findall(r"^::: ([\w.]+)$", pages, re.MULTILINE)
+    assert len(listed) == len(set(listed))
+    for name in public_names():
+        if not inspect.ismodule(getattr(repq_tf, name.split(".")[1])) or name.count(".") > 1:
+            assert name in listed
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """An empty folder to run in, with few images and steps that are not compiled."""
@@ -179,6 +225,8 @@ def run(page, names):
     with contextlib.redirect_stdout(printed):
         for code in blocks(page, "python"):
             if not skipped(code):
+                for written, instead in REPLACED.items():
+                    code = code.replace(written, instead)
                 exec(compile(code, page, "exec"), names)
     return printed.getvalue()
 

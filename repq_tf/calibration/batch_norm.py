@@ -3,7 +3,7 @@
 Layer by layer, on the features as the layers before make them in inference.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self, TypeAlias
 
 import numpy as np
@@ -19,9 +19,10 @@ from repq_tf.branches import (
 )
 from repq_tf.calibration.execution import Calls, fitting, run_layers
 from repq_tf.calibration.images import store_images
+from repq_tf.calibration.moments import Moments, average_moments
 from repq_tf.calibration.prepared import feature_reading
 from repq_tf.graphs import Node, read_graph
-from repq_tf.keras_api import Array, Layer, Pair, Tensor, keras, ops
+from repq_tf.keras_api import Layer, Pair, Tensor, keras, ops
 from repq_tf.kernels import AffineKernel
 from repq_tf.layers import ReparamConv
 from repq_tf.layers.stock import normalized_axis
@@ -32,8 +33,6 @@ from repq_tf.progress import Progress
 _DEAD = 1e-4
 # Quantization changes a deviation by less, unless it has destroyed the channel.
 _LARGEST_CHANGE = 2.0
-# So many values of an array are added up at once.
-_PART = 2**15
 # What makes a reading of another one.
 Change: TypeAlias = Callable[[FeatureReading], FeatureReading]
 
@@ -64,13 +63,15 @@ def reestimate_batch_norm(
     """
     graph = read_graph(model)
 
-    def visit(node: Node, calls: Calls) -> None:
+    def visit(node: Node, calls: Sequence[Calls]) -> None:
         if isinstance(node.layer, ReparamConv):
             reestimate_block(node.layer, calls)
         elif isinstance(node.layer, keras.layers.BatchNormalization):
-            moments = Moments()
-            for args, _ in calls:
-                moments.add(*_axis_moments(node.layer, args[0]))
+            found = [Moments() for _ in calls]
+            for moments, call in zip(found, calls, strict=True):
+                for args, _ in call:
+                    moments.add(*_axis_moments(node.layer, args[0]))
+            moments = average_moments(found)
             node.layer.moving_mean.assign(moments.mean)
             node.layer.moving_variance.assign(moments.variance)
 
@@ -87,71 +88,31 @@ def _axis_moments(layer: Layer, x: Tensor) -> tuple[int, Tensor, Tensor]:
     return len(x), ops.mean(x, axis=axes), ops.var(x, axis=axes)
 
 
-class Moments:
-    """Mean and variance, `(channels,)`, of features that come batch by batch, in float64.
-
-    Images of several sizes have equal weights.
-    """
-
-    def __init__(self) -> None:
-        self._count, self.mean, self.variance = 0, 0.0, 0.0
-
-    def add(self, count: int, mean: Tensor, variance: Tensor) -> None:
-        """Adds the moments of a batch of `count` images."""
-        mean, variance = (
-            np.asarray(ops.convert_to_numpy(value), np.float64) for value in (mean, variance)
-        )
-        self._count += count
-        share, change = count / self._count, mean - self.mean
-        self.mean = self.mean + share * change
-        spread = share * (1 - share) * change**2
-        self.variance = (1 - share) * self.variance + share * variance + spread
-
-    def add_features(self, y: Tensor, bias: Array | Tensor = 0.0) -> None:
-        """Adds the moments of a batch of features `y + bias`.
-
-        They are found by NumPy, to which a few thousand values cost less than their calls do.
-        """
-        rows = ops.convert_to_numpy(y).reshape(-1, y.shape[-1])
-        with np.errstate(invalid="ignore"):  # who asks for the moments judges them
-            mean, variance = _array_moments(rows)
-        self.add(len(y), mean + ops.convert_to_numpy(bias), variance)
-
-
-def _array_moments(rows: Array) -> tuple[Array, Array]:
-    """Mean and variance of `(n, channels)`, in float64 and in parts that the cache holds."""
-    height = max(1, _PART // rows.shape[1])
-    # Sums of squares lose nothing around what is almost the mean.
-    near = rows[:height].mean(axis=0, dtype=np.float64)
-    total, squares = np.zeros_like(near), np.zeros_like(near)
-    for k in range(0, len(rows), height):
-        part = rows[k : k + height] - near
-        ones = np.ones(len(part))
-        total += ones @ part
-        squares += ones @ np.square(part, out=part)
-    offset = total / len(rows)
-    return near + offset, np.maximum(squares / len(rows) - offset**2, 0.0)
-
-
 class Readings:
     """A `FeatureReading` of a block's input for each of its calls, made when it is read.
 
     Args:
         block: the `ReparamConv`.
-        calls: its calls, `(args, kwargs)` for each batch.
+        calls: its `Calls`, one for each place where the model calls it.
     """
 
     def __init__(
-        self, block: ReparamConv, calls: Calls, changes: tuple[Change, ...] = ()
+        self, block: ReparamConv, calls: Sequence[Calls], changes: tuple[Change, ...] = ()
     ) -> None:
         self._block, self._calls, self._changes = block, calls, changes
 
     def __iter__(self) -> Iterator[FeatureReading]:
-        for args, _ in self._calls:
-            reading = feature_reading(self._block, args[0])
-            for change in self._changes:
-                reading = change(reading)
-            yield reading
+        for call in self._calls:
+            for args, _ in call:
+                reading = feature_reading(self._block, args[0])
+                for change in self._changes:
+                    reading = change(reading)
+                yield reading
+
+    @property
+    def calls(self) -> list["Readings"]:
+        """The readings of each place where the block is called."""
+        return [Readings(self._block, [call], self._changes) for call in self._calls]
 
     def changed(self, change: Change) -> "Readings":
         """The readings that a function makes of these."""
@@ -159,22 +120,26 @@ class Readings:
 
     def moments(self, *affines: AffineKernel) -> list[Moments]:
         """The exact `Moments` of the features convolved with each `AffineKernel`."""
-        found = [Moments() for _ in affines]
-        for r in self:
-            for moments, affine in zip(found, affines, strict=True):
-                one = exact_moments(r.x, r.composed(affine), r.strides, r.window)
-                moments.add(len(r.x), *one)
+        found = []
+        for affine in affines:
+            parts = [Moments() for _ in self._calls]
+            for moments, readings in zip(parts, self.calls, strict=True):
+                for r in readings:
+                    one = exact_moments(r.x, r.composed(affine), r.strides, r.window)
+                    moments.add(len(r.x), *one)
+            found.append(average_moments(parts))
         return found
 
     def estimated(self, affine: AffineKernel, literal: bool) -> Moments:
         """Their estimate from the input's own moments."""
-        found = Moments()
-        for r in self:
-            found.add(len(r.x), *estimated_moments(r, r.composed(affine), literal))
-        return found
+        parts = [Moments() for _ in self._calls]
+        for moments, readings in zip(parts, self.calls, strict=True):
+            for r in readings:
+                moments.add(len(r.x), *estimated_moments(r, r.composed(affine), literal))
+        return average_moments(parts)
 
 
-def reestimate_block(block: ReparamConv, calls: Calls) -> None:
+def reestimate_block(block: ReparamConv, calls: Sequence[Calls]) -> None:
     """Re-estimates the moving statistics of one block on its inputs.
 
     Those that a quantized kernel was trained with as constants stay: another kernel would not

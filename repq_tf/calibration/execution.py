@@ -1,76 +1,23 @@
 """Running a model over images, in inference: batch by batch, or layer by layer."""
 
 import functools
-import math
-import tempfile
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from repq_tf.calibration.batches import Batch, Batches, Shapes, Stored, StoredInputs, input_of
 from repq_tf.calibration.prepared import Run, call, positional, prepare
-from repq_tf.graphs import Graph, Node, evaluate
-from repq_tf.keras_api import Array, Tensor, ops
+from repq_tf.graphs import Graph, Node, calls_together, evaluate
+from repq_tf.keras_api import Array, Layer, Shape, Tensor, ops
 from repq_tf.layers import Quantize, ReparamConv
 from repq_tf.progress import Progress
 
-# Bytes of a tensor that stay in memory; more lie in a temporary file.
-_IN_MEMORY = 2**23
 # Bytes that the largest tensor of a batch and what computes it may take, and those for each
 # of its values: float32 copies and integer intermediates.
 _WORKING = 2**28
 _OF_A_VALUE = 40
 _LARGEST_BATCH = 128
-
-
-class Batches:
-    """One tensor's values for all batches; `batches[k]` are those of batch k."""
-
-    def __getitem__(self, k: int) -> Any:
-        raise NotImplementedError
-
-
-class Stored(Batches):
-    """A tensor's batches in a temporary file, which memory need not hold.
-
-    Args:
-        dtype: of what is stored.
-        step: what it is multiplied by when it is read; None for nothing.
-    """
-
-    def __init__(self, dtype: Any = "float32", step: Array | None = None) -> None:
-        self._dtype, self._step = np.dtype(dtype), step
-        self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY)
-        weakref.finalize(self, self._file.close)
-        self._places: list[tuple[int, tuple[int, ...]]] = []
-
-    def append(self, batch: Array) -> None:
-        """Adds a batch."""
-        values = np.ascontiguousarray(batch, self._dtype)
-        self._file.seek(0, 2)
-        self._places.append((self._file.tell(), values.shape))
-        self._file.write(values.data)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    @property
-    def images(self) -> int:
-        """The number of images in all batches."""
-        return sum(shape[0] for _, shape in self._places)
-
-    @property
-    def size(self) -> int:
-        """The number of values in all batches."""
-        return sum(math.prod(shape) for _, shape in self._places)
-
-    def __getitem__(self, k: int) -> Array:
-        start, shape = self._places[k]
-        self._file.seek(start)
-        content = self._file.read(self._dtype.itemsize * int(np.prod(shape)))
-        values = np.frombuffer(content, self._dtype).reshape(shape)
-        return values if self._step is None else np.multiply(values, self._step, dtype="f4")
 
 
 class Calls:
@@ -121,6 +68,17 @@ class _Column(Batches):
         return self._computed.outputs(k)[self._index]
 
 
+class _Later(Batches):
+    """What is computed when all calls of a layer are known."""
+
+    def __init__(self) -> None:
+        self.batches: Batches | None = None
+
+    def __getitem__(self, k: int) -> Any:
+        assert self.batches is not None  # nothing reads it before
+        return self.batches[k]
+
+
 class _Constant(Batches):
     def __init__(self, value: Any) -> None:
         self._value = value
@@ -131,8 +89,8 @@ class _Constant(Batches):
 
 def run_layers(
     graph: Graph,
-    images: Stored,
-    visit: Callable[[Node, Calls], None],
+    images: Stored | StoredInputs,
+    visit: Callable[[Node, Sequence[Calls]], None],
     progress: Progress,
     make_run: Callable[[Node], Run] | None = None,
 ) -> None:
@@ -143,16 +101,38 @@ def run_layers(
     files; the others are computed again for each of their readers.
 
     Args:
-        graph: the graph of a model with one input.
+        graph: the graph of a model.
         images: their `Stored` batches.
-        visit: `visit(node, calls)` is given a node and its `Calls`, before it runs.
+        visit: `visit(node, calls)` is given a node and its `Calls`, before it runs; of a layer
+            with weights that the model calls in several places, the first node and those of all
+            calls, but for the ones that need what the layer makes.
         progress: a `Progress`; advanced by each layer.
         make_run: `make_run(node)` returns what runs in a node's place, as `prepare` does.
     """
+    graph, together = calls_together(graph, _is_visited_once)
+    groups = {node.name: group for group in together for node in group}
+    waiting: list[tuple[Node, Calls, tuple[_Later, ...]]] = []
+    seen: set[int] = set()
 
     def apply(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Batches, ...]:
         calls = Calls(*positional(node.layer, args, kwargs), len(images))
-        visit(node, calls)
+        group = groups.get(node.name, [node])
+        promised = (_Later(), _Later())  # of a tensor, and its step
+        waiting.append((node, calls, promised))
+        if node is not group[-1]:
+            return promised
+        if id(node.layer) not in seen:
+            visit(group[0], [given for _, given, _ in waiting])
+        if node.name in groups:
+            seen.add(id(node.layer))
+        *others, _ = waiting
+        for other, given, promised in others:
+            for promise, batches in zip(promised, run(other, given), strict=False):
+                promise.batches = batches
+        waiting.clear()
+        return run(node, calls)
+
+    def run(node: Node, calls: Calls) -> tuple[Batches, ...]:
         if make_run is None and isinstance(node.layer, Quantize):
             columns = _rounded(node.layer, calls)
         else:
@@ -161,7 +141,12 @@ def run_layers(
         progress.advance()
         return columns
 
-    evaluate(graph, lambda node: images, apply)
+    evaluate(graph, images.of, apply)
+
+
+def _is_visited_once(layer: Layer) -> bool:
+    """Whether all calls of a layer are needed before it can run: for its weights, that is."""
+    return bool(layer.weights) and not isinstance(layer, Quantize)
 
 
 def _rounded(layer: Quantize, calls: Calls) -> tuple[Batches, ...]:
@@ -203,15 +188,15 @@ def _is_stored(graph: Graph, node: Node) -> bool:
 
 def run_batch(
     graph: Graph,
-    batch: Array,
+    batch: Batch,
     visit: Callable[[Node, tuple[Any, ...]], None] | None = None,
     observe: Callable[[Node, Tensor], Tensor | None] | None = None,
 ) -> Any:
     """Runs a graph on one batch of images.
 
     Args:
-        graph: the graph of a model with one input.
-        batch: an array `(batch, ...)`.
+        graph: the graph of a model.
+        batch: an array `(batch, ...)`, or a dict of them by the names of inputs.
         visit: `visit(node, args)`, called before a node runs.
         observe: `observe(node, value)`, called after it, with its first output; what it
             returns, if anything, takes that one's place.
@@ -232,29 +217,36 @@ def run_batch(
         return value if replacement is None else replacement
 
     def feed(node: Node) -> Tensor:
-        return observed(node, ops.convert_to_tensor(batch))
+        return observed(node, input_of(batch, node))
 
     return evaluate(graph, feed, apply)
 
 
-def fitting(graph: Graph) -> Callable[[tuple[int, ...]], int]:
-    """A function from an image's shape to the number of images that run at once.
+def fitting(graph: Graph) -> Callable[[Shapes], int]:
+    """A function from an image's shape, or those of each input, to how many run at once.
 
     As many as a quarter of a gigabyte holds, 128 at most.
 
     Args:
-        graph: the graph of a model with one input.
+        graph: the graph of a model.
     """
 
     @functools.cache
-    def images_at_once(shape: tuple[int, ...]) -> int:
+    def images_at_once(*shapes: tuple[str, Shape]) -> int:
         largest = 0
 
         def observe(node: Node, value: Tensor) -> None:
             nonlocal largest
             largest = max(largest, int(np.prod(value.shape)))
 
-        run_batch(graph, np.zeros((1, *shape), np.float32), observe=observe)
+        zeros: dict[str, Array] = {
+            name: np.zeros((1, *shape), np.float32) for name, shape in shapes
+        }
+        run_batch(graph, zeros.get("", zeros), observe=observe)
         return min(_LARGEST_BATCH, max(1, _WORKING // (_OF_A_VALUE * largest)))
 
-    return images_at_once
+    def at_once(given: Shapes) -> int:
+        shapes = given if isinstance(given, Mapping) else {"": given}
+        return images_at_once(*((name, tuple(shape)) for name, shape in shapes.items()))
+
+    return at_once

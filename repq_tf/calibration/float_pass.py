@@ -1,19 +1,20 @@
 """The float network on the calibration images: what its quantized copy is compared with."""
 
+import functools
 import warnings
 from typing import Any
 
 import numpy as np
 
 from repq_tf.branches import BatchNorm
-from repq_tf.calibration.batch_norm import Moments
-from repq_tf.calibration.execution import Stored
+from repq_tf.calibration.batches import Batch, Stored, input_of
+from repq_tf.calibration.moments import Moments, average_moments
 from repq_tf.calibration.prepared import MergedBlock, call
 from repq_tf.calibration.reconstruction import compared
 from repq_tf.calibration.samples import Sampler
 from repq_tf.calibration.thinning import thin
 from repq_tf.graphs import Graph, Node, evaluate
-from repq_tf.keras_api import Array, Tensor, keras, ops
+from repq_tf.keras_api import Tensor, keras, ops
 from repq_tf.layers import ReparamConv
 
 # Features this many times as large, or as small, as those that a batch norm was trained
@@ -34,13 +35,9 @@ class FloatPass:
         keep_outputs: whether outputs are kept that rounding compares with.
 
     Attributes:
-        moments: `Moments` of each convolution's output, before a batch norm at the root,
-            by the name of the block.
         samples: a `Sampler` of each tensor that shares a quantizer with others, by the name
             of the quantizer: `{layer name: list}`.
         merged: each block in floating point, by its name.
-        outputs: what each convolution makes without its bias, at the pixels that are
-            `compared`, by the name of the block; nothing unless outputs are kept.
     """
 
     def __init__(
@@ -49,9 +46,9 @@ class FloatPass:
         self._graph, self._builder, self._images = graph, builder, images
         self._sites = builder.placement.sites
         self.merged = float_blocks(builder)
-        self.moments = {block.name: Moments() for block in builder.blocks.values()}
-        names = self.moments if keep_outputs else ()
-        self.outputs: dict[str, Stored] = {name: Stored() for name in names}
+        self._moments = {name: Moments() for name in builder.blocks}
+        names = self._moments if keep_outputs else ()
+        self._outputs: dict[str, Stored] = {name: Stored() for name in names}
         self._samplers: dict[str, Sampler] = {}
         self.samples: dict[str, list[Sampler]] = {}
         for group, quantizer in builder.quantizers.items():
@@ -62,10 +59,13 @@ class FloatPass:
                 self._samplers[site.name] = sampler
                 self.samples.setdefault(quantizer.name, []).append(sampler)
 
-    def add(self, batch: Array) -> None:
+    def add(self, batch: Batch) -> None:
         """Runs the network on a batch of images."""
-        image = ops.convert_to_tensor(batch)
-        evaluate(self._graph, lambda node: self._observed(node, image), self._apply)
+
+        def feed(node: Node) -> Tensor:
+            return self._observed(node, input_of(batch, node))
+
+        evaluate(self._graph, feed, self._apply)
 
     def _apply(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         site = self._sites.get(node.name)
@@ -87,10 +87,33 @@ class FloatPass:
         block = self._builder.blocks[name]
         merged = self.merged[block.name]
         y = merged.convolution(x)
-        self.moments[block.name].add_features(thin(y, self._images), merged.bias)
-        if block.name in self.outputs:
-            self.outputs[block.name].append(ops.convert_to_numpy(compared(y, self._images)))
+        self._moments[name].add_features(
+            thin(y, self._images, phases=block.upsampling), merged.bias
+        )
+        if name in self._outputs:
+            self._outputs[name].append(
+                ops.convert_to_numpy(compared(y, self._images, block.upsampling))
+            )
         return merged.finish(y)
+
+    @functools.cached_property
+    def moments(self) -> dict[str, Moments]:
+        """Those of each convolution's output, before a batch norm at the root.
+
+        By the name of the block; to be read when all images are added.
+        """
+        calls: dict[str, list[Moments]] = {}
+        for name, moments in self._moments.items():
+            calls.setdefault(self._builder.blocks[name].name, []).append(moments)
+        return {name: average_moments(found) for name, found in calls.items()}
+
+    def take_outputs(self, block: ReparamConv) -> list[Stored]:
+        """What a convolution makes without its bias, at the pixels that are `compared`.
+
+        For each call of its block, of which they are forgotten; only if outputs are kept.
+        """
+        names = [name for name, other in self._builder.blocks.items() if other is block]
+        return [self._outputs.pop(name) for name in names]
 
     def check(self) -> None:
         """Judges what was measured.

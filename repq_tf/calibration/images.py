@@ -1,31 +1,40 @@
-"""Images that users pass, from whatever holds them, as float32 batches."""
+"""Images that users pass, from whatever holds them, as float32 batches.
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+Of a model with several inputs a batch is a dict, with an array for the name of each.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from repq_tf.arguments import fits, positive
-from repq_tf.calibration.execution import Stored
+from repq_tf.calibration.batches import Batch, Shapes, Stored, StoredInputs, images_of
+from repq_tf.graphs import leaves, read_graph
 from repq_tf.keras_api import Array, Shape, keras, ops
 
 # Squares of larger values, summed up, leave float32.
 _LARGEST = 1e9
+Images: TypeAlias = Stored | StoredInputs
+Lowest: TypeAlias = float | Mapping[str, float]
 
 
 def read_images(
     data: Any,
     model: keras.Model,
-    batch_size: int | Callable[[Shape], int] | None = None,
+    batch_size: int | Callable[[Shapes], int] | None = None,
     limit: int | None = None,
     name: str = "images",
-) -> Iterator[Array]:
+) -> Iterator[Batch]:
     """Yields images as float32 arrays `(batch, ...)`, each read when it is asked for.
+
+    Of a model with several inputs, a dict of arrays by the names of these.
 
     Args:
         data: an array of images; `(images, labels)`, a tuple as for `fit`; or an iterable of
             batches, arrays or tuples whose first item is the images: a list, a generator, a
-            `tf.data.Dataset`, a Keras `PyDataset`, a PyTorch `DataLoader`.
+            `tf.data.Dataset`, a Keras `PyDataset`, a PyTorch `DataLoader`. Of a model with
+            several inputs, a dict or a list of arrays is in the place of an array of images.
         model: the model that will get them; shapes are checked.
         batch_size: the most images in a batch, a number or a function of an image's shape;
             None leaves batches as they are.
@@ -37,35 +46,97 @@ def read_images(
         ValueError: the data are no images of the model's shape, or not finite; or endless,
             without a limit.
     """
-    if isinstance(model.input_shape, list | dict):
-        raise ValueError(f"{name}: model {model.name!r} must have one input")
     if limit is not None:
         positive(limit, "calibration_images")
-    expected, left = tuple(model.input_shape[1:]), limit
-    for part in _parts(data, name, may_be_endless=limit is not None):
-        images, chosen = _images(part, expected, name), None
-        count = len(images)
+    inputs, left = Inputs(model), limit
+    for part in _parts(data, inputs, name, may_be_endless=limit is not None):
+        found, chosen = inputs.read(part, name), None
+        count = len(next(iter(found.values())))
         if left is not None:
             taken = min(left, count)
             if part is data and taken < count:
                 chosen = np.arange(taken) * count // taken
             count, left = taken, left - taken
-        shape = tuple(images.shape[1:])
-        size = batch_size(shape) if callable(batch_size) else batch_size or count
+        shapes = {key: tuple(images.shape[1:]) for key, images in found.items()}
+        size = batch_size(inputs.given(shapes)) if callable(batch_size) else batch_size or count
         for first in range(0, count, size):
             rows = slice(first, min(first + size, count))
-            yield _batch(images, rows if chosen is None else chosen[rows], name)
+            picked = rows if chosen is None else chosen[rows]
+            yield inputs.given(
+                {key: _batch(images, picked, name) for key, images in found.items()}
+            )
         if left == 0:
             return
+
+
+class Inputs:
+    """The inputs of a model, for which data are read.
+
+    Args:
+        model: the model.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        self._keys, self.several = {"": ""}, isinstance(model.input_shape, list | dict)
+        self._shapes: dict[str, Shape] = {}
+        if self.several:
+            graph = read_graph(model)
+            self._keys = graph.input_keys
+            self._shapes = {name: graph.nodes[name].input_shape[1:] for name in self._keys}
+        else:
+            self._shapes[""] = tuple(model.input_shape[1:])
+
+    def given(self, values: dict[str, Any]) -> Any:
+        """Values of all inputs, or the one of the only input."""
+        return values if self.several else values[""]
+
+    def read(self, part: Any, name: str) -> dict[str, Any]:
+        """The images of each input in a part of the data; their shapes are checked."""
+        if not self.several:
+            return {"": _images(part, self._shapes[""], name)}
+        values = self.structure(part)
+        if values is None:
+            raise ValueError(
+                f"{name} must be batches of arrays for each of the inputs "
+                f"{list(self._keys.values())}, dicts or lists. Received: {_described(part)}"
+            )
+        found = {
+            key: _images(values[key], self._shapes[key], f"{name} of input {given!r}")
+            for key, given in self._keys.items()
+        }
+        counts = {self._keys[key]: len(images) for key, images in found.items()}
+        if len(set(counts.values())) > 1:
+            raise ValueError(f"{name} must be as many for each input. Received: {counts}")
+        return found
+
+    def structure(self, part: Any) -> dict[str, Any] | None:
+        """The arrays of all inputs among a batch, `(inputs, labels)` or the inputs alone."""
+        if isinstance(part, tuple) and part and isinstance(part[0], dict | list | tuple):
+            part = part[0]
+        if isinstance(part, dict) and all(key in part for key in self._keys.values()):
+            part = [part[key] for key in self._keys.values()]
+        if not isinstance(part, list | tuple):
+            return None
+        arrays = leaves(part)
+        if len(arrays) != len(self._keys) or not all(map(_is_array, arrays)):
+            return None
+        return dict(zip(self._keys, arrays, strict=True))
+
+
+def _described(part: Any) -> str:
+    if isinstance(part, dict):
+        return f"a dict with the keys {list(part)}"
+    length = f" of {len(part)}" if isinstance(part, list | tuple) else ""
+    return f"{type(part).__name__}{length}"
 
 
 def store_images(
     data: Any,
     model: keras.Model,
-    batch_size: int | Callable[[Shape], int] | None,
+    batch_size: int | Callable[[Shapes], int] | None,
     limit: int | None,
     name: str = "calibration data",
-) -> tuple[Stored, float]:
+) -> tuple[Images, Lowest]:
     """Images that calibrate a model, read once.
 
     Args:
@@ -76,29 +147,45 @@ def store_images(
         name: what to call them in a message.
 
     Returns:
-        Their `Stored` batches and the smallest value among them.
+        Their `Stored` batches and the smallest value among them; of a model with several
+        inputs, `StoredInputs` and the smallest value of each.
 
     Raises:
         ValueError: as `read_images`, or all values are equal.
     """
-    stored, lowest, highest = Stored(), np.inf, -np.inf
+    stored: dict[str, Stored] = {}
+    lowest: dict[str, float] = {}
+    highest: dict[str, float] = {}
     for batch in read_images(data, model, batch_size, limit, name):
-        stored.append(batch)
-        lowest, highest = min(lowest, batch.min()), max(highest, batch.max())
-    if lowest == highest:
-        raise ValueError(f"{name} must be images. Received: values that are all {lowest:g}")
-    return stored, lowest
+        for key, images in images_of(batch).items():
+            stored.setdefault(key, Stored()).append(images)
+            lowest[key] = min(lowest.get(key, np.inf), images.min())
+            highest[key] = max(highest.get(key, -np.inf), images.max())
+    for key, least in lowest.items():
+        if least == highest[key]:
+            which = f" of input {key!r}" if key else ""
+            raise ValueError(
+                f"{name}{which} must be images. Received: values that are all {least:g}"
+            )
+    if list(stored) == [""]:
+        return stored[""], lowest[""]
+    return StoredInputs(stored), lowest
 
 
-def _parts(data: Any, name: str, may_be_endless: bool) -> Iterator[Any]:
+def _parts(data: Any, inputs: Inputs, name: str, may_be_endless: bool) -> Iterator[Any]:
     """The batches of images, each an array or what holds one."""
     what = "an array of images or an iterable of batches"
-    if isinstance(data, dict):
+    if inputs.several:
+        what = "a dict or list of arrays, one for each input, or an iterable of batches"
+        if isinstance(data, dict) or inputs.structure(data) is not None:
+            yield data
+            return
+    elif isinstance(data, dict):
         raise ValueError(
             f"{name} must be {what}. Received: a dict; give the images alone, data[KEY], KEY "
             f"among {list(data)}"
         )
-    if _is_array(data) or _is_pair(data):
+    elif _is_array(data) or _is_pair(data):
         yield data
         return
     if data is None or isinstance(data, str | bytes) or not _is_iterable(data):

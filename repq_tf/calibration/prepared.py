@@ -83,6 +83,7 @@ def feature_reading(block: ReparamConv, x: Tensor) -> FeatureReading:
     x = ops.cast(x, block.variable_dtype)
     if isinstance(block, DenseBlock):
         x = ops.expand_dims(x, (1, 2))
+    x = block.spread(x)
     return FeatureReading(x, block.window(x.shape[1:3]), block.strides)
 
 

@@ -1,14 +1,14 @@
 """What rounding a kernel looks at: what it reads when quantized, and what it made before."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 import numpy as np
 
 from repq_tf.branches import Convolution
 from repq_tf.calibration.batch_norm import Readings
-from repq_tf.calibration.execution import Stored
+from repq_tf.calibration.batches import Stored
 from repq_tf.calibration.patches import by_group, kernel_matrix, kernel_of, patches_of
 from repq_tf.calibration.prepared import MergedBlock
 from repq_tf.calibration.thinning import thin, thin_reading
@@ -53,7 +53,8 @@ class KernelFit:
         block: the quantized block; its steps are set.
         merged: what it is in the float network.
         readings: the `Readings` of its input, as the quantized network makes it.
-        outputs: the float convolution's outputs, without its bias, from `compared`.
+        outputs: the float convolution's outputs, without its bias, from `compared`, of
+            each call.
         images: the number of images.
         corrected: whether means are corrected afterwards, where there is a bias for it.
 
@@ -75,14 +76,15 @@ class KernelFit:
         block: ReparamConv,
         merged: MergedBlock,
         readings: Readings,
-        outputs: Stored,
+        outputs: Sequence[Stored],
         images: int,
         corrected: bool,
     ) -> None:
         affine, grid = block.inner.merge(), block.weight_quantizer
         assert grid is not None  # or there is nothing to round
         self._grid = grid
-        self._block, self._readings, self._outputs = block, readings, outputs
+        self._block, self._readings = block, readings
+        self._outputs = outputs
         self._images, self._size, self._groups = images, affine.size, affine.groups
         self.name, self._convolution = block.name, block.inner
         assert isinstance(self._convolution, Convolution)  # of merged models, all are
@@ -105,7 +107,7 @@ class KernelFit:
     @property
     def pixels(self) -> int:
         """How many pixels of each output are compared, in all images."""
-        return self._outputs.size // self._block.filters
+        return sum(stored.size for stored in self._outputs) // self._block.filters
 
     def pairs(self) -> Iterator[tuple[Array, Array, Array]]:
         """Yields patches of the quantized input and the float outputs at the same pixels.
@@ -113,10 +115,12 @@ class KernelFit:
         And the number of the image that each pixel is from.
         """
         seen = 0
-        for k, reading in enumerate(self._readings):
-            outputs = self._outputs[k]
+        made = (stored[k] for stored in self._outputs for k in range(len(stored)))
+        for reading, outputs in zip(self._readings, made, strict=False):
             values = _pixels(outputs.shape[-1])
-            thinned = thin_reading(reading, self._size, self._images, values)
+            thinned = thin_reading(
+                reading, self._size, self._images, values, self._block.upsampling
+            )
             patches = patches_of(thinned, self._size)
             pixels = patches.shape[:3]
             row, rows = int(np.prod(patches.shape[3:])), int(np.prod(pixels))
@@ -124,8 +128,8 @@ class KernelFit:
             for first in range(0, rows, height):
                 places = np.arange(first, min(first + height, rows))
                 images, *_ = where = np.unravel_index(places, pixels)
-                part, made = patches[where].reshape(len(places), row), outputs[where]
-                yield by_group(part, self._groups), by_group(made, self._groups), images + seen
+                part, real = patches[where].reshape(len(places), row), outputs[where]
+                yield by_group(part, self._groups), by_group(real, self._groups), images + seen
             seen += len(outputs)
 
     def nearest(self) -> Rounded:
@@ -165,14 +169,15 @@ class KernelFit:
 Rounding: TypeAlias = Callable[[KernelFit], Rounded]
 
 
-def compared(y: Tensor, images: int) -> Tensor:
+def compared(y: Tensor, images: int, phases: int = 1) -> Tensor:
     """Those of the pixels of a block's output that rounding compares.
 
     Args:
         y: the outputs of some images, `(batch, height, width, channels)`.
         images: the number of images in all batches.
+        phases: as in `thin`.
     """
-    return thin(y, images, _pixels(y.shape[-1]))
+    return thin(y, images, _pixels(y.shape[-1]), phases)
 
 
 def _pixels(channels: int) -> int:

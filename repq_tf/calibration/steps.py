@@ -3,7 +3,7 @@
 Layer by layer, on the features as the quantized layers before make them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,16 +11,17 @@ import numpy as np
 from repq_tf.branches import BatchNorm
 from repq_tf.calibration.batch_norm import (
     KeepingReading,
-    Moments,
     Readings,
     match_moments,
     neutralise_dead_channels,
     quantized_kernel,
     set_moments,
 )
-from repq_tf.calibration.execution import Calls, Stored, fitting, run_batch, run_layers
+from repq_tf.calibration.batches import images_in
+from repq_tf.calibration.execution import Calls, fitting, run_batch, run_layers
 from repq_tf.calibration.float_pass import FloatPass
-from repq_tf.calibration.images import read_images
+from repq_tf.calibration.images import Images, read_images
+from repq_tf.calibration.moments import Moments, average_moments
 from repq_tf.calibration.prepared import MergedBlock, Run, prepare_float
 from repq_tf.calibration.ranges import TensorSteps, set_kernel_step
 from repq_tf.calibration.reconstruction import KernelFit, Rounding
@@ -47,7 +48,7 @@ def calibrate(
     model: keras.Model,
     graph: Graph,
     builder: Any,
-    images: Stored,
+    images: Images,
     correct: str | None = "moments",
     verbose: bool = True,
     alone: bool = False,
@@ -80,11 +81,11 @@ def calibrate(
     quantized = read_graph(model)
     steps = TensorSteps(quantized, builder.ranges, real.samples, images.images, correct)
 
-    def choose(block: ReparamConv, calls: Calls) -> Callable[[], None] | None:
+    def choose(block: ReparamConv, calls: Sequence[Calls]) -> Callable[[], None] | None:
         """A function that rounds a block's kernel, or None."""
         if rounding is None or block.weight_quantizer is None:
             return None
-        merged, outputs = real.merged[block.name], real.outputs.pop(block.name)
+        merged, outputs = real.merged[block.name], real.take_outputs(block)
         if not block.weight_quantizer.is_uniform:
             return None
 
@@ -96,26 +97,27 @@ def calibrate(
 
         return choose_levels
 
-    def visit(node: Node, calls: Calls) -> None:
+    def visit(node: Node, calls: Sequence[Calls]) -> None:
         layer = node.layer
         if isinstance(layer, ReparamConv):
             values = calibrate_block(
                 layer,
                 calls,
-                images.images,
-                real.moments[node.name],
+                images.images * len(calls),
+                real.moments[layer.name],
                 layer.name in builder.fresh_roots,
                 layer.name in builder.true_moments,
                 builder.ranges[layer.name],
                 correct,
                 choose(layer, calls),
             )
-            steps.drawn[node.name] = None if alone else values
+            # Values of all calls together say nothing of the grid of one.
+            steps.drawn[node.name] = None if alone or len(calls) > 1 else values
         elif isinstance(layer, Quantize):
-            steps.set(node, calls)
+            steps.set(node, calls[0])
 
     def make_float(node: Node) -> Run:
-        return prepare_float(node.layer, real.merged.get(node.name))
+        return prepare_float(node.layer, real.merged.get(node.layer.name))
 
     progress = Progress("quantized layers", len(quantized.nodes) - 1, "layer", verbose)
     run_layers(quantized, images, visit, progress, make_float if alone else None)
@@ -124,7 +126,7 @@ def calibrate(
 
 def calibrate_block(
     block: ReparamConv,
-    calls: Calls,
+    calls: Sequence[Calls],
     images: int,
     real: Moments,
     fresh_root: bool,
@@ -142,8 +144,8 @@ def calibrate_block(
 
     Args:
         block: a quantized `ReparamConv` with the weights of the float one.
-        calls: its `Calls`.
-        images: the number of images in them.
+        calls: its `Calls`, for each place where the model calls it.
+        images: the number of images in all of them.
         real: `Moments` of the float convolution's output.
         fresh_root: whether its restored batch norm is new and starts as the identity.
         true_moments: whether the float block was trained with exact moments.
@@ -199,14 +201,18 @@ def _measured(
     Those are of the convolution without its bias.
     """
     kernels = kernel, quantized_kernel(block, affine).kernel
-    found, sampler = (Moments(), Moments()), Sampler(block.name, images)
-    for reading in readings:
-        r = thin_reading(reading, affine.size, images)
-        for kernel, moments in zip(kernels, found, strict=True):
-            y = convolve(r.x, kernel, affine.groups, r.strides, r.window)
-            moments.add_features(y, affine.bias)
-        sampler.add(y)
-    return *found, sampler
+    sampler, calls = Sampler(block.name, images), []
+    for readings_of_call in readings.calls:
+        found = Moments(), Moments()
+        for reading in readings_of_call:
+            r = thin_reading(reading, affine.size, images, phases=block.upsampling)
+            for kernel, moments in zip(kernels, found, strict=True):
+                y = convolve(r.x, kernel, affine.groups, r.strides, r.window)
+                moments.add_features(y, affine.bias)
+            sampler.add(y)
+        calls.append(found)
+    unrounded, quantized = map(average_moments, zip(*calls, strict=True))
+    return unrounded, quantized, sampler
 
 
 def clip_rates(
@@ -229,7 +235,7 @@ def clip_rates(
         if isinstance(node.layer, Quantize):
             rate = node.layer.activation_quantizer.clip_rate(node.layer.values(*args))
             name = f"{node.layer.name}/activation"
-            found.setdefault(name, []).append((len(batch), float(rate)))
+            found.setdefault(name, []).append((images_in(batch), float(rate)))
 
     for batch in read_images(data, model, fitting(graph), calibration_images):
         run_batch(graph, batch, visit)

@@ -1,13 +1,14 @@
 """Convolutions and dense layers of a quantized model, as operators of a file."""
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from repq_tf.deployment.lowering import IntegerLowering, Lowering, Make
 from repq_tf.graphs import Node
 from repq_tf.keras_api import Array, Layer, Pair, Shape, ops
+from repq_tf.layers.reparam_conv import ConvWeights
 from repq_tf.quantization.grids import input_quantizer, known_name
 from repq_tf.quantization.operators import activation_name
 from repq_tf.reparameterization.merge import stock_padding, without_zeros
@@ -17,8 +18,6 @@ from repq_tf.windows import Window, convolved_size
 
 # The option of an operator that applies an activation.
 CLAMPS = {"linear": "NONE", "relu": "RELU", "relu6": "RELU6"}
-# Integers `(kh, kw, in / groups, out)`, their scales and the biases, `(out,)` each.
-Weights: TypeAlias = tuple[Array, Array, Array]
 # XNNPACK makes no operator that multiplies sums by this or more, and LiteRT then crashes.
 _LARGEST_RATIO = 256
 
@@ -26,7 +25,7 @@ _LARGEST_RATIO = 256
 def convolution(lowering: IntegerLowering, node: Node, tensors: Sequence[Tensor]) -> Make:
     """A `ReparamConv`: one convolution, behind a PAD if its window is not one of the file's."""
     block, x = node.layer, tensors[0]
-    weights, groups = _weights(lowering, node)
+    weights, groups = weights_of(lowering, node)
     spatial, channels = x.shape[1:3], x.shape[3]
     window = block.window(spatial)
     size = convolved_size(spatial, window, block.kernel_size, block.strides)
@@ -56,7 +55,7 @@ def convolution(lowering: IntegerLowering, node: Node, tensors: Sequence[Tensor]
 
 def dense(lowering: IntegerLowering, node: Node, tensors: Sequence[Tensor]) -> Make:
     """A `DenseBlock`."""
-    x, (weights, _) = tensors[0], _weights(lowering, node)
+    x, (weights, _) = tensors[0], weights_of(lowering, node)
     packed = node.name in lowering.packed
     options = {
         "fusedActivationFunction": fused_activation(node.layer),
@@ -70,7 +69,7 @@ def dense(lowering: IntegerLowering, node: Node, tensors: Sequence[Tensor]) -> M
     return make
 
 
-def _weights(lowering: IntegerLowering, node: Node) -> tuple[Weights, int]:
+def weights_of(lowering: IntegerLowering, node: Node) -> tuple[ConvWeights, int]:
     """The weights of a block, and its groups."""
     quantizer = input_quantizer(lowering.graph, node)
     assert quantizer is not None  # as checked
@@ -85,7 +84,7 @@ def weighted(
     kind: str,
     x: Tensor,
     y: Tensor,
-    weights: Weights,
+    weights: ConvWeights,
     packed: bool = False,
     **options: Any,
 ) -> Tensor:
@@ -99,7 +98,7 @@ def weighted(
         kind: of the operator.
         x: the tensor that it reads.
         y: the one that it makes, named after its layer.
-        weights: its `Weights`.
+        weights: its `ConvWeights`.
         packed: whether the kernel is stored in 4 bits.
         **options: of the operator.
     """

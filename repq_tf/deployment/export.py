@@ -11,7 +11,7 @@ import numpy as np
 
 from repq_tf.arithmetic import in_64_bits
 from repq_tf.deployment.ends import Ends, check_type
-from repq_tf.deployment.lowering import IntegerLowering
+from repq_tf.deployment.lowering import IntegerLowering, Source, by_input
 from repq_tf.deployment.operators import LOWERINGS
 from repq_tf.deployment.pixels import pixel_table
 from repq_tf.files import new_file, write_atomically
@@ -25,18 +25,19 @@ from repq_tf.tflite.writer import write
 def export_tflite(
     model: keras.Model,
     path: str | os.PathLike[str],
-    input_type: str | None = None,
+    input_type: str | dict[str, str] | None = None,
     output_type: str | None = None,
     container: str = "int8",
     pixels: Any = None,
-    input_shape: Sequence[int] | None = None,
+    input_shape: Sequence[int] | dict[str, Sequence[int]] | None = None,
 ) -> dict[str, int]:
     """Writes a quantized model as an all-integer `.tflite` file.
 
     The file holds one convolution for each block, with the weights, the biases and the
     scales that the model computes with in inference: grids of 2 to 8 bits lie
     inside int8 tensors, activations of 16 bits are int16. Tensors are called after the
-    Keras layers that make them, and the ends in its signature as the model's.
+    Keras layers that make them, and the ends in its signature as the model's: the keys of
+    a dict that it is called with or returns, and the names of the layers elsewhere.
 
     Args:
         model: what `repq_tf.quantize` returned, trained or not; or what TFMOT trained with
@@ -47,7 +48,8 @@ def export_tflite(
             input grid. Of a model that prepares its images itself, by Rescaling,
             Normalization or arithmetic with constants, that grid is the one behind these, and
             "uint8" takes pixels as the model does, exactly; "float32" is refused. Default:
-            "int8", or "int16".
+            "int8", or "int16". For a model with several inputs, `input_type`, `pixels` and
+            `input_shape` can be dicts by their names.
         output_type: likewise, what it gets.
         container: of kernels of at most 4 bits: "int8", or "int4" to store the same
             integers two a byte. The file is about half as large; its convolutions are
@@ -78,33 +80,45 @@ def export_tflite(
         {'CAST': 1, 'GATHER': 1, 'CONV_2D': 20, 'ADD': 8, ...}
     """
     check_container(container)
-    if pixels is not None and input_type != "uint8":
-        raise ValueError(
-            f"pixels goes with input_type='uint8'. Received: input_type={input_type!r}"
-        )
     path = new_file(path)
     graph = read_native(model)
     with in_64_bits():
         packed = _four_bit_nodes(graph) if container == "int4" else ()
     lowering = IntegerLowering(graph, input_shape, packed, LOWERINGS)
-    bits, table = lowering.input_layer.bits, None
+    output_type = check_type("output_type", output_type, lowering.bits)
+    types = by_input("input_type", input_type, graph)
+    tables = by_input("pixels", pixels, graph)
+    ends = {
+        name: _ends(source, types[name], tables[name], output_type)
+        for name, source in lowering.inputs.items()
+    }
+    with in_64_bits():
+        program = lowering.run(ends)
+    write_atomically(path, write(program))
+    return dict(collections.Counter(item.kind for item in program.operations))
+
+
+def _ends(source: Source, input_type: str | None, pixels: Any, output_type: str) -> Ends:
+    """How an input's values get into the file; the arguments of `export_tflite` are checked."""
+    if pixels is not None and input_type != "uint8":
+        raise ValueError(
+            f"pixels goes with input_type='uint8'. Received: input_type={input_type!r}"
+        )
+    bits = source.layer.bits
     input_type = check_type("input_type", input_type, bits)
-    output_type = check_type("output_type", output_type, bits)
-    if lowering.maps:
-        _check_maps(lowering.maps, input_type, pixels)
+    if source.maps:
+        _check_maps(source.maps, input_type, pixels)
         if input_type == "uint8":
-            pixels = functools.partial(_mapped, lowering.maps)
+            pixels = functools.partial(_mapped, source.maps)
     if pixels is not None:
-        table = pixel_table(lowering.input_layer, pixels, lowering.input_shape[-1])
-    elif input_type != "int8" and bits < 8:
+        table = pixel_table(source.layer, pixels, source.shape[-1])
+        return Ends(input_type, output_type, table)
+    if input_type != "int8" and bits < 8:
         raise ValueError(
             f"input_type must be 'int8', or 'uint8' with pixels, for a model input of "
             f"{bits} bits: the file has no clamp to its grid. Received: {input_type!r}"
         )
-    with in_64_bits():
-        program = lowering.run(Ends(input_type, output_type, table))
-    write_atomically(path, write(program))
-    return dict(collections.Counter(item.kind for item in program.operations))
+    return Ends(input_type, output_type)
 
 
 def _check_maps(maps: Sequence[Layer], input_type: str, pixels: Any) -> None:

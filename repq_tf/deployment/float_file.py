@@ -23,7 +23,7 @@ def export_tflite_float(model: keras.Model, path: str | os.PathLike[str]) -> Non
     operators. The file's ends are called in its signature as the model's.
 
     Args:
-        model: a float model with one input, of our blocks and of Keras's layers for images.
+        model: a float model, of our blocks and of Keras's layers for images.
         path: the file to write.
 
     Raises:
@@ -51,16 +51,11 @@ class FloatLowering(Lowering):
         graph: the `Graph` of a merged model.
 
     Raises:
-        ValueError: layers cannot be written, or there is more than one input.
+        ValueError: layers cannot be written.
     """
 
     def __init__(self, graph: Graph) -> None:
         super().__init__(graph, FLOAT_LOWERINGS, "float32")
-        sources = [node.name for node in graph.nodes.values() if node.is_input]
-        if len(sources) != 1:
-            raise ValueError(
-                f"model {graph.name!r} must have one input. Received: {len(sources)}, {sources}"
-            )
         layers = {n.layer.name: n.layer for n in graph.nodes.values() if not n.is_input}
         found = [
             f"{name!r} ({getattr(layer, 'kind', type(layer).__name__)}: {reason})"
@@ -77,6 +72,8 @@ class FloatLowering(Lowering):
     def run(self) -> Program:
         """Lowers every layer; returns the program."""
         outputs = leaves(evaluate(self.graph, self._feed, self._apply))
+        keys, given = self.graph.input_keys, self.program.inputs
+        self.program.inputs = {key: given[name] for name, key in keys.items()}
         for key, tensor in zip(self.graph.output_keys, outputs, strict=True):
             self.program.outputs[key] = tensor
         return self.program

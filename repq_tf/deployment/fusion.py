@@ -11,7 +11,7 @@ from repq_tf.layers.stock import STOCK, normalized_axis
 from repq_tf.quantization.operators import activation_name
 
 _layers = keras.layers
-_WEIGHTED = (*STOCK, _layers.SeparableConv2D, _layers.Conv2DTranspose)
+_WEIGHTED = (*STOCK, _layers.SeparableConv2D)
 _CLAMPED = (
     *_WEIGHTED,
     *(SqueezeExcite, _layers.Add, _layers.BatchNormalization),

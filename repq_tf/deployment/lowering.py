@@ -1,5 +1,6 @@
 """A model as a `Program`: each layer to operators."""
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -88,15 +89,14 @@ class IntegerLowering(Lowering):
 
     Args:
         graph: the model's `Graph`.
-        input_shape: of the file's images; None for the model's own.
+        input_shape: of the file's images; None for the model's own. Of several inputs, a dict
+            by the names that the caller calls them.
         packed: names of the nodes whose kernels are stored in 4 bits.
         lowerings: `{class of a layer: Lower}`.
 
     Attributes:
-        input_layer: the `Quantize` of the model's input.
-        input_shape: of an image, with None for sizes that are open.
+        inputs: a `Source` for each input of the model, by what the caller calls it.
         bits: of the activations: 16, or at most 8.
-        maps: the layers that prepare the input by constants; what is quantized is behind them.
 
     Raises:
         ValueError: a layer computes in floating point, or holds NaN; it is named.
@@ -105,28 +105,25 @@ class IntegerLowering(Lowering):
     def __init__(
         self,
         graph: Graph,
-        input_shape: Sequence[int] | None,
+        input_shape: Sequence[int] | Mapping[str, Sequence[int]] | None,
         packed: Collection[str],
         lowerings: Mapping[type, Lower],
     ) -> None:
-        (source,) = (node for node in graph.nodes.values() if node.is_input)
-        layer = own_quantizer(graph, source)
         self.graph, self.packed = graph, frozenset(packed)
-        before = input_layers(graph, source)
-        self._preparing = {node.name for node in before}
-        self.maps = [node.layer for node in before if type(node.layer) in MAPS]
+        sources = [graph.nodes[name] for name in graph.input_keys]
+        before = {node.name: input_layers(graph, node) for node in sources}
+        self._preparing = {item.name for items in before.values() for item in items}
         for node in graph.nodes.values():
             self._check(node)
-        if layer is None:
-            raise ValueError(
-                f"model {graph.name!r}: its input {source.name!r} has no quantizer, so the "
-                "file would not be all integer"
+        shapes = by_input("input_shape", input_shape, graph)
+        self.inputs = {
+            graph.input_keys[node.name]: _source(
+                graph, node, before[node.name], shapes[graph.input_keys[node.name]]
             )
-        self.input_layer, self.bits = layer, layer.bits
+            for node in sources
+        }
+        self.bits = max(source.layer.bits for source in self.inputs.values())
         super().__init__(graph, lowerings, "int16" if self.bits == 16 else "int8")
-        self.input_shape: Shape = source.input_shape[1:]
-        if input_shape is not None:
-            self.input_shape = fitting_shape(self.input_shape, input_shape)
         self.steps = {
             node.layer.name: np.float32(ops.convert_to_numpy(node.layer.step))
             for node in graph.nodes.values()
@@ -135,15 +132,24 @@ class IntegerLowering(Lowering):
         for name, step in self.steps.items():
             self.check_finite(name, step)
 
-    def run(self, ends: Ends) -> Program:
-        """Lowers every layer; returns the program, with the file's `Ends`."""
+    def run(self, ends: Mapping[str, Ends]) -> Program:
+        """Lowers every layer; returns the program.
+
+        Args:
+            ends: the file's `Ends`, for each input; what they say of outputs is one.
+        """
         graph, program = self.graph, self.program
         # Tensors that parity compares bear the layers' names; what lies between gets others.
         stored = [quantized_node(graph, n) for n in graph.nodes.values() if _rounds(n)]
         program.reserve({known_name(graph, node) for node in stored})
-        outputs = leaves(evaluate(graph, lambda node: self._feed(node, ends), self._apply))
+        names = graph.input_keys
+        outputs = leaves(
+            evaluate(graph, lambda node: self._feed(names[node.name], ends), self._apply)
+        )
+        program.inputs = {name: program.inputs[name] for name in self.inputs}  # in their order
+        (first, *_) = ends.values()
         for key, tensor in zip(graph.output_keys, outputs, strict=True):
-            program.outputs[key] = ends.give(program, tensor)
+            program.outputs[key] = first.give(program, tensor)
         return program
 
     def grid(self, layer: Quantize) -> Grid:
@@ -170,10 +176,10 @@ class IntegerLowering(Lowering):
             "output has no quantizer), so the file would not be all integer"
         )
 
-    def _feed(self, node: Node, ends: Ends) -> Make:
+    def _feed(self, key: str, ends: Mapping[str, Ends]) -> Make:
         def make(grid: Grid, name: str) -> Tensor:
-            tensor = self.tensor(name, (None, *self.input_shape), grid)
-            self.program.inputs[node.name] = ends.take(self.program, tensor)
+            tensor = self.tensor(name, (None, *self.inputs[key].shape), grid)
+            self.program.inputs[key] = ends[key].take(self.program, tensor)
             return tensor
 
         return make
@@ -212,6 +218,56 @@ class IntegerLowering(Lowering):
         unclamped = self.program.name(f"{name}/unclamped")
         wide = make(Grid(grid.scale, _LOWEST - lowest), unclamped)
         return self.program.add("QUANTIZE", (wide,), self.tensor(name, wide.shape, grid))
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """An input of a quantized model.
+
+    Attributes:
+        layer: the `Quantize` of it.
+        shape: of an image, with None for sizes that are open.
+        maps: the layers that prepare it by constants; what is quantized is behind them.
+    """
+
+    layer: Quantize
+    shape: Shape
+    maps: list[Layer]
+
+
+def _source(
+    graph: Graph, node: Node, before: Sequence[Node], given: Sequence[int] | None
+) -> Source:
+    layer, shape = own_quantizer(graph, node), node.input_shape[1:]
+    if layer is None:
+        raise ValueError(
+            f"model {graph.name!r}: its input {node.name!r} has no quantizer, so the "
+            "file would not be all integer"
+        )
+    if given is not None:
+        shape = fitting_shape(shape, given)
+    return Source(layer, shape, [item.layer for item in before if type(item.layer) in MAPS])
+
+
+def by_input(argument: str, value: Any, graph: Graph) -> dict[str, Any]:
+    """An argument of each input of a model, by what its caller calls it.
+
+    Args:
+        argument: its name.
+        value: a dict by some of these names, or what holds for all inputs.
+        graph: the model's `Graph`.
+
+    Raises:
+        ValueError: the model has no such input.
+    """
+    names = list(graph.input_keys.values())
+    if not isinstance(value, dict):
+        return dict.fromkeys(names, value)
+    if unknown := [name for name in value if name not in names]:
+        raise ValueError(
+            f"{argument}, a dict, must be of inputs of the model, {names}. Received: {unknown}"
+        )
+    return {name: value.get(name) for name in names}
 
 
 def _rounds(node: Node) -> bool:

@@ -79,7 +79,7 @@ def export_c_array(
 
 def _check(path: str, model: Any) -> None:
     """Refuses what TensorFlow Lite Micro cannot run."""
-    if takes_pixels(model):
+    if any(takes_pixels(model, place) for place in range(len(model.subgraphs[0].inputs))):
         raise ValueError(
             f"{path} takes pixels, by a CAST of uint8 that TensorFlow Lite Micro does not "
             "have; export it with input_type='int8' and normalise on the device"

@@ -80,15 +80,26 @@ def up_sampling(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Ma
 
 def pixel_shuffle(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
     """Depth to space."""
-    (x,), size = tensors, node.layer.block_size
+    return depth_to_space(lowering, tensors[0], node.layer.block_size, node.name)
+
+
+def depth_to_space(lowering: Lowering, x: Tensor, size: int, name: str) -> Make:
+    """A tensor with squares of `size` pixels made of the channels of each pixel.
+
+    Args:
+        lowering: the `Lowering`.
+        x: the tensor.
+        size: the height and width of a square.
+        name: what tensors between are called after.
+    """
     if x.type != "int16":
         return _depth_to_space(lowering, x, size)
     # int16, of which the runtime has no kernel: by way of the batch.
     program, planes = lowering.program, (*x.shape[:3], x.shape[3] // size**2)
-    parts = [lowering.inner(f"{node.name}/part", planes, x.grid) for _ in range(size**2)]
+    parts = [lowering.inner(f"{name}/part", planes, x.grid) for _ in range(size**2)]
     axis = program.constant("axis", whole(3))
     program.add("SPLIT", (axis, x), *parts, numSplits=len(parts))
-    batch = lowering.inner(f"{node.name}/planes", planes, x.grid)
+    batch = lowering.inner(f"{name}/planes", planes, x.grid)
     program.add("CONCATENATION", tuple(parts), batch, axis=0)
     block = program.constant("block", whole((size, size)))
     crops = program.constant("crops", whole(((0, 0), (0, 0))))
@@ -159,7 +170,12 @@ def slicing(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
 
 
 def _cut(lowering: Lowering, node: Node, x: Tensor, slices: Sequence[slice]) -> Make:
-    """Slices of all axes but the batch's."""
+    shape = (x.shape[0], *node.layer.compute_output_shape(x.shape)[1:])
+    return cut(lowering, x, slices, shape)
+
+
+def cut(lowering: Lowering, x: Tensor, slices: Sequence[slice], shape: Shape) -> Make:
+    """Slices of all axes but the batch's, which make a tensor of some shape."""
     program, parts = lowering.program, (slice(None), *slices)
     begins, ends = ([getattr(part, side) for part in parts] for side in ("start", "stop"))
     masks = (
@@ -171,7 +187,6 @@ def _cut(lowering: Lowering, node: Node, x: Tensor, slices: Sequence[slice]) -> 
         program.constant("bounds", whole([value or 0 for value in values]))
         for values in (begins, ends, steps)
     )
-    shape = (x.shape[0], *node.layer.compute_output_shape(x.shape)[1:])
     options = dict(zip(("beginMask", "endMask"), masks, strict=True))
     return making(lowering, "STRIDED_SLICE", (x, *bounds), shape, **options)
 

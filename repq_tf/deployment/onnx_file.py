@@ -18,7 +18,7 @@ from repq_tf.onnx.writer import write
 def export_onnx(
     model: keras.Model,
     path: str | os.PathLike[str],
-    input_shape: Sequence[int] | None = None,
+    input_shape: Sequence[int] | dict[str, Sequence[int]] | None = None,
 ) -> dict[str, int]:
     """Writes a quantized model as an ONNX file of QuantizeLinear and DequantizeLinear pairs.
 
@@ -33,7 +33,8 @@ def export_onnx(
     Args:
         model: what `repq_tf.quantize` returned, trained or not; of at most 8 bits.
         path: the file to write.
-        input_shape: `(height, width, channels)`, for a model of any size. Default: the model's.
+        input_shape: `(height, width, channels)`, for a model of any size; of several
+            inputs, a dict by their names. Default: the model's.
 
     Returns:
         The nodes of the file with their counts.
@@ -59,8 +60,10 @@ def export_onnx(
             f"{model.name!r}, of 16 bits"
         )
     with in_64_bits():
-        program = lowering.run(Ends("int8", "int8"))
-    lowest = lowering.input_layer.activation_quantizer.low
+        program = lowering.run(dict.fromkeys(lowering.inputs, Ends("int8", "int8")))
+    lowest = {
+        name: source.layer.activation_quantizer.low for name, source in lowering.inputs.items()
+    }
     made = write(program, model.name, lowest)
     write_atomically(path, made.SerializeToString())
     return dict(collections.Counter(node.op_type for node in made.graph.node))

@@ -28,9 +28,11 @@ from repq_tf.deployment.moves import (
     slicing,
     up_sampling,
 )
+from repq_tf.deployment.transposed import transposed
 from repq_tf.graphs import Node
 from repq_tf.keras_api import Shape, keras, ops
 from repq_tf.layers import (
+    ConvTransposeBlock,
     DenseBlock,
     DepthToSpace,
     Quantize,
@@ -219,6 +221,7 @@ LOWERINGS: dict[type, Lower] = {
     QuantizedSubtract: _pair("SUB"),
     QuantizedTanh: simple("TANH"),
     QuantizedUpSampling2D: up_sampling,
+    ConvTransposeBlock: transposed,
     ReparamConv: convolution,
     Slice: slicing,
     _layers.Activation: _activation,

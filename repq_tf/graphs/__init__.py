@@ -17,12 +17,14 @@ from repq_tf.graphs.operations import OperationLayer, per_channel
 from repq_tf.graphs.reading import read_graph
 from repq_tf.graphs.rewriting import copy_call, copy_layer, copy_state, rebuild
 from repq_tf.graphs.running import evaluate
+from repq_tf.graphs.sharing import calls_together, shared_calls
 
 __all__ = [
     "Graph",
     "Node",
     "OperationLayer",
     "Tensor",
+    "calls_together",
     "copy_call",
     "copy_layer",
     "copy_state",
@@ -38,5 +40,6 @@ __all__ = [
     "rebuild",
     "register_conversion",
     "replace_tensors",
+    "shared_calls",
     "tensors_of",
 ]

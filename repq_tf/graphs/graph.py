@@ -80,6 +80,18 @@ class Graph:
         ]
 
     @property
+    def input_keys(self) -> dict[str, str]:
+        """For the name of each input's node, what the model's caller calls it, in order.
+
+        That is the key of a model that is called with a dict, the input's own name elsewhere.
+        """
+        if isinstance(self.inputs, dict):
+            flat = all(isinstance(tensor, Tensor) for tensor in self.inputs.values())
+            if flat:
+                return {tensor.node: key for key, tensor in self.inputs.items()}
+        return {tensor.node: tensor.node for tensor in tensors_of(self.inputs)}
+
+    @property
     def output_tensors(self) -> list[Tensor]:
         """The outputs as a flat list."""
         return tensors_of(self.outputs)

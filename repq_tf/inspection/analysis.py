@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from repq_tf.arguments import boolean
-from repq_tf.calibration.execution import Stored, fitting
+from repq_tf.calibration.execution import fitting
 from repq_tf.calibration.float_pass import float_blocks
-from repq_tf.calibration.images import store_images
+from repq_tf.calibration.images import Images, Lowest, store_images
 from repq_tf.calibration.prepared import MergedBlock
 from repq_tf.calibration.steps import calibrate
 from repq_tf.files import new_file, write_atomically
@@ -27,7 +27,7 @@ from repq_tf.inspection.weights import (
 from repq_tf.keras_api import keras
 from repq_tf.layers import Quantize, ReparamConv
 from repq_tf.quantization.grids import known_name
-from repq_tf.quantization.quantize import default_bits, read_float, uncalibrated
+from repq_tf.quantization.quantize import default_bits, read_float, signed_inputs, uncalibrated
 
 # How many networks run beside each other.
 _NETWORKS = 4
@@ -171,7 +171,9 @@ def analyze(
     bits = 8 if bits is None else bits
     default, graph = default_bits(bits), read_float(model)
     images, lowest = _store(data, model, graph, calibration_images)
-    quantized, builder = uncalibrated(graph, default, (), bool(lowest < 0), "restored")
+    quantized, builder = uncalibrated(
+        graph, default, (), signed_inputs(graph, lowest), "restored"
+    )
     layers = read_graph(quantized)
     weights = _weights(layers)  # as they are in the float model
     floats = calibrate(quantized, graph, builder, images, verbose=verbose)
@@ -191,7 +193,7 @@ def _weights(graph: Graph) -> dict[str, _Weights]:
 
 def _store(
     data: Any, model: keras.Model, graph: Graph, limit: int | None
-) -> tuple[Stored, float]:
+) -> tuple[Images, Lowest]:
     fits = fitting(graph)
     return store_images(
         data, model, lambda shape: max(1, fits(shape) // _NETWORKS), limit, name="data"
@@ -201,7 +203,7 @@ def _store(
 def _analysis(
     graph: Graph,
     weights: Mapping[str, _Weights],
-    images: Stored,
+    images: Images,
     floats: Mapping[str, MergedBlock],
     bits: int | None,
     verbose: bool,
@@ -224,7 +226,9 @@ def _analysis(
 def _floats_of(reference: keras.Model, graph: Graph) -> dict[str, MergedBlock]:
     """The float model's convolutions in the places of a quantized model's blocks."""
     source = read_float(reference)
-    quantized, builder = uncalibrated(source, default_bits(8), (), True, "restored")
+    quantized, builder = uncalibrated(
+        source, default_bits(8), (), dict.fromkeys(source.input_keys, True), "restored"
+    )
     blocks, layers = float_blocks(builder), read_graph(quantized)
     found = {known_name(layers, layers.nodes[name]): merged for name, merged in blocks.items()}
     floats = {}

@@ -49,9 +49,12 @@ def linear_maps(layer: Layer, channels: int, shape: Sequence[int]) -> list[Map] 
     positions = math.prod(shape[:-1])
     if isinstance(layer, ReparamConv):
         size = math.prod(layer.kernel_size) * channels // layer.groups
+        positions //= layer.upsampling**2
         return [Map(size * layer.filters, layer.filters, positions)]
     if isinstance(layer, SqueezeExcite):
         return [_dense(part, 1) for part in (layer.reduce, layer.expand)]
+    if isinstance(layer, keras.layers.Conv2DTranspose):
+        positions //= math.prod(layer.strides)
     if type(layer) in STOCK:
         return [_dense(layer, positions)]
     known = isinstance(layer, _ELEMENTWISE) or all(len(w.shape) < 2 for w in layer.weights)

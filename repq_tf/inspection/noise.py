@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from repq_tf.calibration.execution import Stored
+from repq_tf.calibration.images import Images
 from repq_tf.calibration.prepared import (
     MergedBlock,
     Run,
@@ -111,7 +111,7 @@ class Place:
 
 def measure(
     graph: Graph,
-    images: Stored,
+    images: Images,
     floats: Mapping[str, MergedBlock],
     verbose: bool = True,
 ) -> list[Place]:
@@ -146,7 +146,7 @@ class _Variants:
 
 
 class _Networks:
-    def __init__(self, graph: Graph, images: Stored, floats: Mapping[str, MergedBlock]) -> None:
+    def __init__(self, graph: Graph, images: Images, floats: Mapping[str, MergedBlock]) -> None:
         self._graph = graph
         self.places = list(_places(graph, images.size))
         self._made = {place.node.name: place for place in self.places}

@@ -7,8 +7,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from repq_tf.arguments import boolean, check_bits, number
-from repq_tf.calibration.execution import Stored, fitting
-from repq_tf.calibration.images import store_images
+from repq_tf.calibration.batches import images_of
+from repq_tf.calibration.execution import fitting
+from repq_tf.calibration.images import Images, store_images
 from repq_tf.calibration.prepared import Run, prepare, prepare_float, prepare_rounded
 from repq_tf.calibration.steps import calibrate
 from repq_tf.graphs import Graph, read_graph
@@ -29,7 +30,7 @@ from repq_tf.layers import Quantize, ReparamConv
 from repq_tf.progress import Progress
 from repq_tf.quantization.grids import known_name, quantized_node
 from repq_tf.quantization.placement import place
-from repq_tf.quantization.quantize import default_bits, read_float, uncalibrated
+from repq_tf.quantization.quantize import default_bits, read_float, signed_inputs, uncalibrated
 
 # `metric(float_outputs, outputs)`: how much worse the latter are.
 Metric: TypeAlias = Callable[[Any, Any], float]
@@ -89,7 +90,7 @@ def sensitivity(
     images, lowest = store_images(
         data, model, lambda shape: max(1, fits(shape) // _SHARE), calibration_images, "data"
     )
-    network = _Network(graph, images, bits, bool(lowest < 0), verbose)
+    network = _Network(graph, images, bits, signed_inputs(graph, lowest), verbose)
     trials = network.trials
     outcomes = [_Function(metric) if callable(metric) else _Power() for _ in trials]
     progress = Progress("sensitivity", len(images) * len(trials), "trial", verbose)
@@ -104,7 +105,8 @@ def sensitivity(
         for trial, outcome in zip(trials, outcomes, strict=True)
     )
     label = metric if isinstance(metric, str) else getattr(metric, "__name__", "metric")
-    costs = network.costs(wide, images[0].shape[1:])
+    sizes = {name: values.shape[1:] for name, values in images_of(images[0]).items()}
+    costs = network.costs(wide, sizes.get(""))
     return Sensitivity(model.name, images.images, label, rows, costs)
 
 
@@ -157,7 +159,7 @@ class _Network:
         graph: the float model's graph.
         images: their `Stored` batches.
         bits: the numbers of bits to try.
-        signed: whether the input has negative values.
+        signed: for the name of each input, whether it has negative values.
         verbose: whether to show progress bars.
 
     Attributes:
@@ -167,7 +169,12 @@ class _Network:
     """
 
     def __init__(
-        self, graph: Graph, images: Stored, bits: Sequence[int], signed: bool, verbose: bool
+        self,
+        graph: Graph,
+        images: Images,
+        bits: Sequence[int],
+        signed: Mapping[str, bool],
+        verbose: bool,
     ) -> None:
         self.trials: list[_Trial] = []
         for b in bits:
@@ -183,12 +190,14 @@ class _Network:
         places = {name: index for index, name in enumerate(self.graph.nodes)}
         self.trials.sort(key=lambda trial: (places[trial.tail[0]], trial.bits))
 
-    def costs(self, wide: Mapping[str, bool], size: Sequence[int]) -> dict[str, LayerCost]:
+    def costs(
+        self, wide: Mapping[str, bool], size: Sequence[int] | None
+    ) -> dict[str, LayerCost]:
         """What the kernels of its blocks are made of.
 
         Args:
             wide: of `_wide_inputs`.
-            size: the shape of an image.
+            size: the shape of an image; None for a model with several inputs.
         """
         shapes, found = output_shapes(self.graph, size), {}
         for node in self.graph.nodes.values():

@@ -3,26 +3,26 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from repq_tf.calibration.batches import Batch, input_of
 from repq_tf.calibration.prepared import Run, positional
 from repq_tf.graphs import Graph, Node, Tensor, map_tensors
-from repq_tf.keras_api import Array, ops
 
 
 class Tails:
     """The tensors of a network for one batch of images, from which tails of it start.
 
     Args:
-        graph: the graph of a model with one input.
+        graph: the graph of a model.
         runs: what each node computes, by name.
         batch: the images.
     """
 
-    def __init__(self, graph: Graph, runs: Mapping[str, Run], batch: Array) -> None:
+    def __init__(self, graph: Graph, runs: Mapping[str, Run], batch: Batch) -> None:
         self._graph, self._runs = graph, runs
         self._values: dict[str, tuple[Any, ...]] = {}
         for node in graph.nodes.values():
             if node.is_input:
-                self._values[node.name] = (ops.convert_to_tensor(batch),)
+                self._values[node.name] = (input_of(batch, node),)
             else:
                 self._values[node.name] = self._run(node, runs[node.name], {})
 

@@ -6,6 +6,21 @@ from repq_tf.arguments import positive
 from repq_tf.keras_api import Config, Layer, LayerOptions, Shape, Tensor, backend, ops, register
 
 
+def depth_to_space(x: Tensor, size: int) -> Tensor:
+    """Makes squares of `size` pixels out of the channels of each pixel; see `DepthToSpace`."""
+    if size == 1:
+        return x
+    if backend() == "tensorflow":  # one operator of the exported file
+        import tensorflow as tf
+
+        return tf.nn.depth_to_space(x, size)
+    batch, height, width, channels = ops.shape(x)
+    channels //= size**2
+    x = ops.reshape(x, (batch, height, width, size, size, channels))
+    x = ops.transpose(x, (0, 1, 3, 2, 4, 5))
+    return ops.reshape(x, (batch, height * size, width * size, channels))
+
+
 @register
 class DepthToSpace(Layer):
     """Makes of every pixel a square of pixels, out of its channels.
@@ -40,16 +55,7 @@ class DepthToSpace(Layer):
 
     def call(self, x: Tensor) -> Tensor:
         """Rearranges the channels."""
-        size = self.block_size
-        if backend() == "tensorflow":  # one operator of the exported file
-            import tensorflow as tf
-
-            return tf.nn.depth_to_space(x, size)
-        batch, height, width, channels = ops.shape(x)
-        channels //= size**2
-        x = ops.reshape(x, (batch, height, width, size, size, channels))
-        x = ops.transpose(x, (0, 1, 3, 2, 4, 5))
-        return ops.reshape(x, (batch, height * size, width * size, channels))
+        return depth_to_space(x, self.block_size)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         """`(batch, s height, s width, C)`."""

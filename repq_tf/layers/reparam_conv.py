@@ -1,6 +1,6 @@
 """The base of every re-parameterized convolution: how it computes, and what it merges into."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 from repq_tf.arithmetic import integer_weights, wide_dtype
 from repq_tf.branches import FeatureReading, Reading, Streams, WideReading
@@ -17,6 +17,9 @@ from repq_tf.keras_api import (
 from repq_tf.kernels import AffineKernel
 from repq_tf.layers.expression import ExpressionLayer
 from repq_tf.windows import Window, convolve, convolved_size
+
+# Integers `(kh, kw, in / groups, out)`, their scales and the biases, `(out,)` each.
+ConvWeights: TypeAlias = tuple[Array, Array, Array]
 
 
 @register
@@ -94,6 +97,9 @@ class ReparamConv(ExpressionLayer):
         >>> y = WideBlock(16, kernel_size=5, activation="relu")(x)
     """
 
+    # How many pixels each side of a pixel becomes.
+    upsampling = 1
+
     # Running.
 
     def call(
@@ -123,6 +129,7 @@ class ReparamConv(ExpressionLayer):
         if self.uses_merged_kernel:
             y = self._merged_convolution(x, window, training)
         else:
+            x = self.spread(x)
             y = self.expression(x, window=window, strides=self.strides, training=training)
         y = self.activation(ops.cast(y, self.compute_dtype))
         # The scale matters to inference alone.
@@ -165,7 +172,7 @@ class ReparamConv(ExpressionLayer):
             if training and self.dampening and self.weight_quantizer is not None:
                 self.add_loss(self.dampening * self.weight_quantizer.distance(kernel))
             kernel = quantizer(kernel)
-        y = convolve(x, kernel, affine.groups, self.strides, window)
+        y = self._convolve(x, kernel, affine.groups, window)
         bias = affine.bias if affine.has_bias else None
         if self.root is not None:
             training = training and self.bn_statistics != "running"
@@ -182,9 +189,20 @@ class ReparamConv(ExpressionLayer):
             x, scale, bias, input_step = (
                 ops.cast(value, wide_dtype()) for value in (x, scale, bias, input_step)
             )
-        y = convolve(x, integers, groups, self.strides, window)
+        y = self._convolve(x, integers, groups, window)
         scale = scale * input_step
         return (y + bias) * scale, scale
+
+    def spread(self, x: Tensor) -> Tensor:
+        """What the kernel is convolved with, of features; of most blocks, these themselves."""
+        return x
+
+    def _convolve(self, x: Tensor, kernel: Tensor, groups: int, window: Window) -> Tensor:
+        return convolve(x, kernel, groups, self.strides, window)
+
+    def stored_weights(self, integers: Array, scale: Array, bias: Array) -> "ConvWeights":
+        """The integers, scales and biases that a file's operator holds, of the block's own."""
+        return integers, scale, bias
 
     # Reading.
 

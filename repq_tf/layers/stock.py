@@ -9,9 +9,10 @@ from repq_tf.branches import NumpyReading
 from repq_tf.keras_api import LEGACY, Array, Config, Layer, Variable, keras, ops
 from repq_tf.kernels import AffineKernel
 from repq_tf.layers.blocks.plain import ConvBlock, ConvBNBlock, DenseBlock, DenseBNBlock
+from repq_tf.layers.blocks.transposed import ConvTransposeBlock, ConvTransposeBNBlock
 
 CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
-STOCK = (*CONVOLUTIONS, keras.layers.Dense)
+STOCK = (*CONVOLUTIONS, keras.layers.Conv2DTranspose, keras.layers.Dense)
 # Maps by constants, of each channel on its own.
 MAPS = (keras.layers.Rescaling, keras.layers.Normalization)
 _TRAINING_ONLY = (
@@ -32,7 +33,7 @@ def stock_options(layer: Layer, batch_norm: Layer | None = None) -> dict[str, An
     """The options of `ReparamConv` that a stock convolution has, but for its name.
 
     Args:
-        layer: a built Conv2D or DepthwiseConv2D.
+        layer: a built Conv2D, DepthwiseConv2D or Conv2DTranspose.
         batch_norm: the BatchNormalization behind it, if there is one.
     """
     options = {
@@ -47,8 +48,10 @@ def stock_options(layer: Layer, batch_norm: Layer | None = None) -> dict[str, An
         options.update(filters=channels * multiplier, groups=channels)
         options["kernel_regularizer"] = layer.depthwise_regularizer
     else:
-        options.update(filters=layer.filters, groups=layer.groups)
+        options.update(filters=layer.filters, groups=getattr(layer, "groups", 1))
         options["kernel_regularizer"] = layer.kernel_regularizer
+    if isinstance(layer, keras.layers.Conv2DTranspose):
+        options["upsampling"] = options.pop("strides")[0]
     if batch_norm is not None:
         options.update(epsilon=batch_norm.epsilon, momentum=batch_norm.momentum)
     return options
@@ -59,7 +62,16 @@ def stock_kernel(layer: Layer) -> Array:
     kernel = ops.convert_to_numpy(_variable(layer))
     if isinstance(layer, keras.layers.DepthwiseConv2D):
         return np.reshape(kernel, (*kernel.shape[:2], 1, -1))
-    return kernel
+    return mirrored(kernel) if isinstance(layer, keras.layers.Conv2DTranspose) else kernel
+
+
+def mirrored(kernel: Array) -> Array:
+    """The kernel of a Conv2DTranspose for the spread image; and one of that for Keras's layer.
+
+    Args:
+        kernel: `(kh, kw, filters, channels)`, or `(kh, kw, channels, filters)`.
+    """
+    return np.ascontiguousarray(kernel[::-1, ::-1].transpose(0, 1, 3, 2))
 
 
 def normalized_axis(layer: Layer) -> int | None:
@@ -109,9 +121,12 @@ def stock_block(layer: Layer, norm: Layer | None = None) -> tuple[type[ConvBlock
     """The block class and configuration of a stock convolution or dense layer.
 
     Args:
-        layer: a built Conv2D, DepthwiseConv2D or Dense.
+        layer: a built layer of `STOCK`.
         norm: the BatchNormalization behind it, if there is one.
     """
+    if isinstance(layer, keras.layers.Conv2DTranspose):
+        config = {**stock_options(layer, norm), "use_bias": layer.use_bias}
+        return (ConvTransposeBlock if norm is None else ConvTransposeBNBlock), config
     if not isinstance(layer, keras.layers.Dense):
         config = {
             **stock_options(layer, norm),
@@ -156,7 +171,7 @@ class StockConvolution:
     """A stock convolution or dense layer that is scaled as a `Convolution` branch is.
 
     Args:
-        layer: a built Conv2D, DepthwiseConv2D or Dense.
+        layer: a built layer of `STOCK`.
     """
 
     def __init__(self, layer: Layer) -> None:
@@ -190,8 +205,10 @@ class StockConvolution:
         return True
 
     def _assign(self, affine: AffineKernel) -> None:
-        kernel = _variable(self.layer)
-        kernel.assign(np.reshape(affine.kernel, kernel.shape))
+        kernel, values = _variable(self.layer), affine.kernel
+        if isinstance(self.layer, keras.layers.Conv2DTranspose):
+            values = mirrored(values)
+        kernel.assign(np.reshape(values, kernel.shape))
         if self.bias is not None:
             self.bias.assign(affine.bias)
 

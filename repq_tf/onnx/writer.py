@@ -1,5 +1,6 @@
 """A program as an ONNX model."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from repq_tf.onnx.builder import Builder
@@ -11,13 +12,13 @@ from repq_tf.version import __version__
 OPSET, _FORMAT = 21, 10
 
 
-def write(program: Program, name: str, lowest: int) -> Any:
+def write(program: Program, name: str, lowest: Mapping[str, int]) -> Any:
     """The `onnx.ModelProto` of a program, which has been checked.
 
     Args:
         program: a `Program` of int8 features.
         name: of the graph.
-        lowest: the least level that the input's grid has.
+        lowest: the least level that each input's grid has.
 
     Raises:
         ValueError: ONNX lacks an operator for whole numbers; it is named.
@@ -33,7 +34,7 @@ def write(program: Program, name: str, lowest: int) -> Any:
         for side in (program.inputs, program.outputs)
     )
     for key, tensor in program.inputs.items():
-        builder.take(key, tensor, lowest)
+        builder.take(key, tensor, lowest[key])
     for operation in program.operations:
         if builder.is_done(operation):
             continue

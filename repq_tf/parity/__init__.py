@@ -1,6 +1,10 @@
 """The proof that a file computes what was trained; also a program, `--help` describes it."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from repq_tf.parity.compare import check_parity
+    from repq_tf.parity.report import LayerParity, ParityReport
 
 __all__ = ["LayerParity", "ParityReport", "check_parity"]
 

@@ -133,6 +133,11 @@ def _compare(options: argparse.Namespace) -> ParityReport:
     model = load_model(options.model)
     # A picture is resized where the model or the file has a size.
     file = File(options.file, options.runtime or default_runtime())
+    if isinstance(model.input_shape, list | dict):
+        raise ValueError(
+            f"{options.model} has several inputs; compare it by repq_tf.check_parity, which "
+            "takes a dict of arrays"
+        )
     mine, files = model.input_shape[1:], file.image_shape
     if len(mine) != len(files):
         raise ValueError(

@@ -3,6 +3,7 @@
 import dataclasses
 import numbers
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,23 @@ import numpy as np
 
 from repq_tf.arithmetic import in_64_bits
 from repq_tf.arithmetic.runtimes import check_runtime
+from repq_tf.calibration.batches import Batch, Shapes, images_in
 from repq_tf.calibration.execution import run_batch
 from repq_tf.calibration.images import read_images
 from repq_tf.files import file_path
 from repq_tf.graphs import Graph, Node, leaves, read_native
-from repq_tf.keras_api import Array, Shape, Tensor, keras, ops
+from repq_tf.keras_api import Array, Tensor, keras, ops
 from repq_tf.layers import Quantize
 from repq_tf.parity.diagnosis import Cause, diagnose, levels_of
 from repq_tf.parity.report import LayerParity, ParityReport
 from repq_tf.parity.runtime import File, default_runtime
 from repq_tf.progress import Progress
-from repq_tf.quantization.grids import grid_layer, known_name, quantized_node
+from repq_tf.quantization.grids import (
+    grid_layer,
+    input_layers,
+    known_name,
+    quantized_node,
+)
 from repq_tf.quantization.runtimes import in_runtime
 
 # Features of a batch are to take about so much memory, in bytes.
@@ -47,7 +54,8 @@ def check_parity(
     Args:
         model: the quantized model, as for `export_tflite`.
         path: the `.tflite` file that was exported from it.
-        images: an array of images, or an iterable of batches, of one image size or several.
+        images: an array of images, or an iterable of batches, of one image size or several; of
+            a model with several inputs, a dict or list of arrays, or an iterable of these.
         batch_size: the most images computed at once; by default as many as fit a quarter
             of a gigabyte.
         runtime: what runs the file, and whose arithmetic the model's is: "xnnpack" on x86,
@@ -86,15 +94,18 @@ def _compare(
     batch_size: int | None,
     verbose: bool,
 ) -> ParityReport:
-    def fitting(shape: Shape) -> int:
-        kept, largest = comparison.file.image_bytes(shape)
+    def fitting(given: Shapes) -> int:
+        shapes = (
+            [given] if not isinstance(given, Mapping) else map(given.get, comparison.inputs)
+        )
+        kept, largest = comparison.file.image_bytes(*map(tuple, shapes))
         return batch_size or max(1, _FEATURES // (kept + _KERAS * largest))
 
     total = len(images) if getattr(images, "shape", ()) else None
     progress = Progress("comparing model and file", total, "image", verbose)
     for batch in read_images(images, model, fitting):
         comparison.add(batch)
-        progress.advance(len(batch))
+        progress.advance(images_in(batch))
     return comparison.report()
 
 
@@ -119,7 +130,8 @@ class _Comparison:
     """A model and its file, batch after batch."""
 
     def __init__(self, graph: Graph, file: File) -> None:
-        self.graph, self.file = graph, file
+        self.graph, self.file = _inputs_first(graph), file
+        self._given: dict[str, tuple[Array, np.float32]] = {}
         self.layers: dict[str, _Count] = {}
         self.agree: list[Array] = []
         self.images = 0
@@ -133,6 +145,15 @@ class _Comparison:
             what = f"tensor for {missing[:5]}" if missing else "equal number of outputs"
             raise ValueError(
                 f"{file.path} was not exported from model {graph.name!r}: it has no {what}"
+            )
+        keys = {key: name for name, key in graph.input_keys.items()}
+        self.inputs = [keys.get(key, key) for key in file.input_names]
+        if len(keys) == 1:
+            self.inputs = list(keys.values())
+        if sorted(self.inputs) != sorted(graph.input_keys) or len(file.inputs) != len(keys):
+            raise ValueError(
+                f"{file.path} was not exported from model {graph.name!r}: it takes "
+                f"{file.input_names}, the model {list(keys)}"
             )
         if all(file.is_float(name) for name in layers):
             raise ValueError(
@@ -148,8 +169,9 @@ class _Comparison:
         ]
         self.end_counts = [_Count() for _ in self.ends]
 
-    def add(self, batch: Array) -> None:
+    def add(self, batch: Batch) -> None:
         """Compares the tensors of a batch."""
+        count = images_in(batch)
         results = run_batch(self.graph, batch, observe=self._observe)
         agree = []
         for position, value in enumerate(leaves(results)):
@@ -160,11 +182,11 @@ class _Comparison:
             bounds = levels_of(layer)
             self.end_counts[position].add(want, got, bounds)
             if want[0].size == want.shape[-1]:  # a vector
-                flat = (values.reshape(len(batch), -1) for values in (want, got))
+                flat = (values.reshape(count, -1) for values in (want, got))
                 agree.append(np.equal(*(values.argmax(axis=1) for values in flat)))
         if agree:
             self.agree.append(np.all(agree, axis=0))
-        self.images += len(batch)
+        self.images += count
 
     def _observe(self, node: Node, value: Tensor) -> None:
         """Compares what a layer made."""
@@ -173,7 +195,9 @@ class _Comparison:
         integers, step = _integers(value, node.layer), np.float32(node.layer.step)
         source = quantized_node(self.graph, node)
         if source.is_input:
-            self.file.run(integers, step)
+            self._given[source.name] = integers, step
+            if len(self._given) == len(self.inputs):
+                self.file.run(*map(self._given.pop, self.inputs))
             return
         name = known_name(self.graph, source)
         got = self.file.tensor(self.file.indices[name], step)
@@ -219,6 +243,19 @@ class _Comparison:
         ]
         known = [causes for causes in found if causes[0].kind != "unknown"]
         return (known or found)[0]
+
+
+def _inputs_first(graph: Graph) -> Graph:
+    """The graph with all that is before its quantized inputs first: then the file can run."""
+    inputs = [node for node in graph.nodes.values() if node.is_input]
+    first = {node.name: node for node in inputs}
+    for node in inputs:
+        last = node
+        for item in input_layers(graph, node):
+            last = first[item.name] = item
+        readers = graph.consumers(last.name)
+        first |= {item.name: item for item in readers if type(item.layer) is Quantize}
+    return dataclasses.replace(graph, nodes={**first, **graph.nodes})
 
 
 def _integers(value: Tensor, layer: Quantize) -> Array:

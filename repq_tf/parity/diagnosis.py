@@ -207,6 +207,7 @@ class _Part:
         integers, scale, bias, _ = node.layer.integer_weights(step)
         integers, scale, bias = (ops.convert_to_numpy(v) for v in (integers, scale, bias))
         kernel = self.tensors[int(operator.inputs[1])]
+        integers, scale, bias = node.layer.stored_weights(integers, scale, bias)
         want, _ = kernel_layout(integers, self._kind(operator))
         yield from self._different("kernel", "kernel", kernel, want)
         yield from self._other_scale("kernel", "kernel", kernel, scale)

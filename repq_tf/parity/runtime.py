@@ -52,6 +52,8 @@ class File:
 
     Attributes:
         model: the parsed file.
+        image_shape: of its first input.
+        input_names: those of its inputs in its signature.
         indices: `{name of a layer: the number of its output}`.
         container: "int4" if it holds kernels of 4 bits, else "int8".
 
@@ -68,14 +70,16 @@ class File:
             tensors = self.graph.tensors
             self.indices = reading.indices_by_name(self.graph)
             self.container = "int4" if reading.has_int4(self.model) else "int8"
-            self._takes_pixels = takes_pixels(self.model)
             self.quantization = [reading.scale_and_zero(tensor) for tensor in tensors]
             self.inputs = [int(k) for k in self.graph.inputs]
             self.outputs = [int(k) for k in self.graph.outputs]
-            sizes = reading.shape(tensors[self.inputs[0]])
+            count = range(len(self.inputs))
+            self._takes_pixels = [takes_pixels(self.model, k) for k in count]
+            shapes = [reading.shape(tensors[k])[1:] for k in self.inputs]
+            self.input_names = reading.signature_inputs(self.model) or [""] * len(shapes)
         except Exception as error:
             raise ValueError(f"{path} is not a whole TFLite file: {error}") from error
-        self.image_shape = sizes[1:]
+        self.image_shape, self._shapes = shapes[0], shapes
         self._constant = {
             k for k, t in enumerate(tensors) if reading.is_constant(self.model, t)
         }
@@ -88,48 +92,52 @@ class File:
         """Whether a layer's tensor holds floats."""
         return reading.type_name(self.graph.tensors[self.indices[name]]) in reading.FLOATS
 
-    def check(self, shape: Shape) -> None:
+    def _check(self, *shapes: Shape) -> None:
         """Raises ValueError for images of a shape that the file does not take."""
-        if not fits(self.image_shape, shape):
-            raise ValueError(
-                f"{self.path} takes images of shape {self.image_shape}. Received: {shape}"
-            )
+        for wanted, shape in zip(self._shapes, shapes, strict=True):
+            if not fits(wanted, shape):
+                raise ValueError(
+                    f"{self.path} takes images of shape {wanted}. Received: {shape}"
+                )
 
-    def image_bytes(self, shape: Shape) -> tuple[int, int]:
-        """Bytes that an image of a shape needs: all its tensors, and the largest one's size."""
-        self.check(shape)
-        self._allocate((1, *shape))
+    def image_bytes(self, *shapes: Shape) -> tuple[int, int]:
+        """Bytes that images of some shapes need: all tensors, and the largest one's size."""
+        self._check(*shapes)
+        batches = [(1, *shape) for shape in shapes]
+        self._allocate(*batches)
         sizes = [
             (math.prod(size), width)
-            for index, (size, width) in self._keeping.sizes((1, *shape)).items()
+            for index, (size, width) in self._keeping.sizes(*batches).items()
             if index not in self._constant
         ]
         return sum(count * width for count, width in sizes), max(count for count, _ in sizes)
 
-    def run(self, integers: Array, step: np.float32) -> None:
+    def run(self, *inputs: tuple[Array, np.float32]) -> None:
         """Computes a batch.
 
         Args:
-            integers: levels of the model's input.
-            step: the step of their grid.
+            *inputs: levels of each of the model's inputs, in the file's order, and the step of
+                their grid.
         """
-        self._allocate(integers.shape)
-        kind = self._usual.input_type
-        if self._takes_pixels:
-            values = pixels_of(self.model, integers * step, exactly=True)
-        elif kind == np.float32:
-            values = (integers * step).astype(np.float32)
-        else:
-            zero = self.quantization[self.inputs[0]][1]
-            values = (integers + zero).astype(kind)
+        self._allocate(*(integers.shape for integers, _ in inputs))
+        values = [self._given(k, *levels) for k, levels in enumerate(inputs)]
         for interpreter in (self._usual, self._keeping):
-            interpreter.run(values)
+            interpreter.run(*values)
 
-    def _allocate(self, shape: Shape) -> None:
-        """Makes both interpreters ready for inputs of a shape."""
-        with self._refusal(f"inputs of shape {shape}: "):
+    def _given(self, position: int, integers: Array, step: np.float32) -> Array:
+        """What the file takes for levels of an input."""
+        kind = self._usual.type_of_input(position)
+        if self._takes_pixels[position]:
+            return pixels_of(self.model, integers * step, True, position)
+        if kind == np.float32:
+            return (integers * step).astype(np.float32)
+        return (integers + self.quantization[self.inputs[position]][1]).astype(kind)
+
+    def _allocate(self, *shapes: Shape) -> None:
+        """Makes both interpreters ready for inputs of some shapes."""
+        with self._refusal(f"inputs of shape {', '.join(map(str, shapes))}: "):
             for interpreter in (self._usual, self._keeping):
-                interpreter.allocate(shape)
+                interpreter.allocate(*shapes)
 
     @contextlib.contextmanager
     def _refusal(self, what: str = "") -> Iterator[None]:

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from repq_tf.arguments import boolean, number, positive
-from repq_tf.calibration.execution import Stored, fitting
-from repq_tf.calibration.images import store_images
+from repq_tf.calibration.execution import fitting, run_batch
+from repq_tf.calibration.images import Images, store_images
 from repq_tf.graphs import Graph, Tensor, copy_call, leaves, read_graph, rebuild
 from repq_tf.keras_api import keras, ops
 from repq_tf.layers import ReparamConv
@@ -162,11 +162,10 @@ def _replace_relu6(graph: Graph, features: dict[Tensor, Features]) -> set[str]:
     return unclipped
 
 
-def _difference(model: keras.Model, result: keras.Model, images: Stored) -> float:
+def _difference(model: keras.Model, result: keras.Model, images: Images) -> float:
     """The largest difference of their outputs on a batch, as a part of the largest value."""
-    batch = ops.convert_to_tensor(images[0])
     found = 0.0
-    before, after = (leaves(item(batch, training=False)) for item in (model, result))
+    before, after = (leaves(run_batch(read_graph(item), images[0])) for item in (model, result))
     for one, other in zip(before, after, strict=True):
         one, other = (np.asarray(ops.convert_to_numpy(y), np.float64) for y in (one, other))
         found = max(found, np.abs(one - other).max() / max(np.abs(one).max(), 1e-30))

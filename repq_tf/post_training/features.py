@@ -1,11 +1,11 @@
 """What the features of a network are: the range of each channel of each tensor, on images."""
 
-import functools
 from typing import Any
 
 import numpy as np
 
-from repq_tf.calibration.execution import Stored
+from repq_tf.calibration.batches import Batch, input_of
+from repq_tf.calibration.images import Images
 from repq_tf.calibration.prepared import call
 from repq_tf.graphs import Graph, Node, Tensor, evaluate
 from repq_tf.keras_api import Array, Shape, ops
@@ -40,12 +40,12 @@ class Features:
 
 
 def measure_features(
-    graph: Graph, images: Stored, verbose: bool = True
+    graph: Graph, images: Images, verbose: bool = True
 ) -> dict[Tensor, Features]:
     """Runs a model on images, in inference, and measures every tensor.
 
     Args:
-        graph: the `Graph` of a model with one input.
+        graph: the `Graph` of a model.
         images: their `Stored` batches.
         verbose: whether to show a progress bar.
 
@@ -73,7 +73,11 @@ def measure_features(
 
     progress = Progress("float features", len(images), "batch", verbose)
     for k in range(len(images)):
-        batch = (ops.convert_to_tensor(images[k]),)
-        evaluate(graph, functools.partial(observed, values=batch), apply)
+        batch = images[k]
+
+        def feed(node: Node, batch: Batch = batch) -> tuple[Any, ...]:
+            return observed(node, (input_of(batch, node),))
+
+        evaluate(graph, feed, apply)
         progress.advance()
     return found

@@ -12,7 +12,6 @@ from repq_tf.keras_api import Array, Layer, keras
 from repq_tf.layers import DepthToSpace, ReparamConv, SqueezeExcite
 from repq_tf.layers.stock import (
     CONVOLUTIONS,
-    STOCK,
     StockConvolution,
     normalized_axis,
     scale_batch_norm,
@@ -24,6 +23,8 @@ from repq_tf.windows import VALID
 
 _layers = keras.layers
 # f(s y) = s f(y) for s > 0.
+# Without transposed convolutions, whose phases a constant reaches through other weights.
+_STOCK = (*CONVOLUTIONS, _layers.Dense)
 _HOMOGENEOUS = ("linear", "relu", "leaky_relu")
 _ACTIVATIONS = (_layers.ReLU, _layers.Activation, _layers.LeakyReLU, _layers.PReLU)
 # Of these a constant channel makes the same constant.
@@ -87,7 +88,7 @@ class Network:
         inputs = [self._channels[tensor] for tensor in node.inputs]
         if getattr(layer, "data_format", None) == "channels_first" or not inputs:
             return self._unknown(node)
-        if isinstance(layer, ReparamConv) or kind in STOCK:
+        if isinstance(layer, ReparamConv) or kind in _STOCK:
             return self._activated(node, self._linear(node, inputs[0]))
         if kind is _layers.BatchNormalization:
             return self._normalized(node)
@@ -194,7 +195,7 @@ class Network:
 
     def _normalized(self, node: Node) -> Array:
         before = self._graph.nodes[node.inputs[0].node]
-        if type(before.layer) in STOCK and self._norm(before) is node.layer:
+        if type(before.layer) in _STOCK and self._norm(before) is node.layer:
             return self._channels[Tensor(before.name)]
         reason = f"{node.name} (BatchNormalization) has no convolution of its own before it"
         return self._fixed(node, [self._channels[node.inputs[0]]], reason)
@@ -253,7 +254,7 @@ def fused_reader(graph: Graph, node: Node) -> Node | None:
 
     No tensor is stored before it.
     """
-    stock = type(node.layer) in STOCK
+    stock = type(node.layer) in _STOCK
     normalized = type(node.layer) is _layers.BatchNormalization
     if not (stock or normalized or isinstance(node.layer, ReparamConv)):
         return None

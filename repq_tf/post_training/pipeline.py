@@ -4,8 +4,8 @@ import dataclasses
 from typing import Any
 
 from repq_tf.arguments import boolean, number
-from repq_tf.calibration.execution import Stored, fitting
-from repq_tf.calibration.images import store_images
+from repq_tf.calibration.execution import fitting
+from repq_tf.calibration.images import Images, store_images
 from repq_tf.calibration.steps import check_correction
 from repq_tf.graphs import Graph, read_graph
 from repq_tf.keras_api import keras
@@ -189,7 +189,7 @@ def _check_images(count: int, rounding: str, max_drop: Any) -> None:
 
 
 def _equalized(
-    model: keras.Model, images: Stored, required: bool, verbose: bool
+    model: keras.Model, images: Images, required: bool, verbose: bool
 ) -> keras.Model:
     """The equalized model; the model itself where no channel of it can be scaled."""
     batches = (images[k] for k in range(len(images)))

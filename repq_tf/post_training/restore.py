@@ -101,9 +101,9 @@ class _Builder:
     def _reason(self, node: Node) -> str:
         """Why a convolution is given no batch norm; "" if it is."""
         try:
+            if self._sources.calls[id(node.layer)] > 1:
+                return "called more than once"
             if isinstance(node.layer, ReparamConv):
-                if self._sources.calls[id(node.layer)] > 1:
-                    return "called more than once"
                 has = bool(node.layer.merged_batch_norms) or node.layer.root is not None
             else:
                 self._sources.check(node)

@@ -36,7 +36,9 @@ class Builder:
         self.quantizers: dict[str, Quantize] = {}
         self.steps: dict[str, Tensor] = {}
         self.zero_points: dict[str, int] = {}
+        # By the names of sites; those of calls of one layer have one.
         self.blocks: dict[str, ReparamConv] = {}
+        self._shared: dict[int, ReparamConv] = {}
         # The range rules of kernels and of stored tensors, by the name of the quantized layer.
         self.ranges: dict[str, str] = {}
 
@@ -58,24 +60,27 @@ class Builder:
             floats = site.kind == "fixed" and self._input_group(site) not in self.steps
             if site.bits.activation_bits and not floats:
                 return self._on_own_grid(site, site.operator.make, args)
-        y = self._copy(site)(*args, **kwargs)
+        y = self._copy(site, args)(*args, **kwargs)
         if site.fused:
             name = self.placement.ends.get(site.name, site.fused[-1])
             y = keras.layers.Activation(site.activation, name=name, dtype="float32")(y)
         return self.quantize_output(site, y)
 
-    def _copy(self, site: Site) -> Layer:
+    def _copy(self, site: Site, args: tuple[Any, ...]) -> Layer:
         """The layer itself; in float32, since half precision moves values off their grid."""
         last = not site.fused and not self._rounds(site)
         copy = copy_layer(site.layer, self._name(site, last), dtype="float32")
         if site.layer.weights:
-            copy.build(site.layer.input.shape)
+            copy.build(args[0].shape)
             copy_state(site.layer, copy)
         return copy
 
     def _convolution(self, site: Site, x: Tensor) -> Tensor:
         step = self.steps.get(self._input_group(site))
-        block = self.blocks[site.name] = self._block(site, x.shape[-1])
+        block = self._shared.get(id(site.layer))
+        if block is None:
+            block = self._shared[id(site.layer)] = self._block(site, x.shape[-1])
+        self.blocks[site.name] = block
         self.ranges[block.name] = site.bits.weight_range
         if step is None or block.weight_quantizer is None:
             return self.quantize_output(site, block(x))
@@ -132,7 +137,7 @@ class Builder:
         """An operator whose results are rounded to the grid of its input."""
         step = self.steps.get(site.group)
         if step is None:
-            return self._copy(site)(x)
+            return self._copy(site, (x,))(x)
         name = self._name(site, last=False)
         layer = make(site, self.zero_points[site.group], name=name)
         return self.quantize_output(site, layer(x, step))
@@ -270,7 +275,7 @@ _DENSE = (keras.layers.Dense, DenseBlock)
 
 def _can_be_wide(config: Config, in_channels: int) -> bool:
     """Whether a block of some configuration can have a wide tap."""
-    if "kernel_size" not in config:  # a dense layer
+    if "strides" not in config:  # a dense layer, or a transposed convolution
         return False
     size, strides = (pair(config[name], name) for name in ("kernel_size", "strides"))
     return has_identity_taps(in_channels, config["filters"], size, strides)

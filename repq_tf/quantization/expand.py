@@ -14,10 +14,12 @@ from repq_tf.graphs import (
     copy_state,
     free_name,
     replace_tensors,
+    shared_calls,
 )
 from repq_tf.keras_api import Layer, keras, ops
 from repq_tf.layers import ReparamConv, SqueezeExcite
 from repq_tf.layers.stock import MAPS, STOCK, normalized_axis
+from repq_tf.quantization.channel_order import fold_reversals
 from repq_tf.quantization.constants import (
     batch_norm_alone,
     map_alone,
@@ -41,10 +43,12 @@ def expand(graph: Graph) -> Graph:
     """Returns a graph in which every node is one operator of the integer file.
 
     - what people say in several layers becomes the one that it means; see `recognize`;
+    - reversed colour channels become those of the kernels that read them;
     - one-dimensional layers become two-dimensional ones, of height 1;
     - `SqueezeExcite` becomes a mean, two 1x1 convolutions, a sigmoid and a product;
     - `silu` becomes a sigmoid and a product, `hard_silu` (hard-swish) a hard sigmoid and one;
     - a convolution or dense layer whose activation cannot be fused into it becomes both;
+    - a repeated vector becomes a reshape and a concatenation;
     - a separable convolution becomes a depthwise and a 1x1 one;
     - a sum or a product of many tensors becomes a chain;
     - a batch norm or a map by constants becomes part of the convolution before it, if nothing
@@ -53,27 +57,9 @@ def expand(graph: Graph) -> Graph:
     Args:
         graph: a `Graph`; its layers are left as they are.
 
-    Raises:
-        ValueError: layers with weights are called more than once.
+    Calls of one layer with weights become calls of the same layers.
     """
-    _check_shared(graph)
-    return _Expansion(lift(recognize(graph))).run()
-
-
-def _check_shared(graph: Graph) -> None:
-    """Refuses layers whose calls would be copies that are trained apart."""
-    seen: dict[int, str] = {}
-    again = [
-        f"{node.name!r} ({type(node.layer).__name__})"
-        for node in graph.nodes.values()
-        if node.layer.weights and seen.setdefault(id(node.layer), node.name) != node.name
-    ]
-    if again:
-        plural = "s" if len(again) > 1 else ""
-        raise ValueError(
-            f"layer{plural} {', '.join(again)}: called more than once; give each call a layer "
-            "of its own"
-        )
+    return _Expansion(lift(recognize(fold_reversals(graph)))).run()
 
 
 class _Expansion:
@@ -82,6 +68,12 @@ class _Expansion:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.nodes: dict[str, Node] = {}
+        self._calls = {
+            id(calls[0].layer): calls
+            for calls in shared_calls(graph)
+            if type(calls[0].layer) not in MAPS  # which are but constants
+        }
+        self._made: dict[int, tuple[Node, list[Node]]] = {}
         self._ends: dict[Tensor, Tensor] = {}
         read = [tensor.node for node in graph.nodes.values() for tensor in node.inputs]
         self._readers = Counter((*read, *(tensor.node for tensor in graph.output_tensors)))
@@ -91,13 +83,30 @@ class _Expansion:
     def run(self) -> Graph:
         """Expands every node."""
         for node in self.graph.nodes.values():
-            parts = self._parts(node)
+            parts = self._again(node) if id(node.layer) in self._made else self._parts(node)
+            if id(node.layer) in self._calls:
+                self._made.setdefault(id(node.layer), (node, parts))
             for part in parts:
                 self.nodes[part.name] = dataclasses.replace(part, part_of=node.name)
             if parts:
                 self._ends[Tensor(node.name)] = Tensor(parts[-1].name)
         outputs = replace_tensors(self.graph.outputs, self._ends)
         return dataclasses.replace(self.graph, nodes=self.nodes, outputs=outputs)
+
+    def _again(self, source: Node) -> list[Node]:
+        """The nodes of another call of a layer: they call the layers of the first one's."""
+        first, parts = self._made[id(source.layer)]
+        given = replace_tensors(first, self._ends).inputs
+        replaced = dict(zip(given, replace_tensors(source, self._ends).inputs, strict=True))
+        names = {}
+        for part in parts:
+            name = f"{source.name}{part.name.removeprefix(first.name)}"
+            names[part.name] = free_name(name, {*self.graph.nodes} - {source.name})
+        tensors = {Tensor(old): Tensor(new) for old, new in names.items()} | replaced
+        return [
+            dataclasses.replace(replace_tensors(part, tensors), name=names[part.name])
+            for part in parts
+        ]
 
     def _parts(self, source: Node) -> list[Node]:
         """The nodes that a node becomes; the last one makes its tensor. None is part of one."""
@@ -126,8 +135,19 @@ class _Expansion:
         """Whether a batch norm stands behind a convolution that nothing else reads."""
         tensor = source.inputs[0]
         before = self.nodes[self._ends.get(tensor, tensor).node]
-        alone = self._readers[tensor.node] == 1 and type(before.layer) in STOCK
-        return alone and activation_name(before.layer) == "linear"
+        if type(before.layer) not in STOCK or activation_name(before.layer) != "linear":
+            return False
+        return self._are_calls_alike(source) and self._readers[tensor.node] == 1
+
+    def _are_calls_alike(self, source: Node) -> bool:
+        """Whether a batch norm is called behind one layer alone, as often as that."""
+        calls = self._calls.get(id(source.layer), [source])
+        sources = [self.graph.nodes[call.inputs[0].node] for call in calls]
+        layer = sources[0].layer
+        together = len(self._calls.get(id(layer), [layer])) == len(calls)
+        return together and all(
+            node.layer is layer and self._readers[node.name] == 1 for node in sources
+        )
 
     def _map(self, source: Node, node: Node) -> list[Node]:
         """A map by constants: part of the convolution or batch norm before it, or alone."""
@@ -137,7 +157,8 @@ class _Expansion:
         if constants is None:
             return [node]  # which is refused
         scale, offset = constants
-        if self._readers[tensor.node] == 1:
+        shared = id(self.graph.nodes[tensor.node].layer) in self._calls
+        if self._readers[tensor.node] == 1 and not shared:
             joined = mapped_layer(before.layer, scale, offset)
         if joined is None:
             return map_alone(node, scale, offset, self.graph.nodes)
@@ -159,6 +180,8 @@ def _parts(node: Node, taken: Collection[str]) -> list[Node]:
     if type(layer) is _layers.SeparableConv2D:
         depthwise, pointwise = separable(node, taken)
         return [depthwise, *_parts(pointwise, taken)]
+    if type(layer) is _layers.RepeatVector:
+        return _repeated(node, taken)
     if isinstance(layer, _CHAINS) and len(node.inputs) > 2:
         return _chain(node, taken)
     if type(layer) is _layers.Activation and activation_name(layer) in _GATES:
@@ -172,6 +195,19 @@ def _parts(node: Node, taken: Collection[str]) -> list[Node]:
         name = free_name(f"{node.name}_{activation}", taken)
         return [linear, *_parts(_activation(name, activation, source), taken)]
     return [node]
+
+
+def _repeated(node: Node, taken: Collection[str]) -> list[Node]:
+    """A vector repeated: a reshape, and a concatenation of the one tensor."""
+    count, policy = node.layer.n, node.layer.dtype_policy
+    name = node.name if count == 1 else free_name(f"{node.name}_row", taken)
+    channels = int(node.source_shapes[0][-1])
+    row = _layers.Reshape((1, channels), name=name, dtype=policy)
+    parts = [dataclasses.replace(node, name=name, layer=row)]
+    if count > 1:
+        many = _layers.Concatenate(axis=1, name=node.name, dtype=policy)
+        parts.append(Node(node.name, many, ([Tensor(name)] * count,)))
+    return parts
 
 
 def _chain(node: Node, taken: Collection[str]) -> list[Node]:

@@ -42,6 +42,7 @@ class _Lifting:
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self._nodes: dict[str, Node] = {}
+        self._made: dict[int, list[Layer]] = {}  # once for all calls of a layer
         self._images: dict[Tensor, Tensor] = {}  # of the tensors that there are as images
         self._lines: dict[Tensor, Tensor] = {}  # likewise, as lines
         self._kept = {
@@ -61,7 +62,10 @@ class _Lifting:
             elif type(node.layer) in _ANY_RANK:
                 self._add(node, [self._images.get(t, t) for t in node.inputs])
             elif change is not None and not _stays(node.layer):
-                self._change(node, change(node.layer))
+                made = self._made.setdefault(id(node.layer), [])
+                if not made:
+                    made += change(node.layer)
+                self._change(node, made)
             elif type(node.layer) in _ALIKE and any(t in self._images for t in node.inputs):
                 self._change(node, [node.layer])
             else:
@@ -118,7 +122,8 @@ class _Lifting:
         node = self._nodes[tensor.node]
         layer = node.layer
         if isinstance(layer, _layers.Concatenate):
-            return sum(map(self._channels, node.inputs))
+            sizes = list(map(self._channels, node.inputs))
+            return sum(sizes) if layer.axis in (-1, 3) else sizes[0]
         count = getattr(layer, "filters", None)
         if count is not None:
             return int(count)
@@ -127,8 +132,7 @@ class _Lifting:
 
 def _stays(layer: Layer) -> bool:
     """Whether a layer of lines is none that images can stand for, and is refused by name."""
-    causal = getattr(layer, "padding", None) == "causal"
-    return causal or getattr(layer, "data_format", None) == "channels_first"
+    return getattr(layer, "data_format", None) == "channels_first"
 
 
 def _options(layer: Layer, *names: str) -> dict[str, Any]:
@@ -152,6 +156,19 @@ def _along(numbers: Any) -> tuple[int, int]:
     return 1, int(numbers if isinstance(numbers, int) else numbers[0])
 
 
+def _zeros_before(layer: Layer) -> list[Layer]:
+    """The zeros that a causal convolution reads before a line, as a layer; none of others."""
+    if layer.padding != "causal":
+        return []
+    (_, length), (_, rate) = map(_along, (layer.kernel_size, layer.dilation_rate))
+    sides = ((0, 0), (rate * (length - 1), 0))
+    return [_layers.ZeroPadding2D(sides, name=layer.name, dtype=layer.dtype_policy)]
+
+
+def _padding(layer: Layer) -> str:
+    return "valid" if layer.padding == "causal" else str(layer.padding)
+
+
 def _kernel(variable: Any) -> Array:
     return ops.convert_to_numpy(variable)[None]
 
@@ -163,11 +180,13 @@ def _convolution(layer: Layer) -> list[Layer]:
         _along(layer.kernel_size),
         strides=_along(layer.strides),
         dilation_rate=_along(layer.dilation_rate),
-        **_options(
-            layer, *("padding", "groups", "activation", "use_bias", "kernel_regularizer")
-        ),
+        padding=_padding(layer),
+        **_options(layer, "groups", "activation", "use_bias", "kernel_regularizer"),
     )
-    return [_made(made, layer, kernel.shape[2] * layer.groups, kernel, layer.bias)]
+    return [
+        *_zeros_before(layer),
+        _made(made, layer, kernel.shape[2] * layer.groups, kernel, layer.bias),
+    ]
 
 
 def _grouped(layer: Layer, kernel: Array, bias: Any, **options: Any) -> Layer:
@@ -178,7 +197,7 @@ def _grouped(layer: Layer, kernel: Array, bias: Any, **options: Any) -> Layer:
         _along(layer.kernel_size),
         strides=_along(layer.strides),
         dilation_rate=_along(layer.dilation_rate),
-        padding=layer.padding,
+        padding=_padding(layer),
         groups=channels,
         use_bias=bias is not None,
         kernel_regularizer=layer.depthwise_regularizer,
@@ -206,7 +225,8 @@ def _separable(layer: Layer) -> list[Layer]:
     )
     weights = _kernel(layer.pointwise_kernel), layer.bias if layer.use_bias else None
     inner = int(np.prod(kernel.shape[2:]))
-    return [_grouped(layer, kernel, None), _made(pointwise, layer, inner, *weights)]
+    depthwise = _grouped(layer, kernel, None)
+    return [*_zeros_before(layer), depthwise, _made(pointwise, layer, inner, *weights)]
 
 
 def _dense(layer: Layer) -> list[Layer]:

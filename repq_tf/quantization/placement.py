@@ -55,8 +55,16 @@ def place(
         if site.kind not in ("same_scale", "fixed")
     }
     weighted = {site.name for site in sites.values() if site.kind == "convolution"}
-    for name, value in apply_rules(rules, wholes, defaults, weighted).items():
+    firsts = _first_calls(placement)
+    for name, first in firsts.items():
+        if name in edge_kernels:
+            edge_kernels.add(first)
+    for first in set(firsts.values()) & edge_kernels:
+        defaults[first] = dataclasses.replace(defaults[first], weight_bits=8)
+    for name, value in apply_rules(rules, wholes, defaults, weighted, firsts).items():
         sites[name].bits = value
+    for name, first in firsts.items():
+        sites[name].bits = sites[name].bits.with_weights_of(sites[first].bits)
     outputs = {whole: sites[name].bits.activation_bits for name, whole in wholes.items()}
     floats = [name for name in sites if outputs.get(graph.nodes[name].part_of, 8) is None]
     for group in groups.values():
@@ -69,6 +77,17 @@ def place(
         group.prescribe(floats)
     _check_ranges(sites.values())
     return placement
+
+
+def _first_calls(placement: Placement) -> dict[str, str]:
+    """For each later call of a layer with a kernel, the site of its first call."""
+    first: dict[int, str] = {}
+    found = {
+        name: first.setdefault(id(site.layer), name)
+        for name, site in placement.sites.items()
+        if site.kind == "convolution"
+    }
+    return {name: other for name, other in found.items() if name != other}
 
 
 def _sign(placement: Placement, signed_inputs: Mapping[str, bool]) -> None:

@@ -1,7 +1,7 @@
 """`quantize`: a float model in, a model ready for quantization-aware training out."""
 
 import warnings
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,8 +9,8 @@ import numpy as np
 from repq_tf.arguments import boolean, check_bits, number
 from repq_tf.arithmetic import ACTIVATION_BITS, BITS
 from repq_tf.branches import check_mode
-from repq_tf.calibration.execution import Stored, fitting
-from repq_tf.calibration.images import store_images
+from repq_tf.calibration.execution import fitting
+from repq_tf.calibration.images import Images, Lowest, store_images
 from repq_tf.calibration.reconstruction import Rounding
 from repq_tf.calibration.steps import calibrate, check_correction
 from repq_tf.graphs import Graph, read_graph, rebuild
@@ -104,11 +104,12 @@ def quantize(
         calibration_data: a few hundred images as the model will see them: an array;
             `(images, labels)`, a tuple as for `fit`; or an iterable of batches, each an array
             or a tuple whose first item is one: a list, a generator, a `tf.data.Dataset`, a
-            Keras `PyDataset`, a PyTorch `DataLoader`.
+            Keras `PyDataset`, a PyTorch `DataLoader`. For a model with several inputs, a dict
+            or list of arrays, as for `fit`, stands in the place of an array of images.
         calibration_images: how many of them to read at most: of an array as many at equal
             distances, of an iterable the first ones. None reads all. They decide whether
             the model's input has negative values, too.
-        input_step: the fixed step of the model's input, where its values lie on a grid
+        input_step: the fixed step of the model's inputs, where their values lie on a grid
             anyway: 1/128 for pixels that are given as (p - 128)/128. Default: it is learned.
         output_step: likewise, of the model's outputs.
         step_gradient: how fast the steps of the weights learn: "bounded" (default), about as
@@ -169,7 +170,7 @@ def quantize(
             number(step, name, above=0)
     graph = read_float(model)
     # What cannot be quantized is refused before images run through it.
-    place(graph, default, rules, {_one_input(graph): True})
+    place(graph, default, rules, dict.fromkeys(graph.input_keys, True))
     _warn_of_extras(graph)
     found = store_images(calibration_data, model, fitting(graph), calibration_images)
     return quantize_graph(
@@ -189,7 +190,7 @@ def quantize(
 
 def quantize_graph(
     graph: Graph,
-    images: tuple[Stored, float],
+    images: tuple[Images, Lowest],
     bits: LayerBits,
     rules: CheckedRules,
     end_steps: tuple[float | None, float | None] = (None, None),
@@ -205,17 +206,17 @@ def quantize_graph(
         images: from `store_images`.
         bits: from `default_bits`.
         rules: from `check_rules`.
-        end_steps: the fixed steps of the model's input and of its outputs.
+        end_steps: the fixed steps of the model's inputs and of its outputs.
         correct: as in `quantize`.
         verbose: likewise.
         rounding: as in `calibrate`.
         **options: the others of `uncalibrated`.
     """
     stored, lowest = images
-    steps = [(_one_input(graph), end_steps[0])]
+    steps = [(name, end_steps[0]) for name in graph.input_keys]
     steps += [(tensor.node, end_steps[1]) for tensor in graph.output_tensors]
     fixed = [(name, step) for name, step in steps if step is not None]
-    signed = _is_signed(graph, lowest)
+    signed = signed_inputs(graph, lowest)
     quantized, builder = uncalibrated(graph, bits, rules, signed, steps=fixed, **options)
     calibrate(quantized, graph, builder, stored, correct, verbose, rounding=rounding)
     if verbose:
@@ -245,7 +246,7 @@ def check_quantizable(
     """
     graph = read_float(model)
     default = default_bits(bits, weight_bits, activation_bits)
-    place(graph, default, (), {_one_input(graph): True})
+    place(graph, default, (), dict.fromkeys(graph.input_keys, True))
 
 
 def read_float(model: keras.Model) -> Graph:
@@ -298,7 +299,7 @@ def uncalibrated(
     graph: Graph,
     bits: LayerBits,
     rules: CheckedRules,
-    signed: bool,
+    signed: Mapping[str, bool],
     bn_statistics: str = "restored",
     restore_batch_norm: bool | None = None,
     steps: Iterable[tuple[str, float]] = (),
@@ -311,7 +312,7 @@ def uncalibrated(
         graph: the float model's `Graph`.
         bits: the default `LayerBits`.
         rules: pairs from `check_rules`.
-        signed: whether the model's input has negative values.
+        signed: for the name of each input, whether it has negative values.
         bn_statistics: as in `quantize`.
         restore_batch_norm: likewise.
         steps: pairs of a node's name and the fixed step of its tensor's grid.
@@ -321,21 +322,28 @@ def uncalibrated(
     Returns:
         `(model, builder)`; the builder knows the placement, and which batch norms are new.
     """
-    placement = place(graph, bits, rules, {_one_input(graph): signed}, steps)
+    placement = place(graph, bits, rules, signed, steps)
     builder = Builder(placement, bn_statistics, restore_batch_norm, step_gradient, dampening)
     quantized = rebuild(graph, builder.apply, builder.apply_input, f"{graph.name}_quantized")
     builder.copy_weights()
     return quantized, builder
 
 
-def _is_signed(graph: Graph, lowest: float) -> bool:
-    """Whether what is quantized of the input is negative where images have their least value.
+def signed_inputs(graph: Graph, lowest: Lowest) -> dict[str, bool]:
+    """Whether what is quantized of each input is negative where images have their least value.
 
     Args:
         graph: the float model's `Graph`.
-        lowest: the least value of the images.
+        lowest: the least value of the images, from `store_images`.
     """
-    source = graph.nodes[_one_input(graph)]
+    return {
+        name: _is_signed(graph, name, lowest[name] if isinstance(lowest, Mapping) else lowest)
+        for name in graph.input_keys
+    }
+
+
+def _is_signed(graph: Graph, name: str, lowest: float) -> bool:
+    source = graph.nodes[name]
     *_, channels = source.input_shape
     values = np.full((2, *(1 for _ in source.input_shape[1:-1]), channels), lowest, "float32")
     values[1] += 1
@@ -355,10 +363,3 @@ def _warn_of_extras(graph: Graph) -> None:
             f"without its {', '.join(found)}",
             stacklevel=3,
         )
-
-
-def _one_input(graph: Graph) -> str:
-    inputs = [node.name for node in graph.nodes.values() if node.is_input]
-    if len(inputs) != 1:
-        raise ValueError(f"model {graph.name!r} must have one input")
-    return inputs[0]

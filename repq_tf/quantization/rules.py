@@ -3,6 +3,7 @@
 import dataclasses
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from repq_tf.arguments import boolean, check_bits
@@ -44,6 +45,11 @@ class LayerBits:
     activation_range: str = "min_error"
     weight_levels: str = "uniform"
     wide_tap: bool | str = False
+
+    def with_weights_of(self, other: "LayerBits") -> "LayerBits":
+        """These settings of the output, with the other's of the weights."""
+        weights = {key: getattr(other, key) for key in _OF_WEIGHTS}
+        return dataclasses.replace(self, **weights)
 
 
 def check_rules(rules: Rules | None) -> CheckedRules:
@@ -90,6 +96,7 @@ def apply_rules(
     wholes: Mapping[str, str],
     defaults: Mapping[str, LayerBits],
     weighted: set[str],
+    firsts: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, LayerBits]:
     """The settings of each layer; later rules win.
 
@@ -102,15 +109,24 @@ def apply_rules(
             own, if it is whole), in topological order.
         defaults: `{name: LayerBits}`.
         weighted: the names of the layers that have kernels.
+        firsts: for the name of each later call of a layer, that of its first one, by which
+            patterns find it, too.
 
     Raises:
         ValueError: a rule matches no layer, or sets weights and matches none that has any, or
             settings of a layer do not go together.
     """
     settings, last = dict(defaults), {whole: name for name, whole in wholes.items()}
+    known = {name: {name, firsts.get(name, name)} for name in wholes}
+    for name, whole in wholes.items():
+        known.setdefault(whole, {whole}).add(wholes[firsts.get(name, name)])
+
+    def found(names: Iterable[str], pattern: str) -> list[str]:
+        return [name for name in names if fnmatch.filter(known[name], pattern)]
+
     for pattern, values in rules:
-        layers = fnmatch.filter(last, pattern)
-        parts = [name for name in fnmatch.filter(wholes, pattern) if wholes[name] not in layers]
+        layers = found(last, pattern)
+        parts = [name for name in found(wholes, pattern) if wholes[name] not in layers]
         if not layers and not parts:
             raise ValueError(
                 f"rule {pattern!r} matches no layer that can be quantized; these are: "
@@ -123,6 +139,13 @@ def apply_rules(
                 f"rule {pattern!r}: {' and '.join(of_weights)} must be for layers with weights."
                 f" Received: {', '.join(matched)}, without any"
             )
+        later = [n for n in matched if n in weighted and firsts.get(n, n) not in matched]
+        if of_weights and later:
+            raise ValueError(
+                f"rule {pattern!r}: {' and '.join(of_weights)} must be for all calls of a "
+                f"layer, by the name of its first one, {firsts[later[0]]!r}. Received: "
+                f"{', '.join(later)}"
+            )
         for name in matched:
             given, whole = dict(values), wholes[name]
             if whole in layers and name != last[whole]:
@@ -132,6 +155,6 @@ def apply_rules(
             settings[name] = dataclasses.replace(settings[name], **given)
     for name in wholes:
         if name in weighted:
-            found = settings[name]
-            check_levels_beside_tap(found.weight_levels, found.wide_tap, f"layer {name!r}: ")
+            value = settings[name]
+            check_levels_beside_tap(value.weight_levels, value.wide_tap, f"layer {name!r}: ")
     return settings

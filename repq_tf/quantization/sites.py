@@ -9,8 +9,8 @@ import dataclasses
 from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
-from repq_tf.graphs import Graph, Node, OperationLayer
-from repq_tf.keras_api import keras
+from repq_tf.graphs import Graph, Node, OperationLayer, shared_calls
+from repq_tf.keras_api import Layer, keras
 from repq_tf.layers import ReparamConv
 from repq_tf.layers.stock import STOCK, normalized_axis
 from repq_tf.quantization.grids import input_layers
@@ -30,7 +30,7 @@ from repq_tf.quantization.rules import LayerBits
 _layers = keras.layers
 _ADVICE = {
     **dict.fromkeys(
-        ("GroupNormalization", "LayerNormalization", "RMSNormalization", "UnitNormalization"),
+        ("GroupNormalization", "LayerNormalization", "RMSNormalization"),
         "its mean and deviation are those of each image, which integers do not hold; train "
         "with BatchNormalization in its place",
     ),
@@ -41,6 +41,13 @@ _ADVICE = {
     **dict.fromkeys(
         ("Normalization", "Rescaling"), "its constants must be the same at all pixels"
     ),
+    **dict.fromkeys(
+        ("Bidirectional", "ConvLSTM2D", "GRU", "LSTM", "RNN", "SimpleRNN", "TimeDistributed"),
+        "the file has no loop over time; use causal convolutions (Conv1D), or end the "
+        "quantized model before it",
+    ),
+    "UnitNormalization": "divide by the length behind the file, where its caller can; end the "
+    "quantized model before it",
     "Lambda": "write what it computes with keras.ops on the tensors, outside of a layer",
     "OperationLayer": "no layer means the same; use layers, or leave it to the caller",
 }
@@ -104,6 +111,10 @@ class Placement:
     inputs: dict[str, str] = dataclasses.field(default_factory=dict)
     preparing: set[str] = dataclasses.field(default_factory=set)
 
+    def has(self, layer: Layer) -> bool:
+        """Whether a layer is that of a site."""
+        return any(site.layer is layer for site in self.sites.values())
+
     def origins(self, group: str) -> list[Site]:
         """The sites whose outputs a group's quantizer rounds."""
         return self.groups[group].origins
@@ -150,11 +161,12 @@ def find_sites(graph: Graph) -> Placement:
         placement.preparing.update(item.name for item in before)
         placement.alias.update({item.name: last.name for item in before})
     refusals: list[_Refusal] = []
+    apart = _activations_apart(graph)
     for node in graph.nodes.values():
         if node.name in placement.preparing:
             continue
         try:
-            _add_site(placement, graph, node)
+            _add_site(placement, graph, node, node.name not in apart)
         except _Refusal as refusal:
             refusals.append(refusal)
             placement.sites[node.name] = Site(node.name, "fixed", node.layer, [])
@@ -168,7 +180,29 @@ def find_sites(graph: Graph) -> Placement:
     return placement
 
 
-def _add_site(placement: Placement, graph: Graph, node: Node) -> None:
+def _activations_apart(graph: Graph) -> set[str]:
+    """The activations behind calls of one layer that not all of its calls have behind them."""
+    apart: set[str] = set()
+    for calls in shared_calls(graph):
+        behind = [_activation_behind(graph, node) for node in calls]
+        kinds = {None if node is None else activation_name(node.layer) for node in behind}
+        if len(kinds) > 1:
+            apart |= {node.name for node in behind if node is not None}
+    return apart
+
+
+def _activation_behind(graph: Graph, node: Node) -> Node | None:
+    """The activation that alone reads a convolution, or the batch norm behind it."""
+    readers = graph.consumers(node.name)
+    if len(readers) != 1 or graph.is_output(node.name):
+        return None
+    (reader,) = readers
+    if type(reader.layer) is _layers.BatchNormalization:
+        return _activation_behind(graph, reader)
+    return reader if type(reader.layer) in (_layers.ReLU, _layers.Activation) else None
+
+
+def _add_site(placement: Placement, graph: Graph, node: Node, fuses: bool) -> None:
     layer, sites, alias = node.layer, placement.sites, placement.alias
     inputs = [alias[tensor.node] for tensor in node.inputs]
 
@@ -202,6 +236,8 @@ def _add_site(placement: Placement, graph: Graph, node: Node) -> None:
         add("convolution", activation=_check_activation(node))
     elif getattr(layer, "data_format", None) == "channels_first":
         _refuse(node, 'data_format must be "channels_last"')
+    elif why := _transposed_refusal(layer):
+        _refuse(node, why)
     elif type(layer) in STOCK:
         add("convolution", activation=_check_activation(node))
     elif isinstance(layer, _layers.BatchNormalization):
@@ -215,6 +251,8 @@ def _add_site(placement: Placement, graph: Graph, node: Node) -> None:
         why = operator.check and operator.check(layer)
         if why:
             _refuse(node, why)
+        if layer.weights and placement.has(layer):
+            _refuse(node, "called more than once; give each call a layer of its own")
         if isinstance(layer, TWO_INPUTS) and len(inputs) != 2:
             _refuse(node, f"it must have two inputs; write a chain. Received: {len(inputs)}")
         if is_one_pixel(layer):
@@ -224,7 +262,8 @@ def _add_site(placement: Placement, graph: Graph, node: Node) -> None:
             add(operator.kind, operator=operator)
     elif type(layer) in (_layers.ReLU, _layers.Activation):
         activation = activation_name(layer)
-        before = fuse(("convolution", "new_scale")) if activation in FUSED else None
+        fuses = fuses and activation in FUSED
+        before = fuse(("convolution", "new_scale")) if fuses else None
         if activation not in FUSED:
             allowed = (*FUSED, *ACTIVATIONS, *APART)
             _refuse(node, f"activation must be one of {allowed}. Received: {activation}")
@@ -236,6 +275,19 @@ def _add_site(placement: Placement, graph: Graph, node: Node) -> None:
     else:
         advice = _ADVICE.get(type(layer).__name__, f"layers that can: {', '.join(_SUPPORTED)}")
         _refuse(node, f"it cannot be quantized; {advice}")
+
+
+def _transposed_refusal(layer: Layer) -> str | None:
+    """Why a transposed convolution cannot be quantized; None if it can, or is another layer."""
+    if type(layer) is not _layers.Conv2DTranspose:
+        return None
+    if len(set(layer.strides)) > 1:
+        return f"its strides must be equal. Received: {tuple(layer.strides)}"
+    if layer.output_padding is not None:
+        return f"output_padding must be None. Received: {layer.output_padding}"
+    if tuple(layer.dilation_rate) != (1, 1):
+        return f"dilation_rate must be 1. Received: {tuple(layer.dilation_rate)}"
+    return None
 
 
 def _check_activation(node: Node) -> str:

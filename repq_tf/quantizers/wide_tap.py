@@ -63,8 +63,7 @@ class WideTapLSQ(LSQ):
     weights alone: the tap's energy would freeze the step. The tap's bound does hold it, since
     `s >= |tap| / 127`; so it wins at 4 bits and below, and changes nothing at 8.
 
-    Args:
-        **options: those of `LSQ`.
+    Its arguments are those of `LSQ`.
 
     Example:
         >>> quantizer = WideTapLSQ(bits=4, channels=64)

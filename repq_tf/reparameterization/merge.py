@@ -8,8 +8,9 @@ from repq_tf.branches import NumpyReading
 from repq_tf.graphs import Graph, Node, copy_call, free_name, read_native, rebuild
 from repq_tf.keras_api import Array, Layer, Pair, Shape, Tensor, keras, ops
 from repq_tf.kernels import dilate
-from repq_tf.layers import DenseBlock, Quantize, ReparamConv
+from repq_tf.layers import ConvTransposeBlock, DenseBlock, Quantize, ReparamConv
 from repq_tf.layers.freezing import is_frozen
+from repq_tf.layers.stock import mirrored
 from repq_tf.quantization.grids import input_quantizer
 from repq_tf.windows import VALID, Window, same_window
 
@@ -38,13 +39,24 @@ def merge(model: keras.Model) -> keras.Model:
     graph = read_native(model)
     weights: dict[str, list[Array]] = {}
     copies: dict[int, Layer] = {}
+    convolutions: dict[int, list[Layer]] = {}
 
     def apply(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         layer = node.layer
         if isinstance(layer, ReparamConv):
             kernel, bias, groups = deployed_kernel(graph, node)
             pad = free_name(f"{node.name}_pad", graph.nodes)
-            y = _convolution(node, args[0], kernel, bias, groups, weights, pad)
+            made, values = _convolution(node, args[0], kernel, bias, groups, pad)
+            calls = convolutions.setdefault(id(layer), [])
+            for other in calls:
+                if _is_alike(other, made[-1], weights[other.name], values):
+                    made[-1] = other  # of another call of the block
+            if made[-1].name not in weights:
+                weights[made[-1].name] = values
+                calls.append(made[-1])
+            y = args[0]
+            for item in made:
+                y = item(y)
             return y, None
         if type(layer) is Quantize:
             args = args[:1]  # without the scale, which plain convolutions do not know
@@ -84,11 +96,10 @@ def _convolution(
     kernel: Array,
     bias: Array,
     groups: int,
-    weights: dict[str, list[Array]],
     pad: str,
-) -> Tensor:
-    """Builds the plain layers of a block and notes their weights."""
-    block = node.layer
+) -> tuple[list[Layer], list[Array]]:
+    """The plain layers of a block, one after the other, and the weights of the last."""
+    block, before = node.layer, []
     options = dict(
         activation=block.activation,
         name=node.name,
@@ -96,22 +107,32 @@ def _convolution(
         dtype="float32",
     )
     if isinstance(block, DenseBlock):
-        weights[node.name] = [kernel[0, 0], bias]
-        return keras.layers.Dense(block.filters, **options)(x)
+        return [keras.layers.Dense(block.filters, **options)], [kernel[0, 0], bias]
+    if isinstance(block, ConvTransposeBlock):
+        options |= dict(strides=block.upsampling, padding=block.padding)
+        layer = keras.layers.Conv2DTranspose(block.filters, block.kernel_size, **options)
+        return [layer], [mirrored(kernel), bias]
     window = block.window(x.shape[1:3])
     padding = stock_padding(window, block, x.shape[1:3])
     if padding is None:
-        x = keras.layers.ZeroPadding2D(window, name=pad, dtype="float32")(x)
+        before = [keras.layers.ZeroPadding2D(window, name=pad, dtype="float32")]
     options |= dict(strides=block.strides, padding=padding or "valid")
     channels = x.shape[-1]
     kernel, options["dilation_rate"] = without_zeros(block, kernel)
     size = kernel.shape[:2]
     if 1 < groups == channels:
         multiplier = block.filters // channels
-        weights[node.name] = [kernel.reshape(*size, channels, multiplier), bias]
-        return keras.layers.DepthwiseConv2D(size, depth_multiplier=multiplier, **options)(x)
-    weights[node.name] = [kernel, bias]
-    return keras.layers.Conv2D(block.filters, size, groups=groups, **options)(x)
+        layer = keras.layers.DepthwiseConv2D(size, depth_multiplier=multiplier, **options)
+        return [*before, layer], [kernel.reshape(*size, channels, multiplier), bias]
+    layer = keras.layers.Conv2D(block.filters, size, groups=groups, **options)
+    return [*before, layer], [kernel, bias]
+
+
+def _is_alike(one: Layer, other: Layer, weights: list[Array], values: list[Array]) -> bool:
+    """Whether two layers compute the same of the same."""
+    configs = [{**layer.get_config(), "name": ""} for layer in (one, other)]
+    equal = all(np.array_equal(a, b) for a, b in zip(weights, values, strict=True))
+    return equal and configs[0] == configs[1]
 
 
 def without_zeros(block: ReparamConv, kernel: Array) -> tuple[Array, Pair]:

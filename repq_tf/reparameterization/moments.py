@@ -1,6 +1,6 @@
 """Statistics of new batch norms, measured on images without a change of the function."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 from repq_tf.branches import BatchNorm
@@ -11,7 +11,8 @@ from repq_tf.calibration.batch_norm import (
     quantized_kernel,
     set_moments,
 )
-from repq_tf.calibration.execution import Calls, Stored, run_layers
+from repq_tf.calibration.execution import Calls, run_layers
+from repq_tf.calibration.images import Images
 from repq_tf.graphs import Node, read_graph
 from repq_tf.keras_api import Tensor, keras
 from repq_tf.kernels import AffineKernel
@@ -20,7 +21,7 @@ from repq_tf.reparameterization.fit import Fit
 
 
 def measure_moments(
-    model: keras.Model, fits: Mapping[str, Fit], images: Stored, verbose: bool = True
+    model: keras.Model, fits: Mapping[str, Fit], images: Images, verbose: bool = True
 ) -> None:
     """Gives the batch norms of fitted blocks the moments of their features.
 
@@ -34,10 +35,10 @@ def measure_moments(
         verbose: whether to show a progress bar.
     """
 
-    def visit(node: Node, calls: Calls) -> None:
-        if node.name not in fits:
+    def visit(node: Node, calls: Sequence[Calls]) -> None:
+        if node.layer.name not in fits:
             return
-        block, fit = node.layer, fits[node.name]
+        block, fit = node.layer, fits[node.layer.name]
         readings = Readings(block, calls)
         affine = block.inner.merge(_MeasuringReading(readings, fit))
         if block.root is not None and block.root not in fit.known:

@@ -75,8 +75,6 @@ def reparameterize(
     graph = read_graph(model)
     images = None
     if calibration_data is not None:
-        if sum(node.is_input for node in graph.nodes.values()) != 1:
-            raise ValueError(f"calibration_data: model {model.name!r} must have one input")
         images, _ = store_images(calibration_data, model, fitting(graph), calibration_images)
     builder = _Builder(graph, chosen, calibrated=images is not None)
     result = rebuild(graph, builder.apply, name=f"{model.name}_reparameterized")
@@ -105,6 +103,7 @@ class _Builder:
         names = [n.name for n in graph.nodes.values() if isinstance(n.layer, CONVOLUTIONS)]
         self.chosen = matching(names, settings.layers, "layers")
         self.copies: dict[int, Layer] = {}
+        self._blocks: dict[int, ReparamConv] = {}
         self.fused: set[str] = set()
         self.fits: dict[str, Fit] = {}
         self.rows: list[tuple[str, str, str, str]] = []
@@ -113,7 +112,12 @@ class _Builder:
         """Applies what a source node becomes."""
         if node.name in self.fused:
             return args[0]
-        if node.name not in self.chosen:
+        if id(node.layer) in self._blocks:  # called again
+            norm = self.sources.batch_norm(node)
+            if norm is not None:
+                self.fused.add(norm.name)
+            return self._blocks[id(node.layer)](args[0])
+        if node.name not in self.chosen or id(node.layer) in self.copies:
             return copy_call(node, args, kwargs, self.copies)
         size = "x".join(map(str, node.layer.kernel_size))
         was = f"{type(node.layer).__name__} {size}"
@@ -123,6 +127,7 @@ class _Builder:
             self.rows.append((node.name, was, "left", str(error)))
             return copy_call(node, args, kwargs, self.copies)
         self.rows.append((node.name, was, type(block).__name__, note))
+        self._blocks[id(node.layer)] = block
         return block(args[0])
 
     def _block(self, node: Node, input_shape: Shape) -> tuple[ReparamConv, str]:

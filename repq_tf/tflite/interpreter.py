@@ -16,7 +16,7 @@ _RESOLVERS = {"default": "AUTO", "reference": "BUILTIN_REF"}
 
 
 class Interpreter:
-    """A file with one input, ready to run.
+    """A file, ready to run.
 
     Args:
         source: the path of the file, or its bytes.
@@ -25,7 +25,8 @@ class Interpreter:
         keep: whether inner tensors are kept, which `tensor` then reads.
 
     Attributes:
-        input_shape: of an image, with None for sizes that the file leaves open.
+        input_shape: of an image of the first input, with None for sizes that the file leaves
+            open.
 
     Raises:
         ValueError: it is no TFLite file, or the runtime refuses it.
@@ -51,21 +52,26 @@ class Interpreter:
                 experimental_op_resolver_type=resolver,
                 experimental_preserve_all_tensors=keep,
             )
-        self._input = self._interpreter.get_input_details()[0]
+        self._inputs = self._interpreter.get_input_details()
         self._outputs = self._interpreter.get_output_details()
-        sizes = self._input["shape_signature"][1:]
+        sizes = self._inputs[0]["shape_signature"][1:]
         self.input_shape: Shape = tuple(int(n) if n > 0 else None for n in sizes)
-        self._allocated: Shape | None = None  # the input's shape that there is memory for
+        # The inputs' shapes that there is memory for.
+        self._allocated: tuple[Shape, ...] | None = None
 
     @property
     def input_type(self) -> np.dtype[Any]:
-        """The type of what the file takes."""
-        return np.dtype(self._input["dtype"])
+        """The type of what the file takes first."""
+        return self.type_of_input(0)
+
+    def type_of_input(self, position: int) -> np.dtype[Any]:
+        """The type of what the file takes at a place."""
+        return np.dtype(self._inputs[position]["dtype"])
 
     @property
     def input_grid(self) -> tuple[float, int]:
         """Scale and zero point of what the file takes; the scale is 0 for plain numbers."""
-        return self._input["quantization"]
+        return self._inputs[0]["quantization"]
 
     def output_grid(self, position: int = 0) -> tuple[float, int]:
         """Likewise, of what it gives."""
@@ -75,21 +81,23 @@ class Interpreter:
         """The shape of an output, as far as it is known."""
         return tuple(int(n) for n in self._outputs[position]["shape"])
 
-    def allocate(self, shape: Shape) -> None:
-        """Makes ready for inputs of a shape.
+    def allocate(self, *shapes: Shape) -> None:
+        """Makes ready for inputs of some shapes.
 
         Not before one is known: layers need not fit the size 1 that open sizes have in a file.
         """
-        if shape != self._allocated:
-            self._interpreter.resize_tensor_input(self._input["index"], shape)
+        if shapes != self._allocated:
+            for detail, shape in zip(self._inputs, shapes, strict=True):
+                self._interpreter.resize_tensor_input(detail["index"], shape)
             with quiet():  # LiteRT tells that it uses XNNPACK
                 self._interpreter.allocate_tensors()
-            self._allocated = shape
+            self._allocated = shapes
 
-    def run(self, batch: Array) -> None:
-        """Computes a batch, in the type that the file takes."""
-        self.allocate(batch.shape)
-        self._interpreter.set_tensor(self._input["index"], batch)
+    def run(self, *batches: Array) -> None:
+        """Computes a batch of each input, in the types that the file takes."""
+        self.allocate(*(batch.shape for batch in batches))
+        for detail, batch in zip(self._inputs, batches, strict=True):
+            self._interpreter.set_tensor(detail["index"], batch)
         self._interpreter.invoke()
 
     def output(self, position: int = 0) -> Array:
@@ -100,9 +108,9 @@ class Interpreter:
         """A kept tensor of the last batch, by its number in the file."""
         return self._interpreter.get_tensor(index)
 
-    def sizes(self, shape: Shape) -> dict[int, tuple[Shape, int]]:
-        """`{number of a tensor: (its shape, bytes of a value)}` for inputs of a shape."""
-        self.allocate(shape)
+    def sizes(self, *shapes: Shape) -> dict[int, tuple[Shape, int]]:
+        """`{number of a tensor: (its shape, bytes of a value)}` for inputs of some shapes."""
+        self.allocate(*shapes)
         details = self._interpreter.get_tensor_details()
         return {
             detail["index"]: (

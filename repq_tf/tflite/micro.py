@@ -22,7 +22,7 @@ def is_installed() -> bool:
 
 
 class MicroInterpreter:
-    """A file with one input, run image by image; else like `interpreter.Interpreter`.
+    """A file, run image by image; else like `interpreter.Interpreter`.
 
     Args:
         content: the bytes of the file.
@@ -39,34 +39,42 @@ class MicroInterpreter:
                 "installed; pip install --pre tflite-micro"
             )
         graph = reading.load(content).subgraphs[0]
-        self._input, self._outputs = int(graph.inputs[0]), [int(k) for k in graph.outputs]
+        self._inputs, self._outputs = (
+            [int(k) for k in ends] for ends in (graph.inputs, graph.outputs)
+        )
         self._read: dict[int, Any] = {}
         made = [int(k) for operator in graph.operators for k in operator.outputs]
-        features = {k: graph.tensors[k] for k in (self._input, *made)}
+        features = {k: graph.tensors[k] for k in (*self._inputs, *made)}
         self._shapes = {k: tuple(map(int, t.shape)) for k, t in features.items()}
         self._widths = {k: _dtype(tensor).itemsize for k, tensor in features.items()}
-        self.input_type = _dtype(features[self._input])
+        self._types = {k: _dtype(tensor) for k, tensor in features.items()}
         room = _LEAST + 2 * len(content) + 2 * sum(map(_size, features.values()))
         self._interpreter = _open(content, room, keep)
         if self._interpreter is None:
             raise ValueError("TensorFlow Lite Micro has no kernel of an operator for its types")
         self._kept = made if keep else []
 
-    def allocate(self, shape: Shape) -> None:
-        """Raises ValueError for a batch of images of another shape than the file's."""
-        if tuple(shape[1:]) != self._shapes[self._input][1:]:
-            raise ValueError(f"it has memory for images of {self._shapes[self._input][1:]}")
+    def type_of_input(self, position: int) -> np.dtype[Any]:
+        """The type of what the file takes at a place."""
+        return self._types[self._inputs[position]]
 
-    def sizes(self, shape: Shape) -> dict[int, tuple[Shape, int]]:
+    def allocate(self, *shapes: Shape) -> None:
+        """Raises ValueError for a batch of images of another shape than the file's."""
+        for index, shape in zip(self._inputs, shapes, strict=True):
+            if tuple(shape[1:]) != self._shapes[index][1:]:
+                raise ValueError(f"it has memory for images of {self._shapes[index][1:]}")
+
+    def sizes(self, *shapes: Shape) -> dict[int, tuple[Shape, int]]:
         """`{number of a tensor: (its shape, bytes of a value)}` of an image."""
-        self.allocate(shape)
+        self.allocate(*shapes)
         return {k: (found, self._widths[k]) for k, found in self._shapes.items()}
 
-    def run(self, batch: Array) -> None:
-        """Computes a batch, in the type that the file takes."""
+    def run(self, *batches: Array) -> None:
+        """Computes a batch of each input, in the types that the file takes."""
         rows: list[dict[int, Array]] = []
-        for image in batch:
-            self._interpreter.set_input(image[None], 0)
+        for images in zip(*batches, strict=True):
+            for place, image in enumerate(images):
+                self._interpreter.set_input(image[None], place)
             self._interpreter.invoke()
             row = {k: self._interpreter.GetTensor(k, 0)["tensor_data"] for k in self._kept}
             ends = enumerate(self._outputs)

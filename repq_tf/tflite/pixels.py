@@ -11,30 +11,40 @@ from repq_tf.tflite.reading import operator_name, tensor_data
 PIXELS = 256
 
 
-def takes_pixels(model: Any) -> bool:
-    """Whether a parsed file looks its input up in a table."""
-    return _lookup(model) is not None
+def takes_pixels(model: Any, position: int = 0) -> bool:
+    """Whether a parsed file looks an input up in a table.
+
+    Args:
+        model: the file.
+        position: of the input among the file's.
+    """
+    return _lookup(model, position) is not None
 
 
-def pixel_levels(model: Any) -> tuple[Array, float, int]:
+def pixel_levels(model: Any, position: int = 0) -> tuple[Array, float, int]:
     """The table of a parsed file that takes pixels, without its zero point, and its grid.
+
+    Args:
+        model: the file.
+        position: of the input among the file's.
 
     Returns:
         Integers `(channels or 1, 256)`, the scale, and the largest integer of the grid.
     """
-    table = model.subgraphs[0].tensors[_lookup(model).inputs[0]]
+    table = model.subgraphs[0].tensors[_lookup(model, position).inputs[0]]
     scale, zero = table.quantization.scale[0], int(table.quantization.zeroPoint[0])
     levels = tensor_data(model, table).reshape(-1, PIXELS).astype(int) - zero
     return levels, scale, container_top(8) - zero
 
 
-def pixels_of(model: Any, values: Array, exactly: bool = False) -> Array:
+def pixels_of(model: Any, values: Array, exactly: bool = False, position: int = 0) -> Array:
     """The pixels that a file makes some values of, or the nearest ones.
 
     Args:
         model: a parsed file that takes pixels.
         values: what the network would be given, `(..., channels)`.
         exactly: whether to refuse values that are those of no pixel.
+        position: of the input among the file's.
 
     Returns:
         uint8 pixels.
@@ -42,7 +52,7 @@ def pixels_of(model: Any, values: Array, exactly: bool = False) -> Array:
     Raises:
         ValueError: `exactly`, and a value is that of no pixel.
     """
-    rows, scale, top = pixel_levels(model)
+    rows, scale, top = pixel_levels(model, position)
     rows = np.broadcast_to(rows, (values.shape[-1], PIXELS))
     levels = input_levels(values, scale, -top - 1, top)  # an unsigned grid has its lowest at 0
     found = np.empty(levels.shape, np.uint8)
@@ -60,14 +70,14 @@ def pixels_of(model: Any, values: Array, exactly: bool = False) -> Array:
     return found
 
 
-def _lookup(model: Any) -> Any:
+def _lookup(model: Any, position: int) -> Any:
     """The GATHER behind a file's input of numbers without a scale, or None."""
     graph = model.subgraphs[0]
-    grid = graph.tensors[int(graph.inputs[0])].quantization
+    grid = graph.tensors[int(graph.inputs[position])].quantization
     if grid is not None and grid.scale is not None and len(grid.scale):
         return None  # a table behind it is that of a function
     reader = {int(i): operator for operator in graph.operators for i in operator.inputs}
-    operator = reader[int(graph.inputs[0])]
+    operator = reader[int(graph.inputs[position])]
     if operator_name(model, operator) != "CAST":
         return None
     while operator_name(model, operator) != "GATHER":

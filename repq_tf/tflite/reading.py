@@ -118,6 +118,14 @@ def indices_by_name(graph: Any) -> dict[str, int]:
     return {tensor.name.decode(): index for index, tensor in enumerate(graph.tensors)}
 
 
+def signature_inputs(model: Any) -> list[str]:
+    """The names of a parsed file's inputs in its signature, in their order; [] without one."""
+    if not model.signatureDefs:
+        return []
+    names = {int(end.tensorIndex): end.name.decode() for end in model.signatureDefs[0].inputs}
+    return [names[int(k)] for k in model.subgraphs[0].inputs]
+
+
 def has_int4(model: Any) -> bool:
     """Whether a parsed file has a kernel of 4 bits."""
     tensors = model.subgraphs[0].tensors

@@ -135,7 +135,9 @@ class RepQScheme(tfmot_keras.QuantizeScheme):
         }
         if self._data is None:
             graph = read_float(model)
-            return uncalibrated(graph, self._bits, rules, True, **options)[0]
+            return uncalibrated(
+                graph, self._bits, rules, dict.fromkeys(graph.input_keys, True), **options
+            )[0]
         return quantize(
             model,
             weight_bits=self._bits.weight_bits,

@@ -6,8 +6,9 @@ import pytest
 
 import repq_tf
 from repq_tf.branches import MODES, Chain, Convolution, Identity, Scale, Sum, UnitNorm
-from repq_tf.calibration.batch_norm import Moments, match_moments
-from repq_tf.calibration.execution import Stored
+from repq_tf.calibration.batch_norm import match_moments
+from repq_tf.calibration.batches import Stored
+from repq_tf.calibration.moments import Moments
 from repq_tf.layers import ACBlock, ConvBNBlock
 from tests.quantization.networks import (
     SHAPE,

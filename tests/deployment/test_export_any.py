@@ -9,7 +9,15 @@ import repq_tf
 from tests.deployment.files import Convolution, assert_exact, parity, read, run
 from tests.marks import slow
 from tests.quantization.networks import SHAPE, array, images, layers, network, quantize, train
-from tests.quantization.test_expand import batch_norms, constants, lines, many, separables
+from tests.quantization.test_expand import (
+    batch_norms,
+    caffe,
+    causal,
+    constants,
+    lines,
+    many,
+    separables,
+)
 
 # Extremes among the values, that no grid is wide enough for.
 X = images(40) * np.where(np.arange(40) % 8, 1, 30)[:, None, None, None].astype("float32")
@@ -54,6 +62,8 @@ def dilations(x):
 FUNCTIONS = [
     dilations,
     batch_norms,
+    caffe,
+    causal,
     constants,
     lines,
     many,

@@ -243,10 +243,3 @@ def test_every_layer_in_the_way_is_named(tmp_path):
     ):
         assert words in str(caught.value)
     assert "fine" not in str(caught.value) and not list(tmp_path.iterdir())
-
-
-def test_two_inputs_are_refused(tmp_path):
-    inputs = [keras.Input(SHAPE, name=name) for name in "ab"]
-    model = keras.Model(inputs, layers.Add()(inputs))
-    with pytest.raises(ValueError, match=r"must have one input. Received: 2, \['a', 'b'\]"):
-        repq_tf.export_tflite_float(model, tmp_path / "x.tflite")

@@ -65,9 +65,11 @@ def check(model, settings):
     """
     rng = np.random.default_rng(0)
     randomize(model, rng)
-    shape, pixels = (24, *model.input_shape[1:]), model.inputs[0].name == "pixels"
-    x = rng.integers(0, 256, shape) if pixels else rng.normal(0.3, 1, shape)
-    x = x.astype("float32")
+    pixels = model.inputs[0].name == "pixels"
+    shapes = [(24, *tensor.shape[1:]) for tensor in model.inputs]
+    x = [rng.integers(0, 256, s) if pixels else rng.normal(0.3, 1, s) for s in shapes]
+    x = [images.astype("float32") for images in x]
+    x = x if len(x) > 1 else x[0]
     options = with_rules(model, settings)
     try:
         qat = repq_tf.quantize(model, calibration_data=x, verbose=False, **options)
@@ -91,7 +93,7 @@ def check(model, settings):
 
 def describe(model, settings):
     """One line that names a network."""
-    return f"{' > '.join(kinds(model))} {model.input_shape[1:]} {settings}"
+    return f"{' > '.join(kinds(model))} {model.input_shape} {settings}"
 
 
 def kinds(model):

@@ -14,7 +14,7 @@ UNSUPPORTED = [
     lambda draw: layers.PReLU(),
     lambda draw: layers.UpSampling2D(2, interpolation="bicubic"),
     lambda draw: layers.LayerNormalization(),
-    lambda draw: layers.Conv2DTranspose(4, 3),
+    lambda draw: layers.Conv2DTranspose(4, 3, strides=(1, 2)),
     lambda draw: layers.GroupNormalization(1),
 ]
 
@@ -51,7 +51,11 @@ def network(draw):
     shape = (side, side + draw(st.integers(0, 1)), draw(st.integers(1, 3)))
     pixels = draw(st.integers(0, 5)) == 5
     x = inputs = keras.Input(shape, name="pixels" if pixels else None)
-    x = _prepared(draw, x) if pixels else x
+    if pixels:
+        x = _prepared(draw, x)
+    elif draw(st.integers(0, 9)) == 9:
+        inputs = [x, keras.Input((*shape[:2], 2))]
+        x = layers.Concatenate()(inputs)
     parts = PARTS + ([_unsupported] if draw(st.integers(0, 9)) == 9 else [])
     for _ in range(draw(st.integers(2, 5))):
         part = draw(st.sampled_from(parts))

@@ -162,6 +162,36 @@ def _separable(draw, x):
     return layer(x)
 
 
+def _transposed(draw, x):
+    x = layers.Conv2DTranspose(
+        draw(st.integers(1, 5)),
+        draw(st.sampled_from((1, 2, 3, 4, (2, 3)))),
+        strides=draw(st.sampled_from((1, 2, 2, 3))),
+        padding=draw(PADDINGS),
+        use_bias=draw(st.booleans()),
+        activation=draw(ACTIVATIONS),
+    )(layers.MaxPooling2D(2)(x))
+    return layers.BatchNormalization()(x) if draw(st.booleans()) else x
+
+
+def _shared(draw, x):
+    """One convolution on two levels, with a batch norm for both or each, and on its own."""
+    channels = x.shape[-1]
+    if draw(st.booleans()):
+        name = draw(st.sampled_from(("ACBlock", "RepVGGBlock", "ConvBNBlock")))
+        layer = getattr(blocks, name)(channels, activation=draw(ACTIVATIONS))
+    else:
+        layer = layers.Conv2D(channels, 3, padding="same", activation=draw(ACTIVATIONS))
+    norm = layers.BatchNormalization() if draw(st.booleans()) else None
+    ends = []
+    for level in (x, layer(x) if draw(st.booleans()) else layers.MaxPooling2D(1)(x)):
+        y = layer(level)
+        y = layers.BatchNormalization()(y) if norm is None and draw(st.booleans()) else y
+        y = y if norm is None else norm(y)
+        ends.append(layers.ReLU()(y) if draw(st.booleans()) else y)
+    return layers.Concatenate()(ends)
+
+
 def _several(draw, x):
     """Two or three tensors of one shape as one."""
     count = draw(st.integers(2, 3))
@@ -181,6 +211,7 @@ def _moved(draw, x):
                 lambda x: x[:, 1:, ::2],
                 lambda x: x[:, :, :-1, ::-1],
                 lambda x: ops.flip(x, axis=2),
+                lambda x: x[..., ::-1],
                 lambda x: ops.transpose(x, (0, 2, 1, 3)),
                 layers.Cropping2D(((1, 0), (0, 1))),
                 layers.Permute((2, 1, 3)),
@@ -244,4 +275,5 @@ PARTS = [
     *(_residual, _concatenation, _other, _other, _activation, _activation, _depth_to_space),
     *(_gate, _gate, _of_channels, _of_channels, _function, _function, _separable, _several),
     *(_moved, _moved, _training_only, _reduced, _nested),
+    *(_transposed, _transposed, _shared, _shared),
 ]

@@ -126,7 +126,19 @@ def functions():
     return keras.Model(inputs, outputs, name="functions")
 
 
-_MAKERS = (float_blocks, quantized_blocks, quantized_layers, softmax, functions)
+def transposed():
+    """Quantized transposed convolutions, of both paddings."""
+    inputs = keras.Input(SHAPE, name="image")
+    x, step = layers.Quantize(8, name="image_quantize")(inputs)
+    outputs = {}
+    for name, padding in (("ConvTransposeBlock", "same"), ("ConvTransposeBNBlock", "valid")):
+        options = {"kernel_size": 3, "upsampling": 2, "padding": padding, "weight_bits": 5}
+        y, scale = getattr(layers, name)(2, name=name, **options)(x, step)
+        outputs[name], _ = layers.Quantize(6, name=f"{name}_quantize")(y, scale)
+    return keras.Model(inputs, outputs, name="transposed")
+
+
+_MAKERS = (float_blocks, quantized_blocks, quantized_layers, softmax, functions, transposed)
 MODELS = {make.__name__: make for make in _MAKERS}
 
 

@@ -21,7 +21,8 @@ from tests.quantization.networks import (
     values,
 )
 
-X, UNSEEN = smooth_images(64, 0), smooth_images(64, 1)
+# Of only 64 images, a few decide about the noise.
+X, UNSEEN = smooth_images(64, 0), smooth_images(1024, 1)
 
 
 def ptq(model, **options):
@@ -47,7 +48,7 @@ def test_fitted_levels_carry_over_to_images_that_were_not_seen(blocks, tmp_path)
     found = {name: ptq(blocks, weight_bits=3, rounding=name) for name in ROUNDINGS}
     assert equal(values(blocks), before)
     noises = {name: noise(blocks, quantized) for name, quantized in found.items()}
-    assert noises["adaround"] < noises["nearest"]
+    assert noises["adaround"] < 0.8 * noises["nearest"]
     assert max(noises["descent"], noises["adaquant"]) < 0.6 * noises["nearest"]
     for name, quantized in found.items():
         assert quantized.name == "net_quantized"

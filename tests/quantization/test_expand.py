@@ -92,7 +92,27 @@ def lines(x):
     return layers.Dense(3, name="last")(layers.Concatenate()([z, f]))
 
 
-FUNCTIONS = [hard_swishes, separables, batch_norms, constants, many, lines]
+def causal(x):
+    """Causal convolutions, of strides and dilations too, and a vector that is repeated."""
+    x = layers.Reshape((20, 15), name="lines")(x)
+    x = layers.Conv1D(6, 5, padding="causal", activation="relu", name="a")(x)
+    y = layers.Conv1D(4, 3, padding="causal", dilation_rate=2, name="b")(x)
+    y = layers.BatchNormalization(name="n")(y)
+    y = layers.Conv1D(5, 2, strides=2, padding="causal", activation="silu", name="c")(y)
+    z = layers.GlobalAveragePooling1D()(x)
+    z = [layers.RepeatVector(10, name="many")(z), layers.RepeatVector(10)(layers.Dense(2)(z))]
+    z = layers.Concatenate()([y, *z])
+    return layers.Conv1D(3, 2, name="last")(z)
+
+
+def caffe(x):
+    """`preprocess_input` of the "caffe" mode, and reversals that are not folded."""
+    y = keras.applications.resnet50.preprocess_input(x)
+    a, b = conv("a")(y), conv("b", activation="relu")(y * np.array([0.1, 0.2, 0.3], "float32"))
+    return conv("c")(layers.Add()([a * 0.01, b])[..., ::-1])
+
+
+FUNCTIONS = [hard_swishes, separables, batch_norms, constants, many, lines, causal, caffe]
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
@@ -111,6 +131,18 @@ def kinds(function):
         for name, node in graph.nodes.items()
         if not node.is_input
     ]
+
+
+def test_reversed_channels_become_those_of_the_kernels():
+    found = [kind for _, kind in kinds(caffe)]
+    assert found.count("Slice") == 0
+    model = model_of(caffe)
+    graph, _ = expanded(model)
+    kernel = array(model.get_layer("a").kernel)
+    np.testing.assert_array_equal(array(graph.nodes["a"].layer.kernel), kernel[:, :, ::-1])
+    # Of depthwise and grouped kernels, which keep channels apart, it stays.
+    found = [k for _, k in kinds(lambda x: layers.DepthwiseConv2D(3)(x[..., ::-1]))]
+    assert found == ["Slice", "DepthwiseConv2D"]
 
 
 def test_hard_swish_is_recognized_however_it_is_written():

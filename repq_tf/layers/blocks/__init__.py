@@ -10,6 +10,7 @@ from repq_tf.layers.blocks.plain import ConvBlock, ConvBNBlock, DenseBlock, Dens
 from repq_tf.layers.blocks.qarepvgg import QARepVGGBlock
 from repq_tf.layers.blocks.repopt import CSLABlock
 from repq_tf.layers.blocks.repvgg import RepVGGBlock
+from repq_tf.layers.blocks.transposed import ConvTransposeBlock, ConvTransposeBNBlock
 from repq_tf.layers.blocks.weight_norm import DiracConv, WeightNormConv
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "CSLABlock",
     "ConvBNBlock",
     "ConvBlock",
+    "ConvTransposeBNBlock",
+    "ConvTransposeBlock",
     "DenseBNBlock",
     "DenseBlock",
     "DiracConv",
