@@ -5,9 +5,9 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from hypothesis import strategies as st
 
 import repq_tf
+from tests.fuzz import draws as st
 from tests.runtimes import arm
 
 BITS = st.integers(2, 8)
@@ -25,17 +25,19 @@ SETTINGS = st.fixed_dictionaries(
 
 def with_rules(model, settings):
     """The arguments of `quantize` for drawn settings."""
-    kinds = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
-    names = [
-        layer.name
+    stock = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
+    weighted = [
+        layer
         for layer in model.layers
-        if isinstance(layer, (*kinds, repq_tf.layers.ReparamConv, keras.layers.PReLU))
+        if isinstance(layer, (*stock, repq_tf.layers.ReparamConv, keras.layers.PReLU))
     ]
-    rules = [
-        (names[position], {"weight_bits": weight, "activation_bits": activation})
-        for position, (weight, activation) in settings["mixed"].items()
-        if position < len(names)
-    ]
+    rules = []
+    for position, (weight, activation) in settings["mixed"].items():
+        if position < len(weighted):
+            layer, rule = weighted[position], {"activation_bits": activation}
+            if not isinstance(layer, keras.layers.PReLU):
+                rule["weight_bits"] = weight
+            rules.append((layer.name, rule))
     return {**{k: v for k, v in settings.items() if k != "mixed"}, "rules": rules}
 
 
@@ -52,8 +54,8 @@ def randomize(model, rng):
         weight.assign(value)
 
 
-def make(model, settings, path):
-    """Quantizes, trains a step and exports.
+def make(model, settings, path, input_type="int8"):
+    """Quantizes, trains a step and exports; pixels that a model prepares, as `input_type`.
 
     Returns:
         The quantized model and images.
@@ -64,8 +66,10 @@ def make(model, settings, path):
     """
     rng = np.random.default_rng(0)
     randomize(model, rng)
-    shapes = model.input_shape if isinstance(model.input_shape, list) else [model.input_shape]
-    x = [rng.normal(0.3, 1, (24, *shape[1:])).astype("float32") for shape in shapes]
+    pixels = model.inputs[0].name == "pixels"
+    shapes = [(24, *tensor.shape[1:]) for tensor in model.inputs]
+    x = [rng.integers(0, 256, s) if pixels else rng.normal(0.3, 1, s) for s in shapes]
+    x = [images.astype("float32") for images in x]
     x = x if len(x) > 1 else x[0]
     options = with_rules(model, settings)
     qat = repq_tf.quantize(model, calibration_data=x, verbose=False, **options)
@@ -74,7 +78,7 @@ def make(model, settings, path):
     loss = qat.train_on_batch(x, targets)
     assert np.isfinite(loss), "the loss is not finite"
     try:
-        repq_tf.export_tflite(qat, path)
+        repq_tf.export_tflite(qat, path, input_type=input_type if pixels else "int8")
     except ValueError:
         assert not path.exists(), "a refused export left a file"
         raise
@@ -94,7 +98,8 @@ def check(model, settings, runtimes=("xnnpack",)):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.tflite"
         try:
-            qat, x = make(model, settings, path)
+            ends = "uint8" if tuple(runtimes) == ("xnnpack",) else "int8"  # others lack GATHER
+            qat, x = make(model, settings, path, ends)
             for runtime in runtimes:
                 repq_tf.with_runtime(qat, runtime)  # which refuses what it lacks
         except ValueError as error:
@@ -140,5 +145,19 @@ class OnArm:
 
 def describe(model, settings):
     """One line that names a network."""
-    parts = [type(operation).__name__ for operation in model.operations[1:]]
-    return f"{' > '.join(parts)} {model.input_shape} {settings}"
+    return f"{' > '.join(kinds(model))} {model.input_shape} {settings}"
+
+
+def kinds(model):
+    """What a network is made of, in order: layers, operations, activations of their own."""
+    found = []
+    for operation in model.operations:
+        if isinstance(operation, keras.Model):
+            found += kinds(operation)
+        elif isinstance(operation, keras.layers.Activation):
+            found.append(f"Activation:{keras.activations.serialize(operation.activation)}")
+        elif not isinstance(operation, keras.layers.InputLayer):
+            layer = isinstance(operation, keras.layers.Layer)
+            name = type(operation).__name__
+            found.append(name if layer else f"operation {name}")
+    return found
