@@ -89,6 +89,7 @@ setup(
         "torch": ["safetensors>=0.4", "torch>=2.6"],  # reads checkpoints, nothing else
         "docs": ["mkdocs>=1.6", "mkdocs-material>=9.6", "mkdocstrings-python>=2"],
         "test": [
+            "ai-edge-model-explorer-adapter>=0.2",
             "build>=1.2",
             "hypothesis>=6.100",
             "ipykernel>=6",
@@ -97,6 +98,7 @@ setup(
             "nbclient>=0.10",
             "onnx>=1.17",
             "onnxruntime>=1.20",
+            "openvino>=2025.4",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.9",

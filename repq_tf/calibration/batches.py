@@ -105,6 +105,11 @@ class StoredInputs:
         """The number of images in all batches."""
         return self._first.images
 
+    @property
+    def size(self) -> int:
+        """The number of values in all batches of all inputs."""
+        return sum(stored.size for stored in self._inputs.values())
+
     def __getitem__(self, k: int) -> dict[str, Array]:
         return {name: stored[k] for name, stored in self._inputs.items()}
 

@@ -126,8 +126,8 @@ def run_layers(
         if node.name in groups:
             seen.add(id(node.layer))
         *others, _ = waiting
-        for other, given, promised in others:
-            for promise, batches in zip(promised, run(other, given), strict=False):
+        for other, given, columns in others:
+            for promise, batches in zip(columns, run(other, given), strict=False):
                 promise.batches = batches
         waiting.clear()
         return run(node, calls)

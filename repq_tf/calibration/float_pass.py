@@ -14,7 +14,7 @@ from repq_tf.calibration.reconstruction import compared
 from repq_tf.calibration.samples import Sampler
 from repq_tf.calibration.thinning import thin
 from repq_tf.graphs import Graph, Node, evaluate
-from repq_tf.keras_api import Tensor, keras, ops
+from repq_tf.keras_api import Array, Tensor, keras, ops
 from repq_tf.layers import ReparamConv
 
 # Features this many times as large, or as small, as those that a batch norm was trained
@@ -46,6 +46,8 @@ class FloatPass:
         self._graph, self._builder, self._images = graph, builder, images
         self._sites = builder.placement.sites
         self.merged = float_blocks(builder)
+        # As they are before calibration.
+        self._roots = {b.name: _learned_root(builder, b) for b in builder.blocks.values()}
         self._moments = {name: Moments() for name in builder.blocks}
         names = self._moments if keep_outputs else ()
         self._outputs: dict[str, Stored] = {name: Stored() for name in names}
@@ -114,6 +116,22 @@ class FloatPass:
         """
         names = [name for name, other in self._builder.blocks.items() if other is block]
         return [self._outputs.pop(name) for name in names]
+
+    def before_activation(self, name: str) -> tuple[Array, Array]:
+        """The mean and the variance of each output of a block, before its activation.
+
+        They are beta and gamma squared of a trained batch norm at its root; without one, those
+        on the images.
+
+        Args:
+            name: of the block.
+        """
+        root, moments, merged = self._roots[name], self.moments[name], self.merged[name]
+        if root is None:
+            shift = ops.convert_to_numpy(merged.offset) - ops.convert_to_numpy(merged.bias)
+            return moments.mean + shift, moments.variance
+        beta, gamma = (np.asarray(ops.convert_to_numpy(v)) for v in (root.beta, root.gamma))
+        return beta, np.square(gamma)
 
     def check(self) -> None:
         """Judges what was measured.

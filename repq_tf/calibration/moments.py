@@ -1,6 +1,7 @@
 """Means and variances of features that come batch by batch, and of several calls."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,9 @@ class Moments:
     """
 
     def __init__(self) -> None:
-        self._count, self.mean, self.variance = 0, 0.0, 0.0
+        self._count = 0
+        self.mean: Any = 0.0
+        self.variance: Any = 0.0
 
     def add(self, count: int, mean: Tensor, variance: Tensor) -> None:
         """Adds the moments of a batch of `count` images."""

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from repq_tf.branches import BatchNorm, FeatureReading
+from repq_tf.graphs import OperationLayer
 from repq_tf.keras_api import Array, Layer, Tensor, ops
 from repq_tf.layers import DenseBlock, Quantize, ReparamConv
 from repq_tf.windows import convolve
@@ -150,6 +151,9 @@ def _signature(kind: Any) -> inspect.Signature:
 
 def call(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
     """The outputs of a layer in inference, a tuple."""
+    if isinstance(layer, OperationLayer):  # Keras's layers take tensors alone by position
+        result = layer.operation(*args, **kwargs)
+        return tuple(result) if isinstance(result, tuple | list) else (result,)
     if _takes_training(type(layer)):  # type: ignore[arg-type]  # mypy: no class has a hash
         kwargs = {**kwargs, "training": False}
     result = layer(*args, **kwargs)

@@ -19,6 +19,7 @@ from repq_tf.calibration.batch_norm import (
 )
 from repq_tf.calibration.batches import images_in
 from repq_tf.calibration.execution import Calls, fitting, run_batch, run_layers
+from repq_tf.calibration.expected import ExpectedFeatures
 from repq_tf.calibration.float_pass import FloatPass
 from repq_tf.calibration.images import Images, read_images
 from repq_tf.calibration.moments import Moments, average_moments
@@ -34,7 +35,7 @@ from repq_tf.layers import Quantize, ReparamConv
 from repq_tf.progress import Progress
 from repq_tf.windows import convolve
 
-CORRECTIONS = ("moments", "bias", None)
+CORRECTIONS = ("moments", "bias", "analytic", None)
 
 
 def check_correction(correct: Any) -> str | None:
@@ -62,7 +63,8 @@ def calibrate(
         builder: the `Builder` that made the quantized model, with the float one's weights.
         images: their `Stored` batches.
         correct: what is corrected of what quantization does to the features: "moments", their
-            means and deviations; "bias", their means alone; None.
+            means and deviations; "bias", their means alone; "analytic", what the layer's own
+            kernel does to the mean, by `ExpectedFeatures`; None.
         verbose: whether to show progress bars.
         alone: whether each layer is calibrated as if it alone was quantized: on the features
             of the float network.
@@ -79,6 +81,7 @@ def calibrate(
         progress.advance()
     real.check()
     quantized = read_graph(model)
+    expected = ExpectedFeatures(real) if correct == "analytic" else None
     steps = TensorSteps(quantized, builder.ranges, real.samples, images.images, correct)
 
     def choose(block: ReparamConv, calls: Sequence[Calls]) -> Callable[[], None] | None:
@@ -110,11 +113,14 @@ def calibrate(
                 builder.ranges[layer.name],
                 correct,
                 choose(layer, calls),
+                None if expected is None else expected.mean_before(node, len(calls)),
             )
             # Values of all calls together say nothing of the grid of one.
             steps.drawn[node.name] = None if alone or len(calls) > 1 else values
         elif isinstance(layer, Quantize):
             steps.set(node, calls[0])
+        if expected is not None:
+            expected.add(node)
 
     def make_float(node: Node) -> Run:
         return prepare_float(node.layer, real.merged.get(node.layer.name))
@@ -134,6 +140,7 @@ def calibrate_block(
     rule: str,
     correct: str | None,
     choose_levels: Callable[[], None] | None = None,
+    expected: Array | None = None,
 ) -> Array | None:
     """Sets a quantized block's weight steps and corrects what quantization shifts and scales.
 
@@ -152,6 +159,8 @@ def calibrate_block(
         rule: the range rule of its weights.
         correct: what is corrected, as in `calibrate`.
         choose_levels: rounds the kernel, whose steps are set; None for the nearest levels.
+        expected: the mean of each channel of its input, from which the correction of the mean
+            follows; None for what is measured.
 
     Returns:
         Values of its output, at random places; None if it runs its branches.
@@ -171,6 +180,9 @@ def calibrate_block(
         choose_levels()
         affine = block.inner.merge()
     unrounded, quantized, sampler = _measured(block, kernel, affine, readings, images)
+    if expected is not None:
+        change = quantized_kernel(block, affine).kernel - kernel
+        quantized.mean = real.mean + _mean_of(change, expected, affine.groups)
     unused = block.root is block.restored and not block.uses_merged_kernel
     if block.root is None or unused:
         if correct is not None:
@@ -184,13 +196,20 @@ def calibrate_block(
             neutralise_dead_channels(block.root)
         if correct is not None:
             # Levels that were fitted keep deviations by themselves.
-            fitted = correct == "bias" or choose_levels is not None
+            fitted = correct != "moments" or choose_levels is not None
             before = quantized if fitted else unrounded
             match_moments(block.root, real, before, quantized)
     if not block.uses_merged_kernel:
         return None
     merged = MergedBlock(block, block.root)
     return ops.convert_to_numpy(merged.finish_values(*sampler.drawn()))
+
+
+def _mean_of(kernel: Tensor, mean: Array, groups: int) -> Array:
+    """The mean of what a kernel makes of features with a mean, borders apart."""
+    taps = np.asarray(ops.convert_to_numpy(kernel), np.float64).sum(axis=(0, 1))
+    taps = taps.reshape(len(taps), groups, -1)
+    return np.einsum("igo,gi->go", taps, mean.reshape(groups, -1)).ravel()
 
 
 def _measured(

@@ -18,6 +18,8 @@ from repq_tf.windows import Window, convolved_size
 
 # The option of an operator that applies an activation.
 CLAMPS = {"linear": "NONE", "relu": "RELU", "relu6": "RELU6"}
+# XNNPACK makes no operator that multiplies sums by this or more, and LiteRT then crashes.
+_LARGEST_RATIO = 256
 
 
 def convolution(lowering: IntegerLowering, node: Node, tensors: Sequence[Tensor]) -> Make:
@@ -118,9 +120,24 @@ def weighted(
         bias.astype(np.int64 if wide else np.int32),
         Grid(np.float32(x.grid.scale) * grid.scale),
     )
+    if x.type == "int8":
+        _check_ratio(x, y, grid)
     if x.type == "int16" and kind != "DEPTHWISE_CONV_2D":
         options["quantizedBiasType"] = biases.type
     return lowering.program.add(kind, (x, kernel, biases), y, **options)
+
+
+def _check_ratio(x: Tensor, y: Tensor, kernel: Grid) -> None:
+    """Raises ValueError if an output's steps are too fine for the runtime."""
+    assert x.grid is not None and y.grid is not None  # they are stored
+    ratio = float(np.max(np.float64(x.grid.scale) * kernel.scale / y.grid.scale))
+    if ratio >= _LARGEST_RATIO:
+        raise ValueError(
+            f"layer {y.name!r}: a step of its sums must be less than {_LARGEST_RATIO} steps of "
+            f"its output, or the runtime does not run the file. Received: {ratio:.0f}. The "
+            "layer's input or output is constant in the calibration data, or a step collapsed "
+            "in training"
+        )
 
 
 def scale_channels(

@@ -83,7 +83,7 @@ def export_tflite(
     path = new_file(path)
     graph = read_native(model)
     with in_64_bits():
-        packed = _four_bit_nodes(graph) if container == "int4" else ()
+        packed = four_bit_nodes(graph) if container == "int4" else ()
     lowering = IntegerLowering(graph, input_shape, packed, LOWERINGS)
     output_type = check_type("output_type", output_type, lowering.bits)
     types = by_input("input_type", input_type, graph)
@@ -146,8 +146,14 @@ def _mapped(maps: Sequence[Layer], images: Array) -> Tensor:
     return values
 
 
-def _four_bit_nodes(graph: Graph) -> list[str]:
-    """The names of the nodes whose kernels are stored in 4 bits."""
+def four_bit_nodes(graph: Graph) -> list[str]:
+    """The names of the nodes whose kernels are stored in 4 bits.
+
+    Warns of those of at most 4 bits that are not.
+
+    Raises:
+        ValueError: there are none.
+    """
     check_four_bits(graph)
     found, left = four_bit_layers(graph)
     if left:

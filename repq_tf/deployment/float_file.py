@@ -10,7 +10,8 @@ from repq_tf.deployment.lowering import Lowering
 from repq_tf.files import new_file, write_atomically
 from repq_tf.graphs import Graph, Node, evaluate, leaves, read_graph, read_native
 from repq_tf.keras_api import keras
-from repq_tf.layers import Quantize
+from repq_tf.layers import Quantize, ReparamConv
+from repq_tf.quantization.lines import is_lifted, lift
 from repq_tf.reparameterization.merge import merge
 from repq_tf.tflite.program import Program, Tensor
 from repq_tf.tflite.writer import write
@@ -23,7 +24,8 @@ def export_tflite_float(model: keras.Model, path: str | os.PathLike[str]) -> Non
     operators. The file's ends are called in its signature as the model's.
 
     Args:
-        model: a float model, of our blocks and of Keras's layers for images.
+        model: a float model, of our blocks and of Keras's layers for images and for
+            one-dimensional features, which are images of height 1 in the file.
         path: the file to write.
 
     Raises:
@@ -35,13 +37,37 @@ def export_tflite_float(model: keras.Model, path: str | os.PathLike[str]) -> Non
         >>> repq_tf.export_tflite_float(model, "float.tflite")
     """
     path = new_file(path)
-    for node in read_native(model).nodes.values():
+    native = read_native(model)
+    for node in native.nodes.values():
         if isinstance(node.layer, Quantize) or getattr(node.layer, "weight_quantizer", None):
             raise ValueError(
                 "model must be a float model; repq_tf.export_tflite writes quantized ones. "
                 f"Received: {model.name!r}, whose layer {node.name!r} is quantized"
             )
-    write_atomically(path, write(FloatLowering(read_graph(merge(model))).run()))
+    _refuse_unknown(native)
+    graph = read_graph(merge(model))
+    if any(is_lifted(node.layer) for node in graph.nodes.values()):
+        graph = lift(graph)
+    write_atomically(path, write(FloatLowering(graph).run()))
+
+
+def _refuse_unknown(graph: Graph) -> None:
+    """Names all layers that no operators are known for, which merging leaves as they are."""
+    layers = {
+        node.layer.name: node.layer
+        for node in graph.nodes.values()
+        if not node.is_input and not isinstance(node.layer, ReparamConv)
+    }
+    found = [
+        f"{name!r} ({getattr(layer, 'kind', type(layer).__name__)}: {reason})"
+        for name, layer in layers.items()
+        if not is_lifted(layer) and (reason := refusal(layer)) is not None
+    ]
+    if found:
+        raise ValueError(
+            f"model {graph.name!r} cannot be written to a float file, because of layers "
+            f"{', '.join(found)}"
+        )
 
 
 class FloatLowering(Lowering):
@@ -56,17 +82,7 @@ class FloatLowering(Lowering):
 
     def __init__(self, graph: Graph) -> None:
         super().__init__(graph, FLOAT_LOWERINGS, "float32")
-        layers = {n.layer.name: n.layer for n in graph.nodes.values() if not n.is_input}
-        found = [
-            f"{name!r} ({getattr(layer, 'kind', type(layer).__name__)}: {reason})"
-            for name, layer in layers.items()
-            if (reason := refusal(layer)) is not None
-        ]
-        if found:
-            raise ValueError(
-                f"model {graph.name!r} cannot be written to a float file, because of layers "
-                f"{', '.join(found)}"
-            )
+        _refuse_unknown(graph)
         self._fusions, self._fused = fuse(graph)
 
     def run(self) -> Program:

@@ -17,6 +17,7 @@ from repq_tf.arithmetic import input_levels
 from repq_tf.deployment.pixels import check_pixels, normalize
 from repq_tf.files import file_path, new_file, write_atomically
 from repq_tf.keras_api import Array
+from repq_tf.onnx import reading as onnx_reading
 from repq_tf.tflite import reading
 from repq_tf.tflite.pixels import pixel_levels, takes_pixels
 from repq_tf.version import __version__
@@ -33,7 +34,7 @@ def export_metadata(
     pixels: Any = None,
     meaning: str | None = None,
 ) -> dict[str, Any]:
-    """Describes a `.tflite` file in JSON: its ends, labels, and how to feed it images.
+    """Describes a `.tflite` or `.onnx` file in JSON: ends, labels, and how to feed it images.
 
     The JSON has `file`, its `sha256` and size in `bytes`, `inputs` and `outputs` (name, type,
     shape, scale and zero point of each), `operators`, `labels`, `repq_tf` (the version), and
@@ -41,7 +42,7 @@ def export_metadata(
     which then takes pixels as they are, or "by the caller".
 
     Args:
-        tflite_path: the file.
+        tflite_path: the file, of either kind.
         path: the JSON file; default: the same name with `.json`.
         labels: names of the classes, in the order of the output's last axis.
         pixels: `(mean, std)` with which the model was trained on pixels of 0 to 255, two
@@ -52,7 +53,7 @@ def export_metadata(
         The description, a dict.
 
     Raises:
-        ValueError: the file is not a TFLite file, or an argument does not fit it: `pixels`
+        ValueError: the file is of neither kind, or an argument does not fit it: `pixels`
             that are not what the file does itself, say.
 
     Example:
@@ -60,8 +61,9 @@ def export_metadata(
     """
     tflite_path = file_path(tflite_path, "tflite_path")
     path = new_file(f"{os.path.splitext(tflite_path)[0]}.json" if path is None else path)
-    content, model = reading.read(tflite_path)
-    described = reading.describe(model)
+    kind: Any = reading if reading.is_tflite(tflite_path) else onnx_reading
+    content, model = kind.read(tflite_path)
+    described = kind.describe(model)
     (first, *_) = described["outputs"]
     if labels is not None and len(labels) != first["shape"][-1]:
         raise ValueError(
@@ -75,20 +77,20 @@ def export_metadata(
         **described,
         "meaning": meaning,
         "labels": None if labels is None else [str(label) for label in labels],
-        "normalization": None if pixels is None else _normalization(model, pixels),
-        "operators": reading.count_operators(model),
+        "normalization": (None if pixels is None else _normalization(model, described, pixels)),
+        "operators": kind.count_operators(model),
         "repq_tf": __version__,
     }
     write_atomically(path, (json.dumps(description, indent=2) + "\n").encode())
     return description
 
 
-def _normalization(model: Any, pixels: Any) -> dict[str, Any]:
+def _normalization(model: Any, described: Mapping[str, Any], pixels: Any) -> dict[str, Any]:
     """Who turns pixels into what the network computes with, and how."""
-    (end, *_) = reading.describe(model)["inputs"]
+    (end, *_) = described["inputs"]
     mean, std = check_pixels(pixels, end["shape"][-1])
     record = {"mean": mean.tolist(), "std": std.tolist()}
-    looks_up = takes_pixels(model)
+    looks_up = end["type"] == "uint8" and takes_pixels(model)
     if looks_up and not _is_table(*pixel_levels(model), mean, std):
         raise ValueError(
             "pixels must be the normalization that the file was exported with, since it looks "

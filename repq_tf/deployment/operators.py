@@ -53,7 +53,7 @@ from repq_tf.layers import (
     Slice,
 )
 from repq_tf.layers.stock import TRAINING_ONLY
-from repq_tf.quantization.operators import activation_name
+from repq_tf.quantization.operators import activation_name, operator_of_function
 from repq_tf.tflite.program import Grid, Tensor, whole
 
 _layers = keras.layers
@@ -142,12 +142,10 @@ def _hard_sigmoid(lowering: IntegerLowering, node: Node, tensors: Sequence[Tenso
 def _lookup(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
     """An operator of the runtime that makes the table, or the table itself; see the layer."""
     layer, (x,), program = node.layer, tensors, lowering.program
-    elu = isinstance(layer.function, _layers.ELU)
-    name = "elu" if elu else activation_name(layer.function)
-    if name == "gelu":
-        return making(lowering, "GELU", tensors, x.shape, approximate=False)
-    if name == "elu" and (not elu or layer.function.alpha == 1):
-        return making(lowering, "ELU", tensors, x.shape)
+    kind = operator_of_function(layer)
+    if kind is not None:
+        options = {"approximate": False} if kind == "GELU" else {}
+        return making(lowering, kind, tensors, x.shape, **options)
     assert x.grid is not None  # it is stored
     step = ops.convert_to_tensor(np.float32(x.grid.scale))
     # Of integers below the grid's lowest level there are none; any entry does.

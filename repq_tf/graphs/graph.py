@@ -1,6 +1,7 @@
 """The graph of a Keras model as plain data: nodes, and the tensors between them."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Container, Mapping
 from typing import Any
 
@@ -36,7 +37,7 @@ class Node:
     part_of: str | None = None
     source_shapes: tuple[Shape, ...] = ()
 
-    @property
+    @functools.cached_property
     def inputs(self) -> list[Tensor]:
         """The tensors among the arguments."""
         return tensors_of((self.args, self.kwargs))
@@ -73,11 +74,15 @@ class Graph:
 
     def consumers(self, name: str) -> list[Node]:
         """The nodes that read a node's outputs."""
-        return [
-            node
-            for node in self.nodes.values()
-            if any(tensor.node == name for tensor in node.inputs)
-        ]
+        return list(self._readers.get(name, {}).values())
+
+    @functools.cached_property
+    def _readers(self) -> dict[str, dict[str, Node]]:
+        found: dict[str, dict[str, Node]] = {}
+        for node in self.nodes.values():
+            for tensor in node.inputs:
+                found.setdefault(tensor.node, {})[node.name] = node
+        return found
 
     @property
     def input_keys(self) -> dict[str, str]:

@@ -179,8 +179,15 @@ def _limit(layer: type[Layer]) -> Any:
 # Functions of single values.
 
 
-def _activation(name: str) -> Any:
-    return lambda call: call.one(_layers.Activation, activation=name)
+def _activation(name: str, **options: float) -> Any:
+    """An operation that is one of Keras's activations, with these options or none."""
+
+    def read(call: _Call) -> Found:
+        if any(call.config[key] != value for key, value in options.items()):
+            return None
+        return call.one(_layers.Activation, activation=name)
+
+    return read
 
 
 def _clip(call: _Call) -> Found:
@@ -188,11 +195,6 @@ def _clip(call: _Call) -> Found:
     if np.ndim(low) or np.ndim(high) or low != 0 or high is None or high <= 0:
         return None
     return call.one(_layers.ReLU, max_value=float(high))
-
-
-def _gelu(call: _Call) -> Found:
-    name = "gelu" if not call.config["approximate"] else None
-    return call.one(_layers.Activation, activation=name) if name else None
 
 
 def _elu(call: _Call) -> Found:
@@ -326,19 +328,24 @@ def _resize(call: _Call) -> Found:
 _READINGS: dict[str, Callable[[_Call], Found]] = {
     "Add": _pair(_layers.Add, _add),
     "AveragePool": _pool(_layers.AveragePooling2D),
+    "Celu": _activation("celu", alpha=1.0),
     "Clip": _clip,
     "Concatenate": _concatenate,
     "Divide": _pair(_layers.Layer, _divide),
     "Elu": _elu,
+    "Exp": _activation("exponential"),
     "ExpandDims": _expand_dims,
     "Flip": _flip,
-    "Gelu": _gelu,
+    "Gelu": _activation("gelu", approximate=False),
     "GetItem": _get_item,
     "HardSigmoid": _activation("hard_sigmoid"),
+    "HardShrink": _activation("hard_shrink", threshold=0.5),
     "HardSilu": _activation("hard_silu"),
+    "HardTanh": _activation("hard_tanh"),
     "LeakyRelu": lambda call: call.one(
         _layers.LeakyReLU, negative_slope=call.config["negative_slope"]
     ),
+    "LogSigmoid": _activation("log_sigmoid"),
     "Max": _over_pixels(_layers.GlobalMaxPooling2D, _layers.GlobalMaxPooling1D),
     "MaxPool": _pool(_layers.MaxPooling2D),
     "Maximum": _limit(_layers.Maximum),
@@ -351,14 +358,20 @@ _READINGS: dict[str, Callable[[_Call], Found]] = {
     "Relu6": lambda call: call.one(_layers.ReLU, max_value=6.0),
     "Reshape": _reshape,
     "Resize": _resize,
+    "Selu": _activation("selu"),
     "Sigmoid": _activation("sigmoid"),
     "Silu": _activation("silu"),
+    "SoftShrink": _activation("soft_shrink", threshold=0.5),
     "Softmax": lambda call: call.one(_layers.Softmax, axis=call.config["axis"]),
     "Softplus": _activation("softplus"),
     "Softsign": _activation("softsign"),
+    "SparsePlus": _activation("sparse_plus"),
+    "SparseSigmoid": _activation("sparse_sigmoid"),
+    "Squareplus": _activation("squareplus", b=4),
     "Squeeze": _squeeze,
     "Subtract": _pair(_layers.Subtract, _subtract),
     "Tanh": _activation("tanh"),
+    "TanhShrink": _activation("tanh_shrink"),
     "Transpose": _transpose,
     "TrueDivide": _pair(_layers.Layer, _divide),
 }

@@ -164,15 +164,24 @@ def _input_shapes(layer: Layer) -> tuple[Shape, ...]:
 
 
 def _sort(nodes: dict[str, Node]) -> dict[str, Node]:
-    ordered, waiting = {}, dict(nodes)
-    while waiting:
-        ready = [
-            name
-            for name, node in waiting.items()
-            if all(tensor.node in ordered for tensor in node.inputs)
-        ]
-        for name in ready:
-            ordered[name] = waiting.pop(name)
+    """Nodes behind those that they read: in rounds, each of all that then have their inputs."""
+    places = {name: place for place, name in enumerate(nodes)}
+    sources = {name: {tensor.node for tensor in node.inputs} for name, node in nodes.items()}
+    readers: dict[str, list[str]] = {name: [] for name in nodes}
+    for name, read in sources.items():
+        for source in read:
+            readers[source].append(name)
+    missing = {name: len(read) for name, read in sources.items()}
+    ready = [name for name, count in missing.items() if not count]
+    ordered: dict[str, Node] = {}
+    while ready:
+        ordered |= {name: nodes[name] for name in ready}
+        freed = []
+        for reader in (reader for name in ready for reader in readers[name]):
+            missing[reader] -= 1
+            if not missing[reader]:
+                freed.append(reader)
+        ready = sorted(freed, key=places.__getitem__)
     return ordered
 
 

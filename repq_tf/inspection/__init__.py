@@ -2,9 +2,10 @@
 
 from repq_tf.inspection.allocation import allocate_bits
 from repq_tf.inspection.analysis import Analysis, LayerAnalysis, analyze
+from repq_tf.inspection.layer_summary import LayerSummary, Summary
 from repq_tf.inspection.sensitivity import sensitivity
 from repq_tf.inspection.sensitivity_table import LayerCost, Sensitivity, SensitivityRow
-from repq_tf.inspection.summary import LayerSummary, Summary, summary
+from repq_tf.inspection.summary import summary
 
 __all__ = [
     "Analysis",

@@ -231,9 +231,9 @@ def _floats_of(reference: keras.Model, graph: Graph) -> dict[str, MergedBlock]:
     )
     blocks, layers = float_blocks(builder), read_graph(quantized)
     found = {known_name(layers, layers.nodes[name]): merged for name, merged in blocks.items()}
-    floats = {}
+    floats: dict[str, MergedBlock] = {}
     for node in graph.nodes.values():
-        if not isinstance(node.layer, ReparamConv):
+        if not isinstance(node.layer, ReparamConv) or node.layer.name in floats:
             continue
         name = known_name(graph, node)
         shape = tuple(node.layer.inner.merge().kernel.shape)
@@ -243,5 +243,5 @@ def _floats_of(reference: keras.Model, graph: Graph) -> dict[str, MergedBlock]:
                 f"Received: model {reference.name!r}, without a layer {name!r} of a kernel "
                 f"of shape {shape}"
             )
-        floats[node.name] = found[name]
+        floats[node.layer.name] = found[name]
     return floats

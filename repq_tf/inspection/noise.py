@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from repq_tf.calibration.batches import Batch, images_of, input_of
 from repq_tf.calibration.images import Images
 from repq_tf.calibration.prepared import (
     MergedBlock,
@@ -153,18 +154,18 @@ class _Networks:
         self._stored = {place.stored.name: place for place in self.places}
         self._runs: dict[str, tuple[Run, Run]] = {
             node.name: (
-                prepare_float(node.layer, floats.get(node.name)),
+                prepare_float(node.layer, floats.get(node.layer.name)),
                 prepare_rounded(node.layer),
             )
             for node in graph.nodes.values()
         }
 
-    def add(self, batch: Array) -> None:
-        self._size = batch.size
+    def add(self, batch: Batch) -> None:
+        self._size = sum(images.size for images in images_of(batch).values())
         evaluate(self._graph, lambda node: self._feed(node, batch), self._apply)
 
-    def _feed(self, node: Node, batch: Array) -> _Variants:
-        result = _Variants((ops.convert_to_tensor(batch),) * len(_NETWORKS))
+    def _feed(self, node: Node, batch: Batch) -> _Variants:
+        result = _Variants((input_of(batch, node),) * len(_NETWORKS))
         self._observe(node, result)
         return result
 

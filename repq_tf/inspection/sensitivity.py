@@ -199,13 +199,17 @@ class _Network:
             wide: of `_wide_inputs`.
             size: the shape of an image; None for a model with several inputs.
         """
-        shapes, found = output_shapes(self.graph, size), {}
+        shapes = output_shapes(self.graph, size)
+        found: dict[str, LayerCost] = {}
+        first: dict[str, str] = {}  # of the calls of each block
         for node in self.graph.nodes.values():
             if not isinstance(node.layer, ReparamConv):
                 continue
             name, channels = known_name(self.graph, node), shapes[node.inputs[0].node][-1]
+            name = first.setdefault(node.layer.name, name)
             for linear in linear_maps(node.layer, channels, shapes[node.name]) or ():
-                found[name] = LayerCost(linear.kernel, linear.bias, linear.macs, wide[name])
+                macs = linear.macs + (found[name].macs if name in found else 0)
+                found[name] = LayerCost(linear.kernel, linear.bias, macs, wide[name])
         return found
 
 
@@ -214,14 +218,16 @@ def _trials(graph: Graph, bits: int) -> Iterator[_Trial]:
     seen = set()
     for node in graph.nodes.values():
         layer = node.layer
-        if isinstance(layer, ReparamConv):
-            name, kind, runs = known_name(graph, node), WEIGHTS, {node.name: prepare(layer)}
+        calls = [other.name for other in graph.nodes.values() if other.layer is layer]
+        if isinstance(layer, ReparamConv) and layer.name not in seen:
+            seen.add(layer.name)
+            name, kind = known_name(graph, node), WEIGHTS
+            runs = dict.fromkeys(calls, prepare(layer))
         elif isinstance(layer, Quantize) and layer.name not in seen:
             seen.add(layer.name)
             if layer.bits != bits or layer.fixed_step is not None:
                 continue
             name, kind = known_name(graph, quantized_node(graph, node)), FEATURES
-            calls = [other.name for other in graph.nodes.values() if other.layer is layer]
             runs = dict.fromkeys(calls, prepare_rounded(layer))
         else:
             continue

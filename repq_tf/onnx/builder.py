@@ -39,6 +39,7 @@ class Builder:
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
         self._real: set[str] = set()
+        self._counted: dict[int, str] = {}
         # Tensors that saturate at their lowest level, and what they become by it.
         self._clamped = {
             id(item.inputs[0]): item.outputs[0]
@@ -66,16 +67,37 @@ class Builder:
 
     def give(self, key: str, tensor: Tensor) -> None:
         """Makes an output, called `key`."""
-        order = {"perm": OUTSIDE} if len(tensor.shape) == 4 else {}
+        order: dict[str, Any] = {"perm": OUTSIDE} if len(tensor.shape) == 4 else {}
         self.node("Transpose" if order else "Identity", [self.real(tensor)], key, **order)
 
-    def node(self, kind: str, inputs: list[str], output: str, **options: Any) -> str:
+    def node(
+        self,
+        kind: str,
+        inputs: list[str],
+        output: str,
+        layer: str | None = None,
+        **options: Any,
+    ) -> str:
         """Adds a node; returns its output's name. That of a layer's node is the layer's."""
         ends = self._program.outputs
         name = f"{output}/given" if output in ends else output.removesuffix(EXACT)
+        name = name if layer is None else layer
         made = self._onnx.helper.make_node(kind, inputs, [output], name, **options)
         self.nodes.append(made)
         return output
+
+    def move(self, tensor: Tensor, kind: str, inputs: list[str], **options: Any) -> None:
+        """Makes the levels of a tensor out of levels that lie on its grid already."""
+        target = self._clamped.get(id(tensor), tensor)
+        self.node(kind, inputs, f"{target.name}/levels", tensor.name, **options)
+
+    def count(self, tensor: Tensor, name: str) -> None:
+        """Tells the name of whole numbers that stand for nothing else, such as indices."""
+        self._counted[id(tensor)] = name
+
+    def counted(self, tensor: Tensor) -> str:
+        """The name of such numbers."""
+        return self._counted[id(tensor)]
 
     def constant(self, name: str, values: Any) -> str:
         """Adds a constant; returns its name."""
@@ -90,13 +112,15 @@ class Builder:
         name = f"{tensor.name}/real"
         if name not in self._real:
             self._real.add(name)
-            stored = f"{tensor.name}/levels"
-            if tensor.values is not None:
-                shift = _TO_UNSIGNED if tensor.type == "int8" else 0
-                values = np.asarray(tensor.values).astype(int) + shift
-                stored = self.constant(stored, values.astype(np.uint8))
-            self.node("DequantizeLinear", [stored, *self._grid(tensor)], name)
+            self.node("DequantizeLinear", [self.levels(tensor), *self._grid(tensor)], name)
         return name
+
+    def levels(self, tensor: Tensor) -> str:
+        """The name of the integers of a stored tensor, or of a constant on a grid; uint8."""
+        name = f"{tensor.name}/levels"
+        if tensor.values is None:
+            return name
+        return self.constant(name, to_unsigned(tensor.values))
 
     def weights(self, tensor: Tensor, values: Array, axis: int) -> str:
         """The name of the values of a kernel or a bias, in the layout of ONNX.
@@ -107,11 +131,12 @@ class Builder:
             axis: of the scales there.
         """
         assert tensor.grid is not None  # it is quantized
-        stored = self.constant(f"{tensor.name}/levels", values)
         scale = np.broadcast_to(np.float32(tensor.grid.scale), values.shape[axis])
+        constant = self._nibbles if tensor.type == "int4" else self.constant
+        stored = constant(f"{tensor.name}/levels", values)
         grid = (
             self.constant(f"{tensor.name}/scale", scale),
-            self.constant(f"{tensor.name}/zero", np.zeros(len(scale), values.dtype)),
+            constant(f"{tensor.name}/zero", np.zeros(len(scale), values.dtype)),
         )
         name = f"{tensor.name}/real"
         return self.node("DequantizeLinear", [stored, *grid], name, axis=axis)
@@ -127,6 +152,11 @@ class Builder:
 
     def store(self, tensor: Tensor, y: str, activation: str = "NONE") -> None:
         """Rounds what an operator makes to its grid, where an activation clamps it."""
+        target, low, high = self.bounds(tensor, activation)
+        self._store(target, y, low, high)
+
+    def bounds(self, tensor: Tensor, activation: str = "NONE") -> tuple[Tensor, int, int]:
+        """The tensor that is stored, and the least and the largest integer that it takes."""
         target = self._clamped.get(id(tensor), tensor)
         assert tensor.grid is not None and target.grid is not None  # they are stored
         zero = target.grid.zero_point
@@ -135,7 +165,7 @@ class Builder:
             low = max(low, zero)
         if activation == "RELU6":
             high = min(high, zero + int(np.rint(np.float32(6) / np.float32(target.grid.scale))))
-        self._store(target, y, low, high)
+        return target, low, high
 
     def _store(self, tensor: Tensor, y: str, low: int, high: int = 127) -> None:
         """Quantizes to levels, which are clamped where saturation does not do it."""
@@ -149,6 +179,13 @@ class Builder:
             constant = self.constant(f"{tensor.name}/{kind.lower()}/bound", level)
             x = self.node(kind, [x, constant], name)
 
+    def _nibbles(self, name: str, values: Array) -> str:
+        """Adds a constant of 4 bits a number; returns its name."""
+        kind = self._onnx.TensorProto.INT4
+        numbers = values.ravel().tolist()
+        self.constants[name] = self._onnx.helper.make_tensor(name, kind, values.shape, numbers)
+        return name
+
     def _grid(self, tensor: Tensor) -> tuple[str, str]:
         grid = tensor.grid
         assert isinstance(grid, Grid)  # it is stored
@@ -157,6 +194,11 @@ class Builder:
             self.constant(f"{tensor.name}/scale", np.float32(grid.scale)),
             self.constant(f"{tensor.name}/zero", zero),
         )
+
+
+def to_unsigned(integers: Any) -> Array:
+    """What uint8 features hold of the integers of int8 ones."""
+    return (np.asarray(integers).astype(int) + _TO_UNSIGNED).astype(np.uint8)
 
 
 def _moves_levels(operation: Operation) -> bool:

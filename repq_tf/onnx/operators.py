@@ -5,9 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from repq_tf.keras_api import Array
-from repq_tf.onnx.builder import EXACT, INSIDE, OUTSIDE, Builder
+from repq_tf.arithmetic import tables
+from repq_tf.keras_api import Array, ops
+from repq_tf.keras_api import Tensor as Values
+from repq_tf.onnx.builder import EXACT, INSIDE, OUTSIDE, Builder, to_unsigned
 from repq_tf.tflite.program import Operation, Tensor
+
+_INT32 = 6  # `onnx.TensorProto.INT32`
 
 
 def _values(tensor: Tensor) -> Array:
@@ -180,18 +184,110 @@ def _part(builder: Builder, operation: Operation) -> None:
     builder.store(y, builder.node(kind, [builder.real(x), zero], y.name + EXACT))
 
 
+def _extreme(kind: str) -> Callable[[Builder, Operation], None]:
+    """The larger or the smaller of levels on one grid."""
+
+    def convert(builder: Builder, operation: Operation) -> None:
+        levels = [builder.levels(tensor) for tensor in operation.inputs]
+        builder.move(operation.outputs[0], kind, levels)
+
+    return convert
+
+
+def _inside(x: Tensor, axis: int) -> int:
+    """Where an axis of a tensor of Keras is in ONNX."""
+    return OUTSIDE[axis] if len(x.shape) == 4 else axis
+
+
+def _transpose(builder: Builder, operation: Operation) -> None:
+    x, order = operation.inputs[0], _values(operation.inputs[1]).tolist()
+    if len(order) == 4:
+        order = [OUTSIDE[order[axis]] for axis in INSIDE]
+    builder.finish(operation, "Transpose", [builder.real(x)], perm=order)
+
+
+def _slice(builder: Builder, operation: Operation) -> None:
+    x, *bounds = operation.inputs
+    begins, ends, steps = (_values(tensor).astype(np.int64) for tensor in bounds)
+    (y,), far, axes = operation.outputs, np.iinfo(np.int64).max, np.arange(len(x.shape))
+    masks = (operation.options[f"{end}Mask"] >> axes & 1 for end in ("begin", "end"))
+    open_begin, open_end = masks
+    begins = np.where(open_begin, np.where(steps < 0, far, 0), begins)
+    ends = np.where(open_end, np.where(steps < 0, -far, far), ends)
+    places = np.asarray([_inside(x, axis) for axis in range(len(x.shape))])
+    given = {"starts": begins, "ends": ends, "axes": places, "steps": steps}
+    constants = [builder.constant(f"{y.name}/{k}", v[1:]) for k, v in given.items()]
+    builder.finish(operation, "Slice", [builder.real(x), *constants])
+
+
+# Functions of single values: tables, which are exact in every engine.
+
+
+def _function(function: Callable[[Values], Values]) -> Callable[[Builder, Operation], None]:
+    def convert(builder: Builder, operation: Operation) -> None:
+        (x,), (y,) = operation.inputs, operation.outputs
+        target, low, high = builder.bounds(y)
+        assert x.grid is not None and target.grid is not None  # they are stored
+        step = ops.convert_to_tensor(np.float32(x.grid.scale))
+        values = ops.convert_to_numpy(tables.of_function(function, step))
+        levels = np.rint(values / np.float32(target.grid.scale)) + target.grid.zero_point
+        places = np.clip(np.arange(-128, 128) - x.grid.zero_point, -128, 255) + 128
+        table = to_unsigned(np.clip(levels, low, high)[places])
+        _look_up(builder, y, table, _index(builder, x, y))
+
+    return convert
+
+
+def _look_up(builder: Builder, y: Tensor, table: Array, index: str) -> None:
+    constant = builder.constant(f"{y.name}/table", table)
+    builder.move(y, "Gather", [constant, index])
+
+
+def _index(builder: Builder, x: Tensor, y: Tensor) -> str:
+    """The places of levels in a table of all: the levels, of which none is negative."""
+    return builder.node("Cast", [builder.levels(x)], f"{y.name}/index", to=_INT32)
+
+
+def _cast(builder: Builder, operation: Operation) -> None:
+    (x,), (y,) = operation.inputs, operation.outputs
+    builder.count(y, _index(builder, x, y))
+
+
+def _add(builder: Builder, operation: Operation) -> None:
+    (y,) = operation.outputs
+    if y.type == "int32":  # int8 levels made places in a table, as uint8 levels are
+        builder.count(y, builder.counted(operation.inputs[0]))
+    else:
+        _simple("Add")(builder, operation)
+
+
+def _gather(builder: Builder, operation: Operation) -> None:
+    table, index = operation.inputs
+    (y,) = operation.outputs
+    target, low, high = builder.bounds(y)
+    assert table.grid is not None and target.grid is not None  # they are stored
+    moved = _values(table).astype(int) + (target.grid.zero_point - table.grid.zero_point)
+    _look_up(builder, y, to_unsigned(np.clip(moved, low, high)), builder.counted(index))
+
+
 OPERATORS: dict[str, Callable[[Builder, Operation], None]] = {
-    "ADD": _simple("Add"),
+    "ADD": _add,
     "AVERAGE_POOL_2D": _pool("AveragePool"),
+    "CAST": _cast,
     "CONCATENATION": _concatenation,
     "CONV_2D": _convolution,
     "DEPTHWISE_CONV_2D": _convolution,
     "DEPTH_TO_SPACE": _depth_to_space,
+    "ELU": _function(ops.elu),
     "FULLY_CONNECTED": _dense,
+    "GATHER": _gather,
+    "GELU": _function(lambda x: ops.gelu(x, approximate=False)),
     "LEAKY_RELU": _leaky_relu,
     "LOGISTIC": _simple("Sigmoid"),
     "MAX_POOL_2D": _pool("MaxPool"),
+    "MAXIMUM": _extreme("Max"),
     "MEAN": _over_pixels("GlobalAveragePool"),
+    "MINIMUM": _extreme("Min"),
     "MUL": _simple("Mul"),
     "PAD": _padding,
     "QUANTIZE": _part,
@@ -202,4 +298,8 @@ OPERATORS: dict[str, Callable[[Builder, Operation], None]] = {
     "RESIZE_BILINEAR": _resize("linear", "half_pixel"),
     "RESIZE_NEAREST_NEIGHBOR": _resize("nearest", "asymmetric"),
     "SOFTMAX": _softmax,
+    "STRIDED_SLICE": _slice,
+    "SUB": _simple("Sub"),
+    "TANH": _function(ops.tanh),
+    "TRANSPOSE": _transpose,
 }

@@ -28,7 +28,7 @@ from repq_tf.quantization.grids import (
     known_name,
     quantized_node,
 )
-from repq_tf.quantization.runtimes import in_runtime
+from repq_tf.quantization.runtimes import check_operators, in_runtime
 
 # Features of a batch are to take about so much memory, in bytes.
 _FEATURES = 2**28
@@ -69,7 +69,7 @@ def check_parity(
 
     Raises:
         ValueError: the file is not a TFLite file, or not one of this model; an argument is
-            bad; or the runtime is not here.
+            bad; or the runtime is not here, or lacks an operator.
 
     Example:
         >>> report = repq_tf.check_parity(qat, "model.tflite", images[:500])
@@ -81,6 +81,7 @@ def check_parity(
     if not whole or (batch_size is not None and batch_size < 1):
         raise ValueError(f"batch_size must be positive and whole. Received: {batch_size!r}")
     graph = read_native(model)
+    check_operators(graph, runtime)
     file = File(Path(file_path(path)), runtime)
     with in_64_bits():
         comparison = _Comparison(in_runtime(graph, runtime, file.container), file)
@@ -95,10 +96,10 @@ def _compare(
     verbose: bool,
 ) -> ParityReport:
     def fitting(given: Shapes) -> int:
-        shapes = (
-            [given] if not isinstance(given, Mapping) else map(given.get, comparison.inputs)
-        )
-        kept, largest = comparison.file.image_bytes(*map(tuple, shapes))
+        shapes: Any = [given]
+        if isinstance(given, Mapping):
+            shapes = [given[name] for name in comparison.inputs]
+        kept, largest = comparison.file.image_bytes(*shapes)
         return batch_size or max(1, _FEATURES // (kept + _KERAS * largest))
 
     total = len(images) if getattr(images, "shape", ()) else None

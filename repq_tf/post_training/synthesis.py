@@ -74,6 +74,11 @@ def synthesize_images(
             f"model {model.name!r} has no batch norms, which images could be made from; give "
             "the network before it was merged, or real images"
         )
+    if isinstance(model.input_shape, list | dict):
+        raise ValueError(
+            f"model {model.name!r} must have one input, of which images are made; give real "
+            f"ones. Received: inputs of the shapes {model.input_shape}"
+        )
     shape = tuple(model.input_shape[1:])
     if None in shape:
         raise ValueError(

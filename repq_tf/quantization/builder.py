@@ -1,6 +1,7 @@
 """The layers of a quantized model, made while the float model's graph is walked."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -247,9 +248,9 @@ class Builder:
         if block.restored is not None and norms and not _has_trained_root(source):
             block.restored.trainable = block.trainable and any(n.trainable for n in norms)
 
-    @property
+    @functools.cached_property
     def fresh_roots(self) -> set[str]:
-        """Names of the blocks whose restored batch norm is new."""
+        """Names of the blocks whose restored batch norm is new; of all, when they are made."""
         return {
             block.name
             for name, block in self.blocks.items()

@@ -29,16 +29,12 @@ class Group:
         """The sites whose scale the runtime prescribes."""
         return [site for site in self.sites if site.kind == "fixed"]
 
-    def check(self) -> None:
-        """Raises ValueError where a prescribed scale would have to be that of other tensors."""
-        kinds = {site.operator for site in self.fixed}
-        if len(kinds) > 1 or (kinds and self.origins):
-            site = self.fixed[0]
-            raise ValueError(
-                f"layer {site.name!r} ({type(site.layer).__name__}): its scale is fixed by "
-                "the runtime, so it cannot share one with other tensors, as a concatenation "
-                "demands"
-            )
+    def free_prescribed(self) -> None:
+        """Puts the group's quantizer behind prescribed scales that are not those of all."""
+        grids = {(site.operator.step, site.operator.signed) for site in self.fixed}
+        if len(grids) > 1 or (grids and self.origins):
+            for site in self.fixed:
+                site.kind = "new_scale"
 
     def share_sign(self) -> None:
         """Makes the group signed where one of its origins is."""
@@ -119,4 +115,6 @@ def form_groups(sites: Mapping[str, Site]) -> dict[str, Group]:
     for site in sites.values():
         site.group = find(site.name)
         groups.setdefault(site.group, Group(site.group, [])).sites.append(site)
+    for group in groups.values():
+        group.free_prescribed()
     return groups

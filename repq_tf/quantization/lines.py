@@ -32,6 +32,12 @@ def lift(graph: Graph) -> Graph:
     return _Lifting(graph).run() if lines else graph
 
 
+def is_lifted(layer: Layer) -> bool:
+    """Whether a layer is one of one-dimensional features alone, which `lift` takes."""
+    kind = type(layer)
+    return kind in _CHANGES and kind.__name__.endswith("1D") and not _stays(layer)
+
+
 def _shape(node: Node) -> tuple[Any, ...]:
     return node.source_shapes[0] if node.source_shapes else ()
 

@@ -53,7 +53,7 @@ class Operator:
         check: `check(layer)` returns why the layer cannot be quantized, or None.
         int16: whether it takes activations of 16 bits.
         step: of a "fixed" grid.
-        signed: whether results can be negative; None: where inputs can ("fixed": no).
+        signed: whether results can be negative; None: where inputs can.
     """
 
     kind: str
@@ -77,7 +77,7 @@ def _prescribed(
     kind: Any,
     wide_input: bool | None = True,
     check: Check | None = None,
-    signed: bool | None = None,
+    signed: bool = False,
 ) -> Operator:
     def make(site: Any, input_zero_point: int, **options: Any) -> Layer:
         return kind(name=options["name"], dtype=options["dtype"])
@@ -158,7 +158,7 @@ _POSITIVE_LOOKUP = Operator("new_scale", _lookup, signed=False)
 _SOFTMAX = _prescribed(QuantizedSoftmax, wide_input=False, check=_check_softmax)
 
 _FUNCTIONS = (
-    "celu elu gelu hard_shrink hard_tanh log_sigmoid mish selu soft_shrink softsign tanh_shrink"
+    "celu elu gelu hard_shrink hard_tanh mish selu soft_shrink softsign tanh_shrink"
 ).split()
 _POSITIVE_FUNCTIONS = "exponential softplus sparse_plus sparse_sigmoid squareplus".split()
 
@@ -193,6 +193,7 @@ OPERATORS = {
 ACTIVATIONS = {
     "hard_sigmoid": _prescribed(QuantizedHardSigmoid),
     "leaky_relu": _LEAKY_RELU,
+    "log_sigmoid": Operator("new_scale", _lookup, signed=True),  # negative everywhere
     "sigmoid": _prescribed(QuantizedSigmoid),
     "softmax": _SOFTMAX,
     "tanh": _prescribed(QuantizedTanh, signed=True),
@@ -226,6 +227,15 @@ def activation_name(layer: Layer) -> str:
     name = keras.activations.serialize(layer.activation)
     name = name if isinstance(name, str) else name.get("config", str(name))
     return _ALIASES.get(name, name)
+
+
+def operator_of_function(layer: QuantizedLookup) -> str | None:
+    """The operator of a file that computes a function, "ELU" or "GELU"; None: its table."""
+    function = layer.function
+    if isinstance(function, _layers.ELU):
+        return "ELU" if function.alpha == 1 else None
+    name = activation_name(function).upper()
+    return name if name in ("ELU", "GELU") else None
 
 
 _ALIASES = {"hard_swish": "hard_silu", "swish": "silu"}

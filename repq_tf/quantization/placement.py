@@ -39,8 +39,6 @@ def place(
     placement = find_sites(graph)
     sites, groups = placement.sites, form_groups(placement.sites)
     placement.groups = groups
-    for group in groups.values():
-        group.check()
     _sign(placement, signed_inputs)
     edge_groups, edge_kernels = _edges(placement, graph)
     wide_groups = edge_groups | _intermediates(placement, graph)
@@ -102,8 +100,6 @@ def _sign(placement: Placement, signed_inputs: Mapping[str, bool]) -> None:
             site.signed = False
         elif site.operator is not None and site.operator.signed is not None:
             site.signed = site.operator.signed
-        elif site.kind == "fixed":
-            site.signed = False
         elif site.kind == "convolution":
             site.signed = True
         else:

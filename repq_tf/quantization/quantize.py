@@ -100,7 +100,11 @@ def quantize(
             them that has another than this one.
         correct: what is corrected of what quantization does to features, by batch norms and
             biases: "moments" (default), their means and, by batch norms, their deviations;
-            "bias", their means alone; None.
+            "bias", their means alone; "analytic" (DFQ, arXiv 1906.04721), what a kernel's
+            rounding does to the mean of its output, where its input is a clipped normal
+            distribution with beta and gamma of the batch norm before, or with the moments on
+            the images where none is left: for images that are not of the training set
+            (elsewhere, as behind a maximum, it is "bias"); None.
         calibration_data: a few hundred images as the model will see them: an array;
             `(images, labels)`, a tuple as for `fit`; or an iterable of batches, each an array
             or a tuple whose first item is one: a list, a generator, a `tf.data.Dataset`, a

@@ -24,7 +24,6 @@ from repq_tf.layers import (
     QuantizedPReLU,
     QuantizedSoftmax,
     QuantizedSubtract,
-    QuantizedTanh,
     QuantizedUpSampling2D,
     ReparamConv,
 )
@@ -35,7 +34,7 @@ from repq_tf.quantization.containers import (
     runs_on_xnnpack,
 )
 from repq_tf.quantization.grids import input_quantizer
-from repq_tf.quantization.operators import activation_name
+from repq_tf.quantization.operators import activation_name, operator_of_function
 
 # Layers whose arithmetic is not that of all runtimes.
 _OPERATORS = (
@@ -49,8 +48,8 @@ _OPERATORS = (
     QuantizedSubtract,
     QuantizedUpSampling2D,
 )
-# Those whose operators nobody has compared with the fixed-point kernels.
-_NOT_MEASURED = (QuantizedLookup, QuantizedSubtract, QuantizedTanh)
+# The operators of functions that a runtime lacks.
+_LACKING = {"tflm": "GELU", "reference": "ELU"}
 _OPTIONS = ("wide", "rounding", "limit", "runtime")
 
 
@@ -72,8 +71,8 @@ def with_runtime(model: keras.Model, runtime: str, container: str = "int8") -> k
         A `keras.Model` with the same layers and weights.
 
     Raises:
-        ValueError: an argument is bad, or the arithmetic is not known: 16-bit activations in
-            TensorFlow Lite Micro.
+        ValueError: an argument is bad, or the runtime lacks an operator of the file: GELU in
+            TensorFlow Lite Micro, ELU among the reference kernels.
 
     Example:
         >>> phone = repq_tf.with_runtime(qat, "xnnpack_arm")
@@ -116,13 +115,10 @@ def in_runtime(graph: Graph, runtime: str, container: str = "int8") -> Graph:
     """The graph of a quantized model whose calls compute as a runtime, of a file's container.
 
     Raises:
-        ValueError: the runtime's arithmetic of the model's activations is not known.
+        ValueError: the runtime lacks an operator of the file.
     """
-    if is_fixed(runtime):
-        _refuse_unmeasured(graph, runtime)
+    check_operators(graph, runtime)
     packed = frozenset(four_bit_layers(graph)[0] if container == "int4" else ())
-    if runtime == "tflm":
-        _refuse_wide(graph)
     return dataclasses.replace(
         graph,
         nodes={
@@ -138,25 +134,15 @@ def in_runtime(graph: Graph, runtime: str, container: str = "int8") -> Graph:
     )
 
 
-def _refuse_unmeasured(graph: Graph, runtime: str) -> None:
-    found = [n.name for n in graph.nodes.values() if isinstance(n.layer, _NOT_MEASURED)]
-    if found:
+def check_operators(graph: Graph, runtime: str) -> None:
+    """Raises ValueError if a runtime lacks an operator of a quantized model's file."""
+    lacking = _LACKING.get(runtime)
+    functions = [n for n in graph.nodes.values() if isinstance(n.layer, QuantizedLookup)]
+    found = [n.name for n in functions if operator_of_function(n.layer) == lacking]
+    if lacking and found:
         raise ValueError(
-            f"runtime={runtime!r} is not known for differences and for functions such as tanh. "
+            f"runtime={runtime!r} has no operator {lacking}, so it cannot run the file. "
             f"Received: a model with the layers {', '.join(found)}"
-        )
-
-
-def _refuse_wide(graph: Graph) -> None:
-    wide = [
-        node.name
-        for node in graph.nodes.values()
-        if isinstance(node.layer, Quantize) and node.layer.bits == 16
-    ]
-    if wide:
-        raise ValueError(
-            "runtime='tflm' is known for activations of at most 8 bits. Received: a model with "
-            f"16 bits, first in layer {wide[0]!r}"
         )
 
 

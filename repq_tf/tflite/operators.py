@@ -58,7 +58,6 @@ OPERATORS = {
         "AddOptions",
         {**_features(1, 2, 3), "int32": 1},
         "Add",
-        ("float32", "int8", "int16"),
         fast=True,
         pointwise=True,
     ),
@@ -72,7 +71,7 @@ OPERATORS = {
         ("float32", "int8"),
         same_scale=True,
     ),
-    "CAST": Operator("CastOptions", {"int8": 1, "uint8": 1}, "Cast", (), pointwise=True),
+    "CAST": Operator("CastOptions", {"int8": 1, "uint8": 1}, "Cast", ("int8",), pointwise=True),
     "CONCATENATION": Operator(
         "ConcatenationOptions", _features(1, 2, 3), "Concatenation", same_scale=True, fast=True
     ),
@@ -93,7 +92,7 @@ OPERATORS = {
         "DequantizeOptions", {"int8": 2, "int16": 3}, "Dequantize", fast=True, pointwise=True
     ),
     "DIV": _float("DivOptions", "Div"),
-    "ELU": Operator(None, _features(1, 1), "Elu", ("float32",), pointwise=True),
+    "ELU": Operator(None, _features(1, 1), "Elu", pointwise=True),
     "EXP": _float("ExpOptions", "Exp"),
     "FULLY_CONNECTED": Operator(
         "FullyConnectedOptions",
@@ -102,7 +101,7 @@ OPERATORS = {
         weighted=True,
         fast=True,
     ),
-    "GATHER": Operator("GatherOptions", {"int32": 2}, "Gather", ()),
+    "GATHER": Operator("GatherOptions", {"int32": 2}, "Gather"),
     "GELU": Operator("GeluOptions", _features(1, 2), pointwise=True),
     "HARD_SWISH": _float("HardSwishOptions", "HardSwish"),
     "LEAKY_RELU": Operator(
@@ -185,13 +184,11 @@ OPERATORS = {
         "StridedSliceOptions",
         {**_features(1, 2, 4), "int32": 1},
         "StridedSlice",
-        ("float32", "int32"),
+        ("float32", "int8", "int32"),
         same_scale=True,
     ),
-    "SUB": Operator(
-        "SubOptions", _features(1, 2), "Sub", ("float32",), fast=True, pointwise=True
-    ),
-    "TANH": Operator(None, _features(1, 2), "Tanh", ("float32",), fast=True, pointwise=True),
+    "SUB": Operator("SubOptions", _features(1, 2), "Sub", fast=True, pointwise=True),
+    "TANH": Operator(None, _features(1, 2), "Tanh", fast=True, pointwise=True),
     "TRANSPOSE": Operator("TransposeOptions", _features(1, 2, 5), "Transpose", same_scale=True),
     # It reads the shape of its output first.
     "TRANSPOSE_CONV": Operator("TransposeConvOptions", {"int32": 3}, "TransposeConv"),

@@ -6,7 +6,7 @@ import numpy as np
 
 from repq_tf.arithmetic import container_top, input_levels
 from repq_tf.keras_api import Array
-from repq_tf.tflite.reading import operator_name, tensor_data
+from repq_tf.tflite.reading import operator_name, tensor_data, type_name
 
 PIXELS = 256
 
@@ -71,11 +71,16 @@ def pixels_of(model: Any, values: Array, exactly: bool = False, position: int = 
 
 
 def _lookup(model: Any, position: int) -> Any:
-    """The GATHER behind a file's input, or None."""
+    """The GATHER behind a file's input of numbers without a scale, or None."""
     graph = model.subgraphs[0]
+    grid = graph.tensors[int(graph.inputs[position])].quantization
+    if grid is not None and grid.scale is not None and len(grid.scale):
+        return None  # a table behind it is that of a function
     reader = {int(i): operator for operator in graph.operators for i in operator.inputs}
-    operator = reader[int(graph.inputs[position])]
-    if operator_name(model, operator) != "CAST":
+    first = int(graph.inputs[position])
+    operator = reader[first]
+    # A table behind an int8 input is a function of the network's own.
+    if operator_name(model, operator) != "CAST" or type_name(graph.tensors[first]) != "UINT8":
         return None
     while operator_name(model, operator) != "GATHER":
         operator = reader[int(operator.outputs[0])]

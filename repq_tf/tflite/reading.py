@@ -11,6 +11,7 @@ from repq_tf.keras_api import Shape
 from repq_tf.tflite import schema
 from repq_tf.tflite.int4 import unpack
 
+_IDENTIFIER = b"TFL3"
 FLOATS = ("FLOAT16", "FLOAT32", "FLOAT64", "BFLOAT16")
 _WIDTHS = {
     "INT8": np.int8,
@@ -27,13 +28,19 @@ def _names(enumeration: Any) -> dict[int, str]:
     return {v: k for k, v in vars(enumeration).items() if not k.startswith("_")}
 
 
+def is_tflite(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as `.tflite` files do."""
+    with open(path, "rb") as file:
+        return file.read(8)[4:] == _IDENTIFIER
+
+
 def load(content: bytes) -> Any:
     """Parses the bytes of a `.tflite` file.
 
     Raises:
         ValueError: they are not a TFLite flatbuffer.
     """
-    if bytes(content[4:8]) != b"TFL3":
+    if bytes(content[4:8]) != _IDENTIFIER:
         raise ValueError("not a TFLite file: the identifier TFL3 is missing")
     return schema.ModelT.InitFromPackedBuf(bytearray(content), 0)
 

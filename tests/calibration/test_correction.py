@@ -105,5 +105,7 @@ def test_means_are_those_of_the_float_network(model, quantized, correct, restore
 
 @pytest.mark.parametrize("correct", ["mean", True, 3, ["bias"]])
 def test_unknown_corrections_are_refused(model, correct):
-    with pytest.raises(ValueError, match="^correct must be one of .*'moments', 'bias', None"):
+    with pytest.raises(
+        ValueError, match="^correct must be one of .*'moments', 'bias', 'analytic', None"
+    ):
         quantize(model, correct=correct, calibration_data=X)

@@ -92,9 +92,12 @@ def test_nothing_differs(function, bits, tmp_path):
     assert len(np.unique(y)) > 4
 
 
-@pytest.mark.parametrize("function", ["tanh", "elu", "gelu", "softplus"])
-def test_functions_are_near_their_float_ones(function):
-    model = network(lambda x: layers.Activation(function, name="f")(conv("a")(x)))
+@pytest.mark.parametrize("before", [None, "relu"])
+@pytest.mark.parametrize("function", ["tanh", "elu", "gelu", "softplus", "log_sigmoid"])
+def test_functions_are_near_their_float_ones(function, before):
+    model = network(
+        lambda x: layers.Activation(function, name="f")(conv("a", activation=before)(x))
+    )
     qat = quantize(model)
     want, got = array(model(images())), array(qat(images()))
     step = float(qat.layers[-1].step)
@@ -113,6 +116,13 @@ def test_the_runtimes_own_tables_are_taken_where_it_has_them(function, kind, oth
     qat = quantize(network(lambda x: layers.Activation(function)(conv("a")(x))))
     operators = repq_tf.export_tflite(qat, tmp_path / "x.tflite")
     assert operators == dict.fromkeys(("CONV_2D", kind, *others), 1)
+
+
+def test_a_function_of_the_input_is_no_table_of_pixels(tmp_path):
+    qat = quantize(network(lambda x: conv("a")(layers.Activation("softsign")(x))))
+    for kind in ("int8", "uint8"):
+        _, report = parity(qat, tmp_path / f"{kind}.tflite", X, input_type=kind)
+        assert_exact(report)
 
 
 def test_dilated_convolutions_are_the_operators_own(tmp_path):

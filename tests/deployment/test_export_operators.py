@@ -405,17 +405,7 @@ def relu_of_the_input(x):
     return conv("a", 3)(layers.ReLU(name="r")(x))
 
 
-def softmax_in_a_concatenation(x):
-    s = layers.Softmax(name="s")(conv("b")(x))
-    return conv("c", 3, 1)(layers.Concatenate(name="cat")([conv("a")(x), s]))
-
-
 UNSCALED = [alone, global_max, relu_of_the_input]
-
-
-def test_a_softmax_cannot_share_its_scale():
-    with pytest.raises(ValueError, match="layer 's' .*fixed by the runtime"):
-        quantize(network(softmax_in_a_concatenation))
 
 
 @pytest.mark.slow

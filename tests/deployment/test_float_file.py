@@ -228,13 +228,57 @@ def test_what_stands_between_two_readers_is_not_fused(tmp_path):
         np.testing.assert_allclose(found[key], array(want), atol=1e-5)
 
 
+def test_one_dimensional_layers_are_images_of_height_one(tmp_path):
+    x = inputs = keras.Input((24, 3), name="image")
+    x = layers.Conv1D(8, 5, padding="same", use_bias=False)(x)
+    x = y = layers.ReLU()(layers.BatchNormalization()(x))
+    x = layers.DepthwiseConv1D(3, padding="same", depth_multiplier=2)(x)
+    x = layers.SeparableConv1D(8, 3, dilation_rate=2, padding="same", activation="tanh")(x)
+    x = layers.Conv1D(8, 3, padding="causal")(x)
+    x = layers.MaxPooling1D(2)(layers.Add()([x, y]))
+    x = layers.Concatenate()([x, layers.AveragePooling1D(2)(y)])
+    x = layers.UpSampling1D(2)(layers.Cropping1D((1, 2))(layers.ZeroPadding1D(1)(x)))
+    x = layers.Dense(4, activation="relu")(layers.Conv1D(4, 3, strides=2, groups=4)(x))
+    pooled = layers.GlobalAveragePooling1D()(x), layers.GlobalMaxPooling1D()(x)
+    model = keras.Model(inputs, {"line": x, "vector": layers.Concatenate()(pooled)})
+    rng = np.random.default_rng(0)
+    for weight in model.weights:
+        weight.assign(rng.uniform(0.2, 0.8, weight.shape) - 0.3 * ("kernel" in weight.path))
+    repq_tf.export_tflite_float(model, tmp_path / "x.tflite")
+    signals = rng.normal(size=(1, 24, 3)).astype("float32")
+    found = Interpreter(str(tmp_path / "x.tflite")).get_signature_runner()(image=signals)
+    for key, want in model(signals, training=False).items():
+        np.testing.assert_allclose(found[key], array(want), rtol=1e-4, atol=1e-4)
+
+
+def odd_layers(x):
+    """Of what a float file has no operator for: the layers' names and the output."""
+    x = layers.Conv2D(8, 1, name="fine")(x)
+    x = layers.GroupNormalization(2, name="groups")(x)
+    x = layers.Lambda(lambda x: keras.ops.sin(x), name="function", output_shape=x.shape[1:])(x)
+    volume = layers.Reshape((*x.shape[1:3], 2, 4), name="volume")(x)
+    x = layers.Conv3D(4, 1, name="conv3d")(volume)
+    lines = layers.Reshape((-1, 4), name="lines")(x)
+    lines = layers.MultiHeadAttention(2, 2, name="attention")(lines, lines)
+    return layers.LSTM(3, name="recurrent")(lines)
+
+
+def test_layers_without_operators_are_named_at_once(tmp_path):
+    model = network(odd_layers, SHAPE)
+    with pytest.raises(ValueError, match="cannot be written to a float file") as caught:
+        repq_tf.export_tflite_float(model, tmp_path / "x.tflite")
+    for name in ("groups", "function", "conv3d", "attention", "recurrent"):
+        assert repr(name) in str(caught.value)
+    assert "fine" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
 def test_every_layer_in_the_way_is_named(tmp_path):
     inputs = keras.Input(SHAPE)
     x = layers.Conv2D(3, 1, data_format="channels_last", name="fine")(inputs)
     x = layers.UpSampling2D(2, interpolation="bicubic", name="cubic")(x)
     x = layers.GroupNormalization(1, name="groups")(x)
     model = keras.Model(inputs, layers.Activation("squareplus", name="plus")(x), name="odd")
-    with pytest.raises(ValueError, match="model 'odd_merged' cannot be written") as caught:
+    with pytest.raises(ValueError, match="model 'odd' cannot be written") as caught:
         repq_tf.export_tflite_float(model, tmp_path / "x.tflite")
     for words in (
         "'cubic' (UpSampling2D: interpolation='bicubic')",

@@ -182,3 +182,13 @@ def test_metadata_refuses_another_normalization_than_the_files(bits, signed, tmp
     for other in ((127.5, 127.5), (100, 60), IMAGENET):
         with pytest.raises(ValueError, match="pixels must be the normalization.*Received"):
             repq_tf.export_metadata(path, pixels=other)
+
+
+def test_a_table_of_the_network_is_none_of_pixels(tmp_path):
+    def function(x):
+        return keras.layers.Conv2D(3, 3)(keras.layers.Activation("softplus")(x))
+
+    qat = quantize(network(function))
+    repq_tf.export_tflite(qat, tmp_path / "x.tflite")
+    assert_exact(repq_tf.check_parity(qat, tmp_path / "x.tflite", images(8)))
+    repq_tf.export_c_array(tmp_path / "x.tflite", tmp_path / "x.h")

@@ -1,10 +1,14 @@
 """Random networks and random command lines: each works exactly, or refuses by name.
 
-    python -m tests.fuzz --examples=200 --commands=20
+    python -m tests.fuzz --examples=200 --commands=20 --verbose
+    python -m tests.fuzz --commands=0 --runtimes=reference,tflm
+    REPQ_ARM=~/arm python -m tests.fuzz --commands=0 --runtimes=xnnpack_arm
 
-Networks are drawn by hypothesis and run in a process of their own, so that a crash of the
-interpreter is seen and named. Command lines are random flags of
-`train/main.py`: exit status 0 with parity in the report, or 1 with one line of `error:`.
+Networks run in a process of their own, so that a crash of the interpreter is seen and named.
+In other runtimes than XNNPACK on x86 a file computes what `with_runtime` says; ARM is emulated
+(`tests/runtimes/test_arm.py`) and runs all files at the end. `--verbose` counts the layers that
+were drawn. Command lines are random flags of `train/main.py`: exit status 0 with parity in the
+report, or 1 with one line of `error:`.
 """
 
 import argparse
@@ -79,63 +83,76 @@ REFUSED = {
 }
 
 
-def fuzz_networks(count, seed):
+def fuzz_networks(first, count, seed, runtimes):
     """Runs in the child: prints what it is about to do, then how it ended."""
-    import hypothesis
-    from hypothesis import HealthCheck, given, settings
-    from hypothesis import strategies as st
-
-    from tests.fuzz.check import SETTINGS, check, describe
+    from tests.fuzz.check import SETTINGS, OnArm, check, describe, kinds
+    from tests.fuzz.draws import drawing
     from tests.fuzz.models import network
 
-    @hypothesis.seed(seed)
-    @settings(
-        max_examples=count,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(st.data())
-    def run(data):
-        model, options = network(data.draw), data.draw(SETTINGS)
-        print(json.dumps({"case": describe(model, options)}), flush=True)
+    def tell(**entry):
+        print(json.dumps(entry), flush=True)
+
+    folder = tempfile.TemporaryDirectory()
+    phone = OnArm(folder.name) if runtimes == ["xnnpack_arm"] else None
+    for number in range(first, count):
+        draw = drawing(random.Random(f"{seed}/{number}"))
+        model, options = network(draw), draw(SETTINGS)
+        case = f"{number}: {describe(model, options)}"
+        tell(case=case, kinds=kinds(model))
         try:
-            verdict = check(model, options)
+            verdict = phone.add(model, options) if phone else check(model, options, runtimes)
         except Exception as error:  # the next networks are of interest, too
             verdict = f"wrong: {type(error).__name__}: {error}"
-        print(json.dumps({"verdict": verdict}), flush=True)
+        if verdict != "waiting":
+            tell(verdict=verdict)
+    for case, verdict in phone.verdicts() if phone else ():
+        tell(verdict=verdict, of=case)
+    folder.cleanup()
 
-    run()
 
+def networks(first, count, seed, runtimes="xnnpack", verbose=False):
+    """Counts the verdicts of networks from one on, and kinds of layers if `verbose`.
 
-def networks(count, seed):
-    """Counts the verdicts of random networks; returns whether none was wrong."""
-    child = subprocess.Popen(
-        [sys.executable, "-m", "tests.fuzz", f"--child={count}", f"--seed={seed}"],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    drawn, verdicts, case = 0, collections.Counter(), None
-    for line in child.stdout:
-        if not line.startswith("{"):
-            continue
-        entry = json.loads(line)
-        drawn, case = drawn + ("case" in entry), entry.get("case", case)
-        if "verdict" in entry:
-            kind, _, message = entry["verdict"].partition(": ")
-            verdicts[kind] += 1
-            if kind != "exact":
-                print(
-                    f"{kind}: {message}{f' at {case}' if kind == 'wrong' else ''}", flush=True
-                )
+    Returns:
+        Whether none was wrong.
+    """
+    drawn, case = 0, None
+    verdicts, histogram = collections.Counter(), collections.Counter()
+    while drawn < count:  # a child that crashes leaves some
+        status, before = 0, drawn
+        for entry in _child(first + drawn, first + count, seed, runtimes):
+            status, case = entry.get("status", status), entry.get("case", case)
+            drawn += "case" in entry
+            histogram.update(entry.get("kinds", ()))
+            if "verdict" in entry:
+                kind, _, message = entry["verdict"].partition(": ")
+                verdicts[kind] += 1
+                if kind != "exact":
+                    where = f" at {entry.get('of', case)}" if kind == "wrong" else ""
+                    print(f"{kind}: {message}{where}", flush=True)
+        if status:
+            print(f"wrong: exit status {status} at {case}", flush=True)
+        if drawn == before:
+            return False
+    if verbose:
+        print("\n".join(f"{count:6} {kind}" for kind, count in histogram.most_common()))
     wrong = drawn - verdicts["exact"] - verdicts["refused"]
-    if child.wait():
-        print(f"FAILED with status {child.returncode} at: {case}")
     print(
         f"{drawn} drawn, {verdicts['exact']} exact, {verdicts['refused']} refused by name, "
         f"{wrong} wrong"
     )
-    return child.returncode == 0 and not wrong
+    return not wrong
+
+
+def _child(first, count, seed, runtimes):
+    """What a process prints of the networks from one on, and its exit status."""
+    options = [f"--child={count}", f"--first={first}", f"--seed={seed}"]
+    options.append(f"--runtimes={runtimes}")
+    child = subprocess.Popen(
+        [sys.executable, "-m", "tests.fuzz", *options], stdout=subprocess.PIPE, text=True
+    )
+    yield from (json.loads(line) for line in child.stdout if line.startswith("{"))
+    yield {"status": child.wait()}
 
 
 def draw_command(rng):
@@ -187,12 +204,21 @@ def main():
     parser.add_argument("--examples", type=int, default=100, help="random networks")
     parser.add_argument("--commands", type=int, default=10, help="random command lines")
     parser.add_argument("--seed", type=int, default=0, help="of both")
+    parser.add_argument(
+        "--runtimes", default="xnnpack", help="of networks, with commas; xnnpack_arm alone"
+    )
+    parser.add_argument(
+        "--verbose", action="store_true", help="count the layers that were drawn"
+    )
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--first", type=int, default=0, help="number of the first network")
     options = parser.parse_args()
     if options.child:
-        fuzz_networks(options.child, options.seed)
+        runtimes = options.runtimes.split(",")
+        fuzz_networks(options.first, options.child, options.seed, runtimes)
         return
-    good = networks(options.examples, options.seed) if options.examples else True
+    counts = options.first, options.examples, options.seed, options.runtimes
+    good = networks(*counts, options.verbose) if options.examples else True
     good = commands(options.commands, options.seed) and good
     sys.exit(not good)
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from hypothesis import strategies as st
 
 import repq_tf
+from tests.fuzz import draws as st
+from tests.runtimes import arm
 
 BITS = st.integers(2, 8)
 SETTINGS = st.fixed_dictionaries(
@@ -24,17 +25,19 @@ SETTINGS = st.fixed_dictionaries(
 
 def with_rules(model, settings):
     """The arguments of `quantize` for drawn settings."""
-    kinds = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
-    names = [
-        layer.name
+    stock = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
+    weighted = [
+        layer
         for layer in model.layers
-        if isinstance(layer, (*kinds, repq_tf.layers.ReparamConv, keras.layers.PReLU))
+        if isinstance(layer, (*stock, repq_tf.layers.ReparamConv, keras.layers.PReLU))
     ]
-    rules = [
-        (names[position], {"weight_bits": weight, "activation_bits": activation})
-        for position, (weight, activation) in settings["mixed"].items()
-        if position < len(names)
-    ]
+    rules = []
+    for position, (weight, activation) in settings["mixed"].items():
+        if position < len(weighted):
+            layer, rule = weighted[position], {"activation_bits": activation}
+            if not isinstance(layer, keras.layers.PReLU):
+                rule["weight_bits"] = weight
+            rules.append((layer.name, rule))
     return {**{k: v for k, v in settings.items() if k != "mixed"}, "rules": rules}
 
 
@@ -51,7 +54,38 @@ def randomize(model, rng):
         weight.assign(value)
 
 
-def check(model, settings):
+def make(model, settings, path, input_type="int8"):
+    """Quantizes, trains a step and exports; pixels that a model prepares, as `input_type`.
+
+    Returns:
+        The quantized model and images.
+
+    Raises:
+        ValueError: the library refuses the network.
+        AssertionError: training or export did what it must not.
+    """
+    rng = np.random.default_rng(0)
+    randomize(model, rng)
+    pixels = model.inputs[0].name == "pixels"
+    shapes = [(24, *tensor.shape[1:]) for tensor in model.inputs]
+    x = [rng.integers(0, 256, s) if pixels else rng.normal(0.3, 1, s) for s in shapes]
+    x = [images.astype("float32") for images in x]
+    x = x if len(x) > 1 else x[0]
+    options = with_rules(model, settings)
+    qat = repq_tf.quantize(model, calibration_data=x, verbose=False, **options)
+    targets = rng.normal(size=(24, *model.output_shape[1:]))
+    qat.compile(keras.optimizers.SGD(1e-3), "mse", run_eagerly=True)
+    loss = qat.train_on_batch(x, targets)
+    assert np.isfinite(loss), "the loss is not finite"
+    try:
+        repq_tf.export_tflite(qat, path, input_type=input_type if pixels else "int8")
+    except ValueError:
+        assert not path.exists(), "a refused export left a file"
+        raise
+    return qat, x
+
+
+def check(model, settings, runtimes=("xnnpack",)):
     """Quantizes, trains a step, exports and compares.
 
     Returns:
@@ -61,33 +95,69 @@ def check(model, settings):
         AssertionError: the file computes something else.
         Exception: anything but a ValueError of the library.
     """
-    rng = np.random.default_rng(0)
-    randomize(model, rng)
-    shapes = model.input_shape if isinstance(model.input_shape, list) else [model.input_shape]
-    x = [rng.normal(0.3, 1, (24, *shape[1:])).astype("float32") for shape in shapes]
-    x = x if len(x) > 1 else x[0]
-    options = with_rules(model, settings)
-    try:
-        qat = repq_tf.quantize(model, calibration_data=x, verbose=False, **options)
-    except ValueError as error:
-        return f"refused: {error}"
-    targets = rng.normal(size=(24, *model.output_shape[1:]))
-    qat.compile(keras.optimizers.SGD(1e-3), "mse", run_eagerly=True)
-    loss = qat.train_on_batch(x, targets)
-    assert np.isfinite(loss), "the loss is not finite"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.tflite"
         try:
-            repq_tf.export_tflite(qat, path)
+            ends = "uint8" if tuple(runtimes) == ("xnnpack",) else "int8"  # others lack GATHER
+            qat, x = make(model, settings, path, ends)
+            for runtime in runtimes:
+                repq_tf.with_runtime(qat, runtime)  # which refuses what it lacks
         except ValueError as error:
-            assert not any(Path(folder).iterdir()), "a refused export left a file"
             return f"refused: {error}"
-        report = repq_tf.check_parity(qat, path, x)
-    assert not any(layer.different for layer in report.layers), str(report)
+        for runtime in runtimes:
+            report = repq_tf.check_parity(qat, path, x, runtime=runtime)
+            assert not any(layer.different for layer in report.layers), str(report)
     return "exact"
+
+
+class OnArm:
+    """Checks many networks at once on the emulated ARM.
+
+    Args:
+        folder: where their files lie.
+    """
+
+    def __init__(self, folder):
+        self._folder, self._waiting = Path(folder), {}
+
+    def add(self, model, settings):
+        """Makes a file; returns "waiting" or "refused: MESSAGE"."""
+        path = self._folder / f"{len(self._waiting)}.tflite"
+        try:
+            qat, x = make(model, settings, path)
+        except ValueError as error:
+            return f"refused: {error}"
+        try:
+            arm.write_input(qat, path, x)
+        except Exception:  # the others' files are to be run
+            path.unlink()
+            raise
+        self._waiting[path] = qat, x, describe(model, settings)
+        return "waiting"
+
+    def verdicts(self):
+        """Runs all files; yields what each is and "exact" or "wrong: LAYERS"."""
+        arm.run_files(self._folder)
+        for path, (qat, x, case) in self._waiting.items():
+            wrong = arm.differing(qat, "xnnpack_arm", "int8", path, x)
+            yield case, f"wrong: {wrong}" if wrong else "exact"
 
 
 def describe(model, settings):
     """One line that names a network."""
-    parts = [type(operation).__name__ for operation in model.operations[1:]]
-    return f"{' > '.join(parts)} {model.input_shape} {settings}"
+    return f"{' > '.join(kinds(model))} {model.input_shape} {settings}"
+
+
+def kinds(model):
+    """What a network is made of, in order: layers, operations, activations of their own."""
+    found = []
+    for operation in model.operations:
+        if isinstance(operation, keras.Model):
+            found += kinds(operation)
+        elif isinstance(operation, keras.layers.Activation):
+            found.append(f"Activation:{keras.activations.serialize(operation.activation)}")
+        elif not isinstance(operation, keras.layers.InputLayer):
+            layer = isinstance(operation, keras.layers.Layer)
+            name = type(operation).__name__
+            found.append(name if layer else f"operation {name}")
+    return found

@@ -33,6 +33,9 @@ KNOWN = {
     "silu": (ops.silu, "Activation"),
     "tanh": (ops.tanh, "Activation"),
     "hard sigmoid": (ops.hard_sigmoid, "Activation"),
+    "exponential": (ops.exp, "Activation"),
+    "squareplus": (ops.squareplus, "Activation"),
+    "soft shrink": (ops.soft_shrink, "Activation"),
     "softmax": (lambda x: ops.softmax(x, axis=-1), "Softmax"),
     "mean": (lambda x: ops.mean(x, axis=(1, 2)), "GlobalAveragePooling2D"),
     "mean, negative axes": (
@@ -57,7 +60,8 @@ KNOWN = {
 }
 PASSED_ON = {
     "sum over channels": lambda x: ops.sum(x, axis=-1, keepdims=True),
-    "exponential": ops.exp,
+    "sine": ops.sin,
+    "another option": lambda x: ops.squareplus(x, b=3),
     "constants of pixels": lambda x: x + np.ones((6, 8, 1), "float32"),
     "a number over x": lambda x: 1 / (x + 10.0),
     "resize to a third": lambda x: ops.image.resize(x, (2, 4)),
@@ -99,7 +103,7 @@ def test_others_are_passed_on_as_they_are(name):
 
 
 def test_a_merged_model_with_operations_is_saved(tmp_path):
-    merged = repq_tf.merge(model_of(lambda x: ops.exp(x[..., ::-1] * C)))
+    merged = repq_tf.merge(model_of(lambda x: ops.sin(x[..., ::-1] * C)))
     merged.save(tmp_path / "m.keras")
     loaded = keras.models.load_model(tmp_path / "m.keras")
     np.testing.assert_array_equal(loaded(X), merged(X))

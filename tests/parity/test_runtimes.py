@@ -11,6 +11,7 @@ import repq_tf
 from repq_tf.layers import ACBlock, DepthToSpace, RepVGGBlock, SqueezeExcite
 from repq_tf.tflite import micro
 from tests.deployment.files import assert_exact
+from tests.deployment.test_wide_activations import shared_scales, sums_and_means
 from tests.quantization.networks import array, images, layers, network, quantize
 from tests.quantization.test_containers import everything, positive
 
@@ -45,7 +46,27 @@ def one_output(x):
     return layers.Dense(1, name="one")(layers.Flatten(name="flat")(x))
 
 
-NETWORKS = {"operators": every_operator, "gates": gates, "one output": one_output}
+def functions(x):
+    x = layers.Conv2D(6, 3, padding="same", activation="tanh", name="a")(x)
+    y = layers.Conv2D(6, 3, padding="same", activation="softplus", name="b")(x)
+    x = layers.Subtract(name="difference")([x, y])
+    x = layers.Maximum(name="most")([x, layers.Activation("mish", name="mish")(x)])
+    x = layers.Minimum(name="least")([x[:, 1:, ::2], y[:, 1:, ::2]])
+    return layers.Conv2D(3, 1, name="c")(layers.Permute((2, 1, 3), name="turned")(x))
+
+
+def function(name):
+    return lambda x: layers.Activation(name, name=name)(layers.Conv2D(3, 3, name="a")(x))
+
+
+NETWORKS = {
+    "operators": every_operator,
+    "gates": gates,
+    "one output": one_output,
+    "functions": functions,
+}
+# A runtime, a function that it has, and one that it lacks.
+LACKING = [("tflm", "elu", "gelu"), ("reference", "gelu", "elu")]
 HERE = ("reference", "tflm") if micro.is_installed() else ("reference",)
 
 
@@ -59,11 +80,32 @@ def test_models_compute_what_runtimes_compute(function, bits, tmp_path):
         assert_exact(repq_tf.check_parity(qat, path, X, runtime=runtime, verbose=False))
 
 
+@pytest.mark.parametrize(("runtime", "runs", "lacks"), LACKING)
+def test_functions_that_a_runtime_lacks_are_refused(runtime, runs, lacks, tmp_path):
+    path, qat = tmp_path / "x.tflite", quantize(network(function(lacks)))
+    repq_tf.export_tflite(qat, path)
+    with pytest.raises(ValueError, match=f"no operator {lacks.upper()}.*layers {lacks}"):
+        repq_tf.check_parity(qat, path, X, runtime=runtime)
+    qat = quantize(network(function(runs)))
+    repq_tf.export_tflite(qat, path)
+    if runtime in HERE:
+        assert_exact(repq_tf.check_parity(qat, path, X, runtime=runtime))
+
+
+def narrow(x):
+    x = layers.Conv2D(8, 3, activation="relu", name="a")(x)
+    return layers.Conv2D(6, 1, name="c")(layers.Conv2D(8, 3, name="b")(x))
+
+
 @pytest.mark.slow(3)
-def test_reference_kernels_of_four_bits(tmp_path):
-    qat = quantize(positive(network(everything)), weight_bits=4)
+@pytest.mark.parametrize(
+    ("function", "runtimes"), [(everything, ["reference"]), (narrow, HERE)]
+)
+def test_kernels_of_four_bits(function, runtimes, tmp_path):
+    qat = quantize(positive(network(function)), weight_bits=4)
     repq_tf.export_tflite(qat, tmp_path / "x.tflite", container="int4")
-    assert_exact(repq_tf.check_parity(qat, tmp_path / "x.tflite", X, runtime="reference"))
+    for runtime in runtimes:
+        assert_exact(repq_tf.check_parity(qat, tmp_path / "x.tflite", X, runtime=runtime))
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +144,20 @@ def test_bad_runtimes(qat):
         repq_tf.with_runtime(qat, "tflm", "int4")
 
 
-def test_sixteen_bits_are_not_known_of_microcontrollers():
-    wide = quantize(network(lambda x: layers.Conv2D(3, 3, name="a")(x)), activation_bits=16)
-    with pytest.raises(ValueError, match="'tflm' is known for .* at most 8 bits.*layer 'image"):
-        repq_tf.with_runtime(wide, "tflm")
+def weights(x):
+    x = layers.Conv2D(8, 3, activation="relu6", name="a")(x)
+    x = layers.Conv2D(8, 3, groups=2, name="grouped")(layers.DepthwiseConv2D(3, name="d")(x))
+    return layers.Dense(1, name="one")(layers.Flatten(name="flat")(x))
+
+
+@pytest.mark.slow(3)
+@pytest.mark.parametrize("function", [weights, sums_and_means, shared_scales])
+@pytest.mark.parametrize("kind", ["int16", "float32"])
+def test_sixteen_bits(function, kind, tmp_path):
+    path, qat = tmp_path / "x.tflite", quantize(network(function), activation_bits=16)
+    repq_tf.export_tflite(qat, path, input_type=kind)
+    for runtime in HERE:
+        assert_exact(repq_tf.check_parity(qat, path, X, runtime=runtime, verbose=False))
 
 
 def test_without_the_package_that_runs_it(qat, tmp_path, monkeypatch):

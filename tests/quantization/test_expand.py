@@ -138,8 +138,8 @@ def test_reversed_channels_become_those_of_the_kernels():
     assert found.count("Slice") == 0
     model = model_of(caffe)
     graph, _ = expanded(model)
-    kernel = array(model.get_layer("a").kernel)
-    np.testing.assert_array_equal(array(graph.nodes["a"].layer.kernel), kernel[:, :, ::-1])
+    kernel = array(model.get_layer("c").kernel)
+    np.testing.assert_array_equal(array(graph.nodes["c"].layer.kernel), kernel[:, :, ::-1])
     # Of depthwise and grouped kernels, which keep channels apart, it stays.
     found = [k for _, k in kinds(lambda x: layers.DepthwiseConv2D(3)(x[..., ::-1]))]
     assert found == ["Slice", "DepthwiseConv2D"]

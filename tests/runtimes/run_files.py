@@ -2,8 +2,8 @@
 
     python run_files.py FOLDER
 
-For each NAME.tflite there, NAME.input.npy goes in and NAME.tensors.npz comes out: one array for
-each tensor that has a value, by its name.
+For each NAME.tflite there, NAME.input.npz goes in, one array for each input, and
+NAME.tensors.npz comes out, one for each tensor that has a value; by their names.
 """
 
 import sys
@@ -15,12 +15,15 @@ from ai_edge_litert.interpreter import Interpreter
 
 def run(path):
     """Runs a file."""
-    integers = np.load(path.with_suffix(".input.npy"))
+    with np.load(path.with_suffix(".input.npz")) as arrays:
+        given = {name.replace("|", "/"): arrays[name] for name in arrays}
     interpreter = Interpreter(str(path), num_threads=1, experimental_preserve_all_tensors=True)
-    (entry,) = interpreter.get_input_details()
-    interpreter.resize_tensor_input(entry["index"], integers.shape)
+    entries = interpreter.get_input_details()
+    for entry in entries:
+        interpreter.resize_tensor_input(entry["index"], given[entry["name"]].shape)
     interpreter.allocate_tensors()
-    interpreter.set_tensor(entry["index"], integers)
+    for entry in entries:
+        interpreter.set_tensor(entry["index"], given[entry["name"]])
     interpreter.invoke()
     found = {}
     for detail in interpreter.get_tensor_details():

@@ -7,35 +7,16 @@ The script takes a minute and needs Debian 12 and pip, but no root; `REPQ_ARM` i
 that it made.
 """
 
-import os
-import subprocess
-from pathlib import Path
-
-import numpy as np
 import pytest
 
 import repq_tf
-from repq_tf.arithmetic import zero_point
-from repq_tf.calibration.execution import run_batch
-from repq_tf.graphs import read_native
-from repq_tf.layers import DepthToSpace, Quantize
-from repq_tf.quantization.grids import known_name, quantized_node
-from repq_tf.quantization.runtimes import in_runtime
+from repq_tf.layers import DepthToSpace
 from tests.deployment.test_wide_activations import shared_scales, sums_and_means
-from tests.parity.test_runtimes import SLOPES, every_operator, gates, one_output
-from tests.quantization.networks import (
-    array,
-    images,
-    layers,
-    network,
-    quantize,
-    residual,
-    stock,
-)
+from tests.parity.test_runtimes import SLOPES, every_operator, functions, gates, one_output
+from tests.quantization.networks import images, layers, network, quantize, residual, stock
 from tests.quantization.test_containers import everything, positive
+from tests.runtimes.arm import FOLDER, differing, run_files, write_input
 
-FOLDER = os.environ.get("REPQ_ARM")
-SCRIPT = Path(__file__).parent / "run_files.py"
 X = images(8)
 
 
@@ -50,6 +31,7 @@ def upscaling(x):
 FUNCTIONS = {
     "operators": every_operator,
     "gates": gates,
+    "functions": functions,
     "one_output": one_output,
     "everything": everything,
     "residual": residual,
@@ -57,7 +39,7 @@ FUNCTIONS = {
     "upscaling": upscaling,
 }
 # Networks with those operators of which no runtime's arithmetic is another one's.
-ALIKE = ("one_output", "everything", "upscaling")
+ALIKE = ("functions", "one_output", "everything", "upscaling")
 
 
 def plans():
@@ -80,31 +62,9 @@ def write(folder):
         model = positive(model) if container == "int4" else model
         qat = quantize(model, **options)
         repq_tf.export_tflite(qat, folder / f"{name}.tflite", container=container)
-        layer = next(layer for layer in qat.layers if isinstance(layer, Quantize))
-        zero = zero_point(layer.bits, layer.signed)
-        levels = array(layer.integers(X)) + zero
-        kind = np.int16 if layer.bits == 16 else np.int8
-        np.save(folder / f"{name}.input.npy", levels.astype(kind))
+        write_input(qat, folder / f"{name}.tflite", X)
         found[name] = qat, container
     return found
-
-
-def differing(qat, runtime, container, path):
-    """`{layer: how many values differ}` between a model in a runtime and a file's tensors."""
-    graph, found = in_runtime(read_native(qat), runtime, container), {}
-    with np.load(path) as arrays:
-        tensors = dict(arrays)
-
-    def observe(node, value):
-        if isinstance(node.layer, Quantize):
-            name = known_name(graph, quantized_node(graph, node))
-            levels = np.rint(array(value / node.layer.step)).astype(int)
-            zero = zero_point(node.layer.bits, node.layer.signed)
-            stored = tensors[name.replace("/", "|")].astype(int) - zero
-            found[name] = int(np.count_nonzero(stored.ravel() != levels.ravel()))
-
-    run_batch(graph, X, observe=observe)
-    return {name: count for name, count in found.items() if count}
 
 
 @pytest.mark.skipif(
@@ -116,17 +76,14 @@ def differing(qat, runtime, container, path):
 def test_models_compute_what_phones_compute(tmp_path):
     models = write(tmp_path)
     assert len(models) >= 40
-    command = [f"{FOLDER}/python", "cortex-a53", SCRIPT, tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_files(tmp_path)
     wrong = []
     for name, (qat, container) in models.items():
         alike = name.startswith(ALIKE)
         for runtime in ("xnnpack_arm", "xnnpack") if alike else ("xnnpack_arm",):
-            path = tmp_path / f"{name}.tensors.npz"
-            found = differing(qat, runtime, container, path)
+            found = differing(qat, runtime, container, tmp_path / f"{name}.tflite", X)
             wrong += [(name, runtime, *row) for row in found.items()]
     assert not wrong, wrong
     # Kernels of 4 bits are what the two round differently most often.
     qat, container = models["packed_0"]
-    assert differing(qat, "xnnpack", container, tmp_path / "packed_0.tensors.npz")
+    assert differing(qat, "xnnpack", container, tmp_path / "packed_0.tflite", X)

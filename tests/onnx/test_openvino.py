@@ -1,0 +1,50 @@
+"""`export_onnx`: what OpenVINO computes of the file, and with which kernels."""
+
+import collections
+
+import pytest
+
+import repq_tf
+from tests.onnx.test_export_onnx import EQUAL, X, quantized, steps
+from tests.quantization.networks import array, network, quantize, residual
+from tests.quantization.test_containers import positive
+
+pytest.importorskip("onnx")
+openvino = pytest.importorskip("openvino", reason="needs OpenVINO: pip install openvino")
+
+
+def run(path, x):
+    """The first output of a file, and `(kind, precision)` of the layers that ran it."""
+    settings = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(str(path)), "CPU", settings)
+    found = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
+    names = "layerType", "runtimePrecision"
+    layers = collections.Counter(tuple(str(of[n].astype(str)) for n in names) for of in found)
+    return compiled(x)[0], layers
+
+
+# A sum is added before the convolution behind it is rounded, means otherwise: steps at most.
+NEAR = {"residual": 1, "everything": 8}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("name", EQUAL)
+def test_weighted_layers_run_in_integers(name, bits, tmp_path):
+    qat = quantized(EQUAL[name], bits)
+    written = repq_tf.export_onnx(qat, tmp_path / "x.onnx")
+    got, layers = run(tmp_path / "x.onnx", X)
+    assert layers["Convolution", "u8"] == written["Conv"]
+    assert layers["FullyConnected", "u8"] == written.get("Gemm", 0)
+    assert not {("Convolution", "f32"), ("FullyConnected", "f32")} & set(layers)
+    assert steps(qat, got, X).max() <= NEAR.get(name, 0)
+    assert (got.argmax(-1) == array(qat(X)).argmax(-1)).mean() >= 0.97
+
+
+def test_kernels_of_four_bits_are_computed_in_floating_point(tmp_path):
+    qat = quantize(positive(network(residual)), weight_bits=4)
+    written = repq_tf.export_onnx(qat, tmp_path / "x.onnx", container="int4")
+    got, layers = run(tmp_path / "x.onnx", X)
+    assert layers["Convolution", "f32"] == written["Conv"] - 1  # the first has 8 bits
+    assert steps(qat, got, X).max() <= 1
