@@ -31,7 +31,8 @@ class Group:
 
     def free_prescribed(self) -> None:
         """Puts the group's quantizer behind prescribed scales that are not those of all."""
-        grids = {(site.operator.step, site.operator.signed) for site in self.fixed}
+        operators = [site.operator for site in self.fixed if site.operator is not None]
+        grids = {(operator.step, operator.signed) for operator in operators}
         if len(grids) > 1 or (grids and self.origins):
             for site in self.fixed:
                 site.kind = "new_scale"
