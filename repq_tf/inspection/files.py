@@ -28,6 +28,11 @@ def summary_of_file(path: str | os.PathLike[str]) -> Summary:
     Raises:
         ValueError: it is none of the two, or ONNX, and the package `onnx` is not installed.
     """
+    if not os.path.exists(path):
+        raise ValueError(
+            "model must be a Functional or Sequential model, or the path of a .tflite or .onnx "
+            f"file. Received: {path!r}, which is not there"
+        )
     path = file_path(path, "model")
     rows = _of_tflite(path) if reading.is_tflite(path) else _of_onnx(path)
     return Summary(os.path.basename(path), tuple(rows))

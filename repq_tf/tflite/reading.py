@@ -29,7 +29,9 @@ def _names(enumeration: Any) -> dict[int, str]:
 
 
 def is_tflite(path: str | os.PathLike[str]) -> bool:
-    """Whether a file begins as `.tflite` files do."""
+    """Whether a file begins as `.tflite` files do, or is called so."""
+    if os.fspath(path).endswith(".tflite"):
+        return True
     with open(path, "rb") as file:
         return file.read(8)[4:] == _IDENTIFIER
 

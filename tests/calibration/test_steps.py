@@ -163,9 +163,9 @@ def test_a_bias_of_an_expression_takes_a_shift():
 
 def test_batches_are_stored_as_they_are(rng, monkeypatch):
     """In memory or on disk, of values and of levels of a grid."""
-    from repq_tf.calibration import execution
+    from repq_tf.calibration import batches
 
-    monkeypatch.setattr(execution, "_IN_MEMORY", 2000)
+    monkeypatch.setattr(batches, "_IN_MEMORY", 2000)
     parts = [rng.normal(size=(n, 7, 3)).astype("float32") for n in (4, 9, 1)]
     step = np.float32(0.0371)
     levels = [np.float32(rng.integers(-128, 32768, p.shape)) for p in parts]
@@ -199,7 +199,8 @@ def test_layers_are_run_on_what_the_model_makes():
     assert stored.images == 40 and lowest == X[np.arange(40) * 48 // 40].min()
     seen = {}
 
-    def visit(node, calls):
+    def visit(node, places):
+        (calls,) = places
         tensors = [[array(value) for value in args[:2]] for args, _ in calls]
         seen[node.name] = np.concatenate([first for first, *_ in tensors])
 
@@ -221,9 +222,9 @@ def test_memory_does_not_grow_with_the_images(monkeypatch):
     """Of a tensor only a batch is in memory: as many bytes of four times the images."""
     import tracemalloc
 
-    from repq_tf.calibration import execution
+    from repq_tf.calibration import batches
 
-    monkeypatch.setattr(execution, "_IN_MEMORY", 2**16)
+    monkeypatch.setattr(batches, "_IN_MEMORY", 2**16)
     model = network(lambda x: ACBlock(16, activation="relu")(x), shape=(32, 32, 3))
     peaks = []
     for count in (32, 128):

@@ -33,5 +33,7 @@ def ranges_of_features(model, x):
 
 
 def images(model, count=24, seed=0):
-    shape = (count, *model.input_shape[1:])
-    return np.random.default_rng(seed).normal(0.3, 1, shape).astype("float32")
+    """Random ones; of a model with several inputs, a list."""
+    rng, shapes = np.random.default_rng(seed), [tensor.shape[1:] for tensor in model.inputs]
+    x = [rng.normal(0.3, 1, (count, *shape)).astype("float32") for shape in shapes]
+    return x if len(x) > 1 else x[0]

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import repq_tf
@@ -11,6 +11,7 @@ from repq_tf import layers as blocks
 from repq_tf.graphs import read_graph
 from tests.deployment.files import assert_exact, parity
 from tests.fuzz.check import randomize
+from tests.fuzz.draws import drawing
 from tests.fuzz.models import network as random_network
 from tests.post_training.networks import images, ranges_of_features, unbalance
 from tests.quantization.networks import relative
@@ -55,14 +56,15 @@ def depthwise(layer):
 
 @settings(max_examples=8)
 @given(
-    data=st.data(),
+    rng=st.randoms(),
     seed=st.integers(0, 999),
     absorb_bias=st.booleans(),
     relu6=st.sampled_from(("skip", "replace")),
 )
-def test_random_networks_keep_their_function(data, seed, absorb_bias, relu6):
+def test_random_networks_keep_their_function(rng, seed, absorb_bias, relu6):
     """Dead channels, groups, strides, sums, gates, PReLU, branches; the end is never alone."""
-    body = random_network(data.draw)
+    body = random_network(drawing(rng))
+    assume(not any(isinstance(layer, layers.Conv1D) for layer in body.layers))
     dense = len(body.output.shape) == 2
     end = (lambda n: layers.Dense(n)) if dense else (lambda n: layers.Conv2D(n, 1))
     y = end(3)(layers.ReLU()(end(5)(body.output)))
@@ -76,7 +78,7 @@ def test_random_networks_keep_their_function(data, seed, absorb_bias, relu6):
     for one, other in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(one, other)
     graph = read_graph(model)
-    assert [layer.name for layer in found.model.layers] == list(graph.nodes)
+    assert set(read_graph(found.model).nodes) == set(graph.nodes)
     old, new = ranges_of_features(model, x), ranges_of_features(found.model, x)
     for tensor in old:
         readers = [node.layer for node in graph.consumers(tensor.node)]
