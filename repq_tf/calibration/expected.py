@@ -5,12 +5,11 @@ import math
 import numpy as np
 
 from repq_tf.calibration.float_pass import FloatPass
+from repq_tf.calibration.reconstruction import BOUNDS
 from repq_tf.graphs import Node
 from repq_tf.keras_api import Array, keras
 from repq_tf.layers import Quantize, QuantizedAdd, QuantizedMean, ReparamConv
 
-# What activations that are fused with an operator clip.
-BOUNDS = {"linear": (-np.inf, np.inf), "relu": (0.0, np.inf), "relu6": (0.0, 6.0)}
 _LEAST = 1e-30  # of a variance
 
 

@@ -21,8 +21,8 @@ _PIXELS = 2**14
 _NUMBERS = 2**23
 # How many numbers of patches are made at once.
 _AT_ONCE = 2**23
-# What activations that are fused with a convolution clip.
-_BOUNDS = {"relu": (0.0, np.inf), "relu6": (0.0, 6.0)}
+# What activations that are fused with an operator clip.
+BOUNDS = {"linear": (-np.inf, np.inf), "relu": (0.0, np.inf), "relu6": (0.0, 6.0)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ class KernelFit:
         step = np.asarray(ops.convert_to_numpy(grid.step), np.float64)
         self.step = self._of_outputs(step)
         self.gain, self.offset = map(self._of_outputs, (merged.gain, merged.offset))
-        self.bounds = _BOUNDS.get(
+        self.bounds = BOUNDS.get(
             keras.activations.serialize(block.activation), (-np.inf, np.inf)
         )
 

@@ -42,20 +42,18 @@ def calls_together(graph: Graph, of: Callable[[Layer], bool]) -> tuple[Graph, li
         for node in nodes:
             ordered[node.name] = waiting.pop(node.name)
 
+    def is_ready(node: Node) -> bool:
+        return all(tensor.node in ordered for tensor in node.inputs)
+
     while waiting:
-        ready = [
-            node
-            for node in waiting.values()
-            if all(tensor.node in ordered for tensor in node.inputs)
-        ]
-        alone = [node for node in ready if node.name not in calls]
-        if alone:
-            take(alone)
-            continue
+        for node in list(waiting.values()):  # behind what they read, so one pass takes them all
+            if node.name not in calls and is_ready(node):
+                take([node])
+        ready = [node for node in waiting.values() if is_ready(node)]
         names = {node.name for node in ready}
         groups = [[c for c in calls[node.name] if c.name in names] for node in ready]
         complete = [g for g in groups if len(g) == len(calls[g[0].name])]
-        group = (complete or groups)[0]
-        take(group)
-        together.append(group)
+        for group in (complete or groups)[:1]:
+            take(group)
+            together.append(group)
     return dataclasses.replace(graph, nodes=ordered), together
