@@ -200,7 +200,7 @@ class ReparamConv(ExpressionLayer):
     def _convolve(self, x: Tensor, kernel: Tensor, groups: int, window: Window) -> Tensor:
         return convolve(x, kernel, groups, self.strides, window)
 
-    def stored_weights(self, integers: Array, scale: Array, bias: Array) -> "ConvWeights":
+    def stored_weights(self, integers: Array, scale: Array, bias: Array) -> ConvWeights:
         """The integers, scales and biases that a file's operator holds, of the block's own."""
         return integers, scale, bias
 

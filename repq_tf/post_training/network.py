@@ -22,9 +22,9 @@ from repq_tf.quantization.operators import FUSED, activation_name
 from repq_tf.windows import VALID
 
 _layers = keras.layers
-# f(s y) = s f(y) for s > 0.
 # Without transposed convolutions, whose phases a constant reaches through other weights.
 _STOCK = (*CONVOLUTIONS, _layers.Dense)
+# f(s y) = s f(y) for s > 0.
 _HOMOGENEOUS = ("linear", "relu", "leaky_relu")
 _ACTIVATIONS = (_layers.ReLU, _layers.Activation, _layers.LeakyReLU, _layers.PReLU)
 # Of these a constant channel makes the same constant.

@@ -71,11 +71,8 @@ def pixels_of(model: Any, values: Array, exactly: bool = False, position: int = 
 
 
 def _lookup(model: Any, position: int) -> Any:
-    """The GATHER behind a file's input of numbers without a scale, or None."""
+    """The GATHER behind a file's input of pixels, or None."""
     graph = model.subgraphs[0]
-    grid = graph.tensors[int(graph.inputs[position])].quantization
-    if grid is not None and grid.scale is not None and len(grid.scale):
-        return None  # a table behind it is that of a function
     reader = {int(i): operator for operator in graph.operators for i in operator.inputs}
     first = int(graph.inputs[position])
     operator = reader[first]

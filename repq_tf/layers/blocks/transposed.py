@@ -20,14 +20,22 @@ class ConvTransposeBlock(ConvBlock):
 
     Its kernel is that of an ordinary convolution of the *spread* image, which has zeros behind
     each pixel: Keras's, mirrored, with its inputs before its outputs. It computes with the
-    kernels of the output's phases, as its file does.
+    kernels of the output's phases, as its file does. Of n pixels it makes `n s` with "same"
+    padding and `n s + max(k - s, 0)` with "valid", s being `upsampling` and k the kernel's size.
 
     Args:
         filters: number of output channels.
         kernel_size: a number or `(height, width)`.
         upsampling: how many pixels each side of a pixel becomes; Keras's strides.
         use_bias: whether it has a bias.
-        **options: those of `ConvBlock`, without strides; `padding` is "same" or "valid".
+        **options: those of `ConvBlock`, but for strides, groups and
+            dilation; `padding` is "same" or "valid".
+
+    Raises:
+        ValueError: an argument is bad.
+
+    Example:
+        >>> y = repq_tf.layers.ConvTransposeBlock(16, 3, upsampling=2)(x)  # twice the pixels
     """
 
     def __init__(
@@ -40,11 +48,21 @@ class ConvTransposeBlock(ConvBlock):
     ) -> None:
         super().__init__(filters, kernel_size, use_bias, **options)
         self.upsampling = positive(upsampling, "upsampling")
-        if self.padding not in ("same", "valid") or self.strides != (1, 1):
+        if self.padding not in ("same", "valid"):
             raise ValueError(
-                f'{self.name}: padding must be "same" or "valid", and strides 1. '
-                f"Received: padding={self.padding!r}, strides={self.strides}"
+                f'{self.name}: padding must be "same" or "valid". Received: {self.padding!r}'
             )
+        ones = {
+            "strides": self.strides,
+            "groups": self.groups,
+            "dilation_rate": self.dilation_rate,
+        }
+        for name, value in ones.items():
+            if value not in (1, (1, 1)):
+                raise ValueError(
+                    f"{self.name}: {name} must be 1 in a transposed convolution. "
+                    f"Received: {value}"
+                )
 
     def _more(self, size: int) -> int:
         """The pixels beyond n times `upsampling` that a kernel makes of n."""
@@ -138,6 +156,9 @@ class ConvTransposeBNBlock(ConvTransposeBlock):
 
     Args:
         **options: those of `ConvTransposeBlock`.
+
+    Example:
+        >>> y = repq_tf.layers.ConvTransposeBNBlock(16, 4, activation="relu")(x)
     """
 
     def make_branches(self, in_channels: int) -> Branch:

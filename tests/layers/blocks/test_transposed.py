@@ -56,7 +56,11 @@ def test_batch_norm_and_config():
     np.testing.assert_array_equal(array(twin(X)), array(block(X)))
 
 
-@pytest.mark.parametrize("options", [{"padding": 1}, {"strides": 2}, {"upsampling": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [{"padding": 1}, {"strides": 2}, {"groups": 3}, {"dilation_rate": 2}, {"upsampling": 0}],
+)
 def test_refused_options(options):
-    with pytest.raises(ValueError, match="must be"):
-        ConvTransposeBlock(4, 3, **options)
+    (name,) = options
+    with pytest.raises(ValueError, match=f"{name} must be .*Received"):
+        ConvTransposeBlock(6, 3, **options)
