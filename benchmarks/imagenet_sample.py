@@ -43,7 +43,7 @@ flags.DEFINE_string("json", None, "Write the table to this file, and go on from 
 
 _MEAN, _DEVIATION = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], "float32")
 _RESIZED, _SIZE, _PICTURES = 240, 224, 1000
-_CALIBRATES = 5  # every so manieth
+_CALIBRATES = 5  # one of so many does
 _COMPARED = 20
 _AVERAGE_BITS = 5
 _ROUNDINGS = "nearest", "descent", "adaround", "adaquant"

@@ -21,7 +21,8 @@ class ConvTransposeBlock(ConvBlock):
     Its kernel is that of an ordinary convolution of the *spread* image, which has zeros behind
     each pixel: Keras's, mirrored, with its inputs before its outputs. It computes with the
     kernels of the output's phases, as its file does. With s for `upsampling` and k for the
-    kernel's size, n pixels become `n s` with "same" padding, `n s + max(k - s, 0)` with "valid".
+    kernel's size, n pixels become `n s` with "same" padding and `n s + max(k - s, 0)` with
+    "valid".
 
     Args:
         filters: number of output channels.
