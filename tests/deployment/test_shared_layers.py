@@ -171,7 +171,7 @@ def pyramid_of(model):
 
 
 @pytest.mark.parametrize("function", [retina, composed])
-def test_quantized_features_keep_their_moments(function):
+def test_the_quantized_function_is_the_float_one(function):
     """The function of 8 bits is the float one, on both levels."""
     model = built(function)
     want = array(model(X))
