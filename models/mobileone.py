@@ -3,6 +3,7 @@
 A network is a 3x3 stem and four stages of pairs of blocks: a depthwise 3x3 one and a 1x1
 one, each with its ReLU. S4 has squeeze and excite in half of stage 3 and in stage 4,
 after both blocks of a pair. The stem is not over-parameterized, as in the authors' code.
+MobileOne-Tiny is ours: S1's blocks in seven pairs, for microcontrollers and small images.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ def _features(
     block: type[ReparamConv],
     options: Mapping[str, Any],
     multipliers: Sequence[float],
+    depths: Sequence[int] = _DEPTHS,
     squeeze: bool = False,
 ) -> Tensor:
     """The last feature map.
@@ -36,6 +38,7 @@ def _features(
         block: class of the blocks.
         options: for the blocks.
         multipliers: the paper's multipliers of the four stages' channels.
+        depths: pairs of blocks of each stage.
         squeeze: whether the last pairs have squeeze and excite.
     """
     stem_strides, *strides = stage_strides(images)
@@ -49,7 +52,7 @@ def _features(
         padding=1,
         **common_options(options),
     )
-    stages = zip(_CHANNELS, multipliers, _DEPTHS, _SQUEEZED, strides, strict=True)
+    stages = zip(_CHANNELS, multipliers, depths, _SQUEEZED, strides, strict=True)
     for stage, (channels, multiplier, depth, squeezed, stride) in enumerate(stages, start=1):
         for index in range(1, depth + 1):
             name = f"stage{stage}_block{index}"
@@ -80,11 +83,11 @@ def _networks(size: str, branches: int = 1, **arguments: Any) -> None:
     """Registers a network and its plain twin.
 
     Args:
-        size: s0 to s4.
+        size: tiny, or s0 to s4.
         branches: number of over-parameterized convolutions of a block.
         **arguments: of `_features`.
     """
-    title, name = f"MobileOne-{size.upper()}", f"mobileone_{size}"
+    title, name = f"MobileOne-{size.capitalize()}", f"mobileone_{size}"
     plain = f"{name}_plain"
     make = partial(
         classifier,
@@ -99,6 +102,7 @@ def _networks(size: str, branches: int = 1, **arguments: Any) -> None:
     )
 
 
+_networks("tiny", multipliers=(0.25, 0.5, 0.5, 0.25), depths=(1, 2, 3, 1))
 _networks("s0", branches=4, multipliers=(0.75, 1, 1, 2))
 _networks("s1", multipliers=(1.5, 1.5, 2, 2.5))
 _networks("s2", multipliers=(1.5, 2, 2.5, 4))

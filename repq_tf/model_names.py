@@ -62,7 +62,7 @@ def _pairs(
             yield each, ModelName(f"{name}_plain", task)
 
 
-_MOBILEONES = [f"mobileone_s{size}" for size in range(5)]
+_MOBILEONES = [f"mobileone_{size}" for size in ("tiny", "s0", "s1", "s2", "s3", "s4")]
 _ECBSRS = [f"ecbsr_m{m}c{c}" for m in (4, 10, 16) for c in (8, 16, 32, 64)]
 _REPVGG_SRS = [f"repvgg_sr_m{m}c{c}" for m in (4, 10) for c in (16, 32)]
 

@@ -13,7 +13,7 @@ from repq_tf.models.registry import register
 from tests.models.outline import blocks
 
 SIZES = "a0 a1 a2 b0 b1 b1g2 b1g4 b2 b2g2 b2g4 b3 b3g2 b3g4".split()
-MOBILEONE = [f"mobileone_s{size}" for size in range(5)]
+MOBILEONE = [f"mobileone_{size}" for size in ("tiny", "s0", "s1", "s2", "s3", "s4")]
 ECBSR = [f"ecbsr_m{m}c{c}" for m in (4, 10, 16) for c in (8, 16, 32, 64)]
 REPVGG_SR = [f"repvgg_sr_m{m}c{c}" for m in (4, 10) for c in (16, 32)]
 # Every re-parameterized network that the library promises, and its plain twin.
