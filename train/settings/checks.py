@@ -188,8 +188,6 @@ def _check_post_training(values: dict[str, Any]) -> None:
             "restore_batch_norm",
             "ranges",
             "finetune_epochs",
-            "weight_levels",
-            "wide_tap",
             "dampening",
             "step_rate",
         ):
@@ -198,6 +196,11 @@ def _check_post_training(values: dict[str, Any]) -> None:
                     f"--{name} goes with --quantizer=keras only."
                     f" Received: --{name}={values[name]} --quantizer=tfmot"
                 )
+        if values["weight_levels"] == "cluster":
+            raise UserError(
+                "--weight_levels=cluster goes with --quantizer=keras only."
+                " Received: --weight_levels=cluster --quantizer=tfmot"
+            )
         if alone:
             raise UserError(
                 "--method=ptq goes with --quantizer=keras only. Received: --quantizer=tfmot"

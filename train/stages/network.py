@@ -111,13 +111,14 @@ def quantize(model: keras.Model, settings: Settings, task: Task) -> keras.Model:
     """
     work: Callable[..., keras.Model] = repq_tf.quantize
     options = task.quantize_options()
+    if settings.method != "ptq":
+        options |= {"weight_levels": settings.weight_levels, "wide_tap": settings.wide_tap}
     if settings.quantizer == "tfmot":
         work = tfmot.quantize
     else:
         options |= dict.fromkeys(("weight_range", "activation_range"), settings.ranges)
         if settings.method != "ptq":
-            names = ("weight_levels", "wide_tap", "dampening")
-            options |= {name: getattr(settings, name) for name in names}
+            options["dampening"] = settings.dampening
     if settings.method == "ptq":
         work = repq_tf.post_training_quantize
         options |= {"rounding": settings.rounding, "equalize": settings.equalize}

@@ -105,6 +105,7 @@ def test_run_folder_names_tell_the_runs_apart():
         ({"method": "ptq", "finetune_epochs": 1}, ["--finetune_epochs", "--method=ptq"]),
         ({"method": "ptq", "quantizer": "tfmot"}, ["--method=ptq", "tfmot"]),
         ({"equalize": True, "quantizer": "tfmot"}, ["--equalize", "tfmot"]),
+        ({"weight_levels": "cluster", "quantizer": "tfmot"}, ["=cluster", "tfmot"]),
         ({"wide_tap": True, "container": "int4", "bits": 4}, ["--wide_tap", "int4"]),
         ({"wide_tap": True, "method": "ptq"}, ["--wide_tap", "--method=ptq"]),
         ({"distill": "/no/such"}, ["--distill", "/no/such"]),

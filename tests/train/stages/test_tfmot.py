@@ -17,7 +17,8 @@ QUICK = {
 
 @pytest.mark.slow(90)
 def test_a_run_and_a_killed_one_end_equal(tmp_path):
-    flags = ["--model=tiny_ac", "--bits=6", "--quantizer=tfmot", "--epochs=1", "--qat_epochs=3"]
+    flags = ["--model=tiny_ac", "--weight_bits=4", "--weight_levels=odd", "--wide_tap"]
+    flags += ["--activation_bits=6", "--quantizer=tfmot", "--epochs=1", "--qat_epochs=3"]
     flags += ["--batch_size=256", "--verbose=0"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run(*flags, f"--workdir={whole}", **QUICK)
