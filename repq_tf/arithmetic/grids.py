@@ -10,11 +10,14 @@ BITS = range(2, 9)
 ACTIVATION_BITS = (*BITS, 16)
 
 
-def levels(bits: int, signed: bool, narrow: bool, odd: bool = False) -> Pair:
+def levels(
+    bits: int, signed: bool, narrow: bool, odd: bool = False, mirrored: bool = False
+) -> Pair:
     """The lowest and the highest integer of a grid, `(-Q_N, Q_P)`.
 
     Unsigned: `0 ... 2^b - 1`. Signed: `-2^(b-1) ... 2^(b-1) - 1`; narrow drops the
-    lowest, so that the grid is symmetric, as TFLite wants 8-bit weights. In TFLite's 16 bits
+    lowest, so that the grid is symmetric, as TFLite wants 8-bit weights; mirrored has the
+    one level more above 0: `1 - 2^(b-1) ... 2^(b-1)`. In TFLite's 16 bits
     0 always stands for 0, so that unsigned is the upper half: `0 ... 2^15 - 1`. Odd: as many
     odd numbers, `-(2^b - 1), ..., -1, 1, ..., 2^b - 1`.
     """
@@ -23,16 +26,18 @@ def levels(bits: int, signed: bool, narrow: bool, odd: bool = False) -> Pair:
     if not signed:
         return 0, 2 ** min(bits, 15) - 1
     top = 2 ** (bits - 1) - 1
+    if mirrored:
+        return -top, top + 1
     return (-top if narrow else -top - 1), top
 
 
-def zero_point(bits: int, signed: bool) -> int:
+def zero_point(bits: int, signed: bool, mirrored: bool = False) -> int:
     """The integer that stands for 0 in the container of a b-bit grid: int8, or int16.
 
     The top level falls on the container's, so that saturation is the upper clamp at any
     number of bits; for unsigned grids the fused ReLU is the lower clamp.
     """
-    return container_top(bits) - levels(bits, signed, narrow=False)[1]
+    return container_top(bits) - levels(bits, signed, narrow=False, mirrored=mirrored)[1]
 
 
 def container_top(bits: int) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 
 from repq_tf.keras_api import Array
 from repq_tf.quantizers import LSQ, search_step
-from repq_tf.quantizers.step_init import guard
+from repq_tf.quantizers.step_init import guard, magnitudes
 
 # An output with this small a part of the largest one's variance is a constant.
 _CONSTANT = 1e-6
@@ -41,7 +41,7 @@ def feature_step(readers: Sequence[tuple[Array, Array]], grid: LSQ, corrected: b
         weights = _weights(patches, matrix)
         matrix = matrix * np.sqrt(weights / len(patches[0]))[:, None]
         weighted.append((patches, _compact(matrix.transpose(0, 2, 1)).transpose(0, 2, 1)))
-        peak = max(peak, (np.abs(patches) if grid.signed else patches).max())
+        peak = max(peak, magnitudes(np, patches, grid.low, grid.high).max())
 
     def error(step: Array) -> Array:
         errors = []

@@ -7,7 +7,6 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from repq_tf.arguments import fitting_shape
-from repq_tf.arithmetic import levels, zero_point
 from repq_tf.deployment.ends import Ends
 from repq_tf.graphs import Graph, Node, evaluate, leaves
 from repq_tf.keras_api import Layer, Shape, ops
@@ -154,7 +153,7 @@ class IntegerLowering(Lowering):
 
     def grid(self, layer: Quantize) -> Grid:
         """The grid of a tensor that a `Quantize` layer rounds."""
-        return Grid(self.steps[layer.name], zero_point(layer.bits, layer.signed))
+        return Grid(self.steps[layer.name], layer.zero_point)
 
     def _check(self, node: Node) -> None:
         name = known_name(self.graph, node)
@@ -214,7 +213,7 @@ class IntegerLowering(Lowering):
         small = layer.signed and layer.bits < 8
         if source.is_input or not small or stays_inside(source.layer):
             return make(grid, name)
-        lowest, _ = levels(layer.bits, True, narrow=False)
+        lowest = layer.activation_quantizer.low
         unclamped = self.program.name(f"{name}/unclamped")
         wide = make(Grid(grid.scale, _LOWEST - lowest), unclamped)
         return self.program.add("QUANTIZE", (wide,), self.tensor(name, wide.shape, grid))

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from repq_tf.arithmetic import zero_point
 from repq_tf.keras_api import Array, ops
 from repq_tf.layers import Quantize
 
@@ -36,8 +35,7 @@ def pixel_table(layer: Quantize, pixels: Any, channels: int) -> Array:
     else:
         values = normalize(images, *check_pixels(pixels, channels))
     levels = ops.convert_to_numpy(layer.integers(ops.convert_to_tensor(values)))
-    zero = zero_point(layer.bits, layer.signed)
-    return (levels.reshape(256, channels) + zero).astype(np.int8)
+    return (levels.reshape(256, channels) + layer.zero_point).astype(np.int8)
 
 
 def normalize(images: Array, mean: Array, std: Array) -> Array:

@@ -50,6 +50,7 @@ class QuantizeOptions(LayerOptions, total=False):
     """Those of `Quantize` but for its bits and its sign."""
 
     step: float | None
+    mirrored: bool
 
 
 class GridOptions(QuantizeOptions, total=False):

@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from repq_tf.arithmetic import zero_point
 from repq_tf.arithmetic.runtimes import is_fixed
 from repq_tf.graphs import Graph, Node
 from repq_tf.keras_api import Array, ops
@@ -184,7 +183,7 @@ class _Part:
             if layer is None or self.types[index] in reading.FLOATS:
                 continue
             scale, zero = reading.scale_and_zero(self.tensors[index])
-            step, want = np.float32(layer.step), zero_point(layer.bits, layer.signed)
+            step, want = np.float32(layer.step), layer.zero_point
             if scale != step:
                 name = self._label(index)
                 yield "scale", f"tensor {name} has scale {scale}, the model step {step}"

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from repq_tf.arguments import pair
-from repq_tf.arithmetic import zero_point
 from repq_tf.branches import NumpyReading
 from repq_tf.graphs import Node, copy_call, copy_layer, copy_state, free_name
 from repq_tf.keras_api import Config, Layer, Tensor, keras
@@ -118,6 +117,7 @@ class Builder:
             else site.bits.activation_bits,
             signed=site.signed and site.activation == "linear",
             step=None if shared else site.step,
+            mirrored=site.mirrored and not shared,
             name=self._name(site, last=not shared),
             dtype=site.layer.dtype_policy,
         )
@@ -131,7 +131,7 @@ class Builder:
         if shared:
             return self.quantize_output(site, y, step)
         self.steps[site.group] = step
-        self.zero_points[site.group] = zero_point(layer.bits, layer.signed)
+        self.zero_points[site.group] = layer.zero_point
         return y
 
     def _on_input_grid(self, site: Site, make: Callable[..., Layer], x: Tensor) -> Tensor:
@@ -168,11 +168,11 @@ class Builder:
                 name = self.placement.ends.get(site.name, name)
             bits = site.bits.activation_bits
             assert bits is not None  # or nothing is rounded
-            layer = Quantize(bits, site.signed, site.step, name=name)
+            layer = Quantize(bits, site.signed, site.step, site.mirrored, name=name)
             self.quantizers[site.group] = layer
             self.ranges[layer.name] = site.bits.activation_range
         quantizer = self.quantizers[site.group]
-        self.zero_points[site.group] = zero_point(quantizer.bits, quantizer.signed)
+        self.zero_points[site.group] = quantizer.zero_point
         args = (y,) if scale is None else (y, scale)
         y, self.steps[site.group] = quantizer(*args, **rounding)
         return y

@@ -4,7 +4,11 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from repq_tf.keras_api import keras
 from repq_tf.quantization.sites import Site
+
+# Of so few bits, a level more or less is a fifth of the range and more.
+_FEW_BITS = (2, 3)
 
 
 @dataclasses.dataclass
@@ -84,6 +88,13 @@ class Group:
             for site in self.sites:
                 site.step = fixed.operator.step
             self._set(activation_bits=None if fixed.name in floats else 8)
+
+    def mirror(self) -> None:
+        """Puts one level more above 0 where PReLUs alone make the group, on few bits."""
+        few = all(site.bits.activation_bits in _FEW_BITS for site in self.sites)
+        rarely_negative = all(isinstance(s.layer, keras.layers.PReLU) for s in self.origins)
+        for site in self.sites:
+            site.mirrored = few and bool(self.origins) and rarely_negative and site.signed
 
     def _set(self, **settings: Any) -> None:
         for site in self.sites:

@@ -75,6 +75,7 @@ def place(
     _check_wide(sites.values())
     for group in groups.values():
         group.prescribe(floats)
+        group.mirror()
     _check_ranges(sites.values())
     return placement
 

@@ -73,6 +73,7 @@ class Site:
         group: the name of the quantizer group its output belongs to.
         bits: a `LayerBits`, once settled.
         signed: whether its output can be negative.
+        mirrored: whether it is rarely so, on a grid of so few bits that one level matters.
         step: the fixed step of its output's grid; None to learn it.
     """
 
@@ -87,6 +88,7 @@ class Site:
     group: str = ""
     bits: LayerBits = LayerBits()
     signed: bool = True
+    mirrored: bool = False
     step: float | None = None
 
 

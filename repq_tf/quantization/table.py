@@ -120,7 +120,9 @@ def _output(graph: Graph, node: Node) -> str:
     consumers = graph.consumers(node.name)
     quantizer = own_quantizer(graph, node)
     if quantizer is not None:
-        return f"{quantizer.bits} bits, {'signed' if quantizer.signed else 'unsigned'}"
+        signed = "signed" if quantizer.signed else "unsigned"
+        mirrored = ", mirrored" if quantizer.activation_quantizer.mirrored else ""
+        return f"{quantizer.bits} bits, {signed}{mirrored}"
     fused = [c for c in consumers if isinstance(c.layer, keras.layers.Activation)]
     if fused and len(consumers) == 1:
         return f"fused with {fused[0].name}"

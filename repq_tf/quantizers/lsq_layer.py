@@ -52,6 +52,8 @@ class LSQ(Layer):
             -2, -1, 0, 1 has one negative level that few weights reach. The step is the
             distance of 1 from 0, half of that between levels. A channel of nothing but zeros
             gets a step of a millionth of the others'.
+        mirrored: whether a signed grid of at most 7 bits, not a narrow one, has the one level
+            more above 0: -1, 0, 1, 2 of 2 bits, for features that are rarely negative.
 
     Example:
         >>> quantizer = LSQ(bits=4, signed=False, per_image=True)
@@ -71,6 +73,7 @@ class LSQ(Layer):
         bounded: bool | None = None,
         trainable_step: bool = True,
         odd: bool = False,
+        mirrored: bool = False,
         name: str | None = None,
         dtype: Any = None,
         **kwargs: Any,
@@ -96,7 +99,15 @@ class LSQ(Layer):
                 f"odd levels must be of a signed grid of at most 7 bits. Received: {kind} grid "
                 f"of {self.bits} bits"
             )
-        self.low, self.high = levels(self.bits, self.signed, self.narrow, self.odd)
+        self.mirrored = boolean(mirrored, "mirrored")
+        if self.mirrored and (not self.signed or self.narrow or self.odd or self.bits > 7):
+            raise ValueError(
+                "a mirrored grid must be signed, of at most 7 bits, and neither narrow nor odd."
+                f" Received: signed={signed}, bits={bits}, narrow={self.narrow}, odd={odd}"
+            )
+        self.low, self.high = levels(
+            self.bits, self.signed, self.narrow, self.odd, self.mirrored
+        )
 
     def build(self, input_shape: Shape | None = None) -> None:
         """Creates the step, as a fixed initial value and a trained change of it."""
@@ -245,4 +256,5 @@ class LSQ(Layer):
             "bounded": self.bounded,
             "trainable_step": self.trainable_step,
             "odd": self.odd,
+            "mirrored": self.mirrored,
         }

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from repq_tf.keras_api import Array, Tensor, ops
-from repq_tf.quantizers.step_init import guard, mae_step, min_error_step, peak_of, rows_of
+from repq_tf.quantizers.step_init import guard, mae_step, magnitudes, min_error_step, rows_of
 
 # The share of values that `percentile` clips.
 _CLIPPED = 1e-4
@@ -23,7 +23,7 @@ def max_step(
 ) -> Array | Tensor:
     """The step at which nothing is clipped, `max |v| / high`. Arguments as `min_error_step`."""
     xp, rows = rows_of(values, per_channel)
-    peak = peak_of(xp, rows, low)
+    peak = xp.max(magnitudes(xp, rows, low, high), axis=1)
     step = guard(xp, peak / max(high, 1), peak)
     return step if per_channel else step[0]
 
@@ -45,7 +45,7 @@ def percentile_step(
     Returns:
         A positive array, `(channels,)` or `()`.
     """
-    rows = _magnitudes(values, low, per_channel)
+    rows = _magnitudes(values, low, high, per_channel)
     peak = rows.max(axis=1)
     last = rows.shape[1] - 1 - int(rows.shape[1] * _CLIPPED)
     quantile = np.partition(rows, last, axis=1)[:, last]
@@ -76,7 +76,7 @@ def kl_step(values: Array | Tensor, low: int, high: int, per_channel: bool = Fal
     Returns:
         A positive array, `(channels,)` or `()`.
     """
-    rows = _magnitudes(values, low, per_channel)
+    rows = _magnitudes(values, low, high, per_channel)
     peak = rows.max(axis=1)
     levels = high + 1
     counts = np.stack([_histogram(row, levels * _BINS, low == 0) for row in rows])
@@ -85,9 +85,9 @@ def kl_step(values: Array | Tensor, low: int, high: int, per_channel: bool = Fal
     return step if per_channel else step[0]
 
 
-def _magnitudes(values: Array | Tensor, low: int, per_channel: bool) -> Array:
+def _magnitudes(values: Array | Tensor, low: int, high: int, per_channel: bool) -> Array:
     _, rows = rows_of(np.asarray(ops.convert_to_numpy(values)), per_channel)
-    return np.abs(rows) if low < 0 else np.maximum(rows, 0.0)
+    return magnitudes(np, rows, low, high)
 
 
 def _histogram(row: Array, bins: int, without_zeros: bool) -> Array:

@@ -55,9 +55,17 @@ def guard(xp: Any, step: Tensor, peak: Array | Tensor) -> Array | Tensor:
     return xp.where(peak > 0, step, mean)
 
 
-def peak_of(xp: Any, rows: Array | Tensor, low: int) -> Array | Tensor:
-    """The largest magnitude of each row; of unsigned grids, the largest value."""
-    return xp.max(xp.abs(rows) if low < 0 else xp.maximum(rows, 0.0), axis=1)
+def magnitudes(xp: Any, rows: Array | Tensor, low: int, high: int) -> Array | Tensor:
+    """How large values are, as a grid sees it that reaches to `high` steps.
+
+    Negative values are nothing to an unsigned grid, and more to one that holds fewer steps
+    below 0 than above.
+    """
+    if low == 0:
+        return xp.maximum(rows, 0.0)
+    if -low >= high:
+        return xp.abs(rows)
+    return xp.maximum(rows, rows * (high / low))
 
 
 def min_error_step(
@@ -92,7 +100,7 @@ def _least_error_step(
     values: Array | Tensor, low: int, high: int, per_channel: bool, odd: bool, penalty: str
 ) -> Array | Tensor:
     xp, rows = rows_of(values, per_channel)
-    peak = peak_of(xp, rows, low)
+    peak = xp.max(magnitudes(xp, rows, low, high), axis=1)
     largest = xp.maximum(peak, 1e-30) / max(high, 1)
     if xp is np:
         best = np.empty_like(largest)

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from repq_tf.arithmetic import zero_point
 from repq_tf.graphs import Graph, Node, copy_call, copy_layer, copy_state, read_graph, rebuild
 from repq_tf.keras_api import Layer, Tensor, Variable, keras
 from repq_tf.layers import Quantize, QuantizedAdd, QuantizedMean, ReparamConv
@@ -110,7 +109,7 @@ class _Unwrapping:
         layer = self.copies.setdefault(layer.name, layer)
         y, step = layer(*args)
         _copy_step(owner, prefix, layer.activation_quantizer)
-        return self._on_grid(y, step, zero_point(layer.bits, layer.signed))
+        return self._on_grid(y, step, layer.zero_point)
 
     def _convolution(self, owner: Layer, block: ReparamConv, prefix: str, x: Tensor) -> Tensor:
         """Calls a block, whose output the next quantizer rounds."""

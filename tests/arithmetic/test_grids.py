@@ -10,6 +10,7 @@ def test_levels():
     assert levels(8, True, True) == (-127, 127)
     assert levels(4, True, False) == (-8, 7)
     assert levels(2, True, False) == (-2, 1)
+    assert levels(2, True, False, mirrored=True) == (-1, 2)
     assert levels(8, False, False) == (0, 255)
     assert levels(16, True, False) == (-(2**15), 2**15 - 1)
     assert levels(16, False, False) == (0, 2**15 - 1)
@@ -21,6 +22,7 @@ def test_the_highest_level_is_the_containers():
         for signed in (True, False):
             high = levels(bits, signed, narrow=False)[1]
             assert high + zero_point(bits, signed) == container_top(bits)
+    assert zero_point(2, True, mirrored=True) == zero_point(2, True) - 1 == 125
     assert [zero_point(16, signed) for signed in (True, False)] == [0, 0]
     assert (zero_point(8, False), zero_point(8, True), zero_point(4, True)) == (-128, 0, 120)
 

@@ -94,6 +94,32 @@ def test_nothing_differs(function, bits, tmp_path):
     assert not {"PRELU", "RELU", "MAXIMUM", "MINIMUM"} & set(operators)
 
 
+def test_of_two_bits_one_level_is_negative_and_the_error_is_less(tmp_path):
+    def function(x):
+        x = layers.PReLU("zeros", shared_axes=[1, 2], name="p")(conv("a", padding="same")(x))
+        return conv("b", 4)(x)
+
+    original = network(function)
+    original.get_layer("p").alpha.assign(np.full((1, 1, 6), 0.25))
+    qat = quantize(original, rules={"p": {"activation_bits": 2}})
+    operators, report = parity(qat, tmp_path / "x.tflite", X)
+    assert_exact(report)
+    (stored,) = (t for t in read(tmp_path / "x.tflite").subgraphs[0].tensors if t.name == b"p")
+    assert list(stored.quantization.zeroPoint) == [125]  # so that 127 stands for level 2
+
+    def layer_values(model):
+        return np.ravel(keras.Model(model.input, model.get_layer("p").output)(X))
+
+    def error(steps, low, high):
+        levels = np.clip(np.rint(values / steps), low, high)
+        return np.square(levels * steps - values).sum(axis=1)
+
+    values, step = layer_values(original), float(qat.get_layer("p").step)
+    steps = np.linspace(0.05, 2, 200)[:, None]
+    assert error(steps, -1, 2).min() < 0.8 * error(steps, -2, 1).min()
+    assert error(np.array([[step]]), -1, 2) < 1.1 * error(steps, -1, 2).min()
+
+
 def test_mixed_bits_and_small_alphas(tmp_path):
     rules = {"a": {"activation_bits": 6}, "p": {"activation_bits": 3}}
     qat = quantize(network(prelu_of_a_convolution), rules=rules)

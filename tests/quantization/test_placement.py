@@ -373,6 +373,11 @@ def test_what_a_prelu_alone_reads_has_eight_bits():
     assert (bits["shared"], bits["q"], bits["both"]) == (3, 3, 3)
     ruled = sites(function, 3, rules={"alone": {"activation_bits": 5}})
     assert ruled["alone"].bits.activation_bits == 5
+    # A PReLU's results are rarely negative, and of 3 bits one level counts; a sum's are not.
+    mirrored = {bits: sites(function, bits) for bits in (4, 3, 2)}
+    assert [name for name, site in mirrored[3].items() if site.mirrored] == ["p", "q"]
+    assert [name for name, site in mirrored[2].items() if site.mirrored] == ["p", "q"]
+    assert not any(site.mirrored for site in mirrored[4].values())
 
 
 def test_layers_of_several_operators():

@@ -41,6 +41,16 @@ def test_max_clips_nothing_and_percentile_one_of_ten_thousand(bits, signed, rng)
     assert float(percentile_step(rare, low, high)) == pytest.approx(3 / high, rel=1e-6)
 
 
+@pytest.mark.parametrize("values", [[-1.0, 3.0], [-2.0, 3.0]])
+def test_max_clips_nothing_of_more_levels_above_zero_than_below(values):
+    """Levels -1 to 2 reach twice as far above 0 as below."""
+    low, high = levels(2, True, narrow=False, mirrored=True)
+    assert (low, high) == (-1, 2)
+    expected = max(values[1] / 2, -values[0])
+    for rule in (max_step, percentile_step):
+        assert float(rule(np.array(values, "float32"), low, high)) == pytest.approx(expected)
+
+
 @given(bits=st.integers(2, 8), signed=st.booleans(), seed=st.integers(0, 99))
 @settings(max_examples=10)
 def test_mae_finds_the_least_absolute_error(bits, signed, seed):

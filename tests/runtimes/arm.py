@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from repq_tf.arithmetic import zero_point
 from repq_tf.calibration.execution import run_batch
 from repq_tf.graphs import read_native
 from repq_tf.layers import Quantize
@@ -41,7 +40,7 @@ def levels_of(graph, x, tell):
         if isinstance(node.layer, Quantize):
             name = known_name(graph, quantized_node(graph, node))
             levels = np.rint(array(value / node.layer.step)).astype(int)
-            tell(name, levels, zero_point(node.layer.bits, node.layer.signed))
+            tell(name, levels, node.layer.zero_point)
 
     if isinstance(x, list):
         x = dict(zip(graph.input_keys, x, strict=True))

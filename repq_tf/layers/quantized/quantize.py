@@ -8,6 +8,7 @@ integer runtime (LiteRT with XNNPACK) computes, in its order and its rounding.
 from typing import Any, Unpack
 
 from repq_tf.arguments import boolean, number
+from repq_tf.arithmetic import zero_point
 from repq_tf.arithmetic.rescale import rescale
 from repq_tf.keras_api import (
     Config,
@@ -38,6 +39,8 @@ class Quantize(Layer):
         signed: whether the grid has negative levels; unsigned after a ReLU.
         step: a fixed step, for operators whose output scale the runtime prescribes
             (softmax: 1/256); None to learn it.
+        mirrored: whether a signed grid has its one level more above 0, as suits features that
+            are rarely negative on very few bits: -1 to 2 in place of -2 to 1.
 
     Input: a tensor and, if it lies on a finer grid (a convolution's output), that
     grid's step; inference then rescales integers as the runtime does, with the `rounding`
@@ -56,6 +59,7 @@ class Quantize(Layer):
         bits: int = 8,
         signed: bool = True,
         step: float | None = None,
+        mirrored: bool = False,
         **kwargs: Unpack[LayerOptions],
     ) -> None:
         kwargs.setdefault("autocast", False)
@@ -71,6 +75,7 @@ class Quantize(Layer):
             narrow=False,
             per_image=True,
             trainable_step=step is None,
+            mirrored=mirrored,
             name="activation_quantizer",
         )
 
@@ -85,6 +90,11 @@ class Quantize(Layer):
     def step(self) -> Tensor:
         """The step, `()`."""
         return self.activation_quantizer.step
+
+    @property
+    def zero_point(self) -> int:
+        """The integer that stands for 0 in the file."""
+        return zero_point(self.bits, self.signed, self.activation_quantizer.mirrored)
 
     def values(self, x: Tensor, *steps: Tensor) -> Tensor:
         """What is rounded, in floating point; `values_shape` tells its shape."""
@@ -172,6 +182,7 @@ class Quantize(Layer):
             "bits": self.bits,
             "signed": self.signed,
             "step": self.fixed_step,
+            "mirrored": self.activation_quantizer.mirrored,
         }
 
 
