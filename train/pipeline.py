@@ -6,9 +6,11 @@ product is there is not repeated, and what is measured is what lies on disk.
 
 import contextlib
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Callable
+from typing import Any
 
 import repq_tf
 from repq_tf import models
@@ -240,7 +242,11 @@ class _Pipeline:
         with self.engine.scope():
             model = precision.convert(model, settings.mixed_precision)
         epochs, rate = settings.finetune_epochs, settings.qat_learning_rate
-        seconds = self._train(model, "finetune", epochs, rate)
+        options: dict[str, Any] = {}
+        if settings.anneal_identities:
+            anneal = repq_tf.callbacks.AnnealIdentities(math.ceil(epochs / 2))
+            options = {"callbacks": [anneal], "teacher": self._teacher()}
+        seconds = self._train(model, "finetune", epochs, rate, **options)
         self._save_trained(model, FINETUNED, "finetune")
         return seconds
 
@@ -289,8 +295,7 @@ class _Pipeline:
         stage: str,
         epochs: float,
         learning_rate: float,
-        scalars: Callable[[keras.Model], dict[str, float]] | None = None,
-        teacher: keras.Model | None = None,
+        **options: Any,
     ) -> float:
         with self.engine.scope():
             return train(
@@ -302,8 +307,7 @@ class _Pipeline:
                 epochs,
                 learning_rate,
                 engine=self.engine,
-                scalars=scalars,
-                teacher=teacher,
+                **options,
             )
 
     def _save_trained(self, model: keras.Model, name: str, stage: str) -> None:

@@ -10,6 +10,7 @@ import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 from matplotlib.figure import Figure
 
+from repq_tf.callbacks import identity_norms
 from repq_tf.layers import ReparamConv
 from repq_tf.train import pipeline
 from repq_tf.train.engines import choose, mirrored
@@ -122,6 +123,18 @@ def test_a_float_network_is_equalized_and_tuned_before_it_is_quantized(
     np.testing.assert_allclose(prepared.predict(x), source.predict(x), atol=1e-3)
     assert np.abs(tuned.predict(x) - source.predict(x)).max() > 1e-3
     assert os.path.exists(RunFolder(tmp_path).history("finetune"))
+
+
+@pytest.mark.slow(10)
+def test_identities_are_gone_before_the_network_is_quantized(tmp_path):
+    given = {"anneal_identities": True, "finetune_epochs": 2, "distill": "float", "bits": 2}
+    with pytest.raises(UserError, match="--anneal_identities is for networks with identity"):
+        _run(tmp_path / "none", **given)
+    report = _run(tmp_path / "run", model="repvgg_tiny", qat_epochs=0, epochs=1, **given)
+    assert _file_is_the_model(report)
+    path = str(tmp_path / "run" / run_folder.FINETUNED)
+    (gain,) = (norm.gamma.numpy() for norm in identity_norms(checkpoint.load_model(path)))
+    assert not gain.any()
 
 
 @pytest.mark.slow(10)

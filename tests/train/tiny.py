@@ -2,7 +2,7 @@
 
 from repq_tf import models
 from repq_tf.keras_api import keras
-from repq_tf.layers import ACBlock, ConvBNBlock
+from repq_tf.layers import ACBlock, ConvBNBlock, RepVGGBlock
 from repq_tf.models.registry import register
 from repq_tf.train.tasks.classification.task import Classification
 from repq_tf.train.tasks.super_resolution.task import SuperResolution
@@ -29,6 +29,11 @@ def tiny_sigmoid(**options):
     model = tiny_ac(**options)
     y = keras.layers.Activation("sigmoid", name="probabilities")(model.output)
     return keras.Model(model.input, y)
+
+
+def tiny_repvgg(**options):
+    """The same with an identity branch."""
+    return network(RepVGGBlock, "tiny_repvgg", **options)
 
 
 def tiny_plain(**options):
@@ -68,8 +73,10 @@ class TinyTask(Classification):
 
     def build(self, name, **options):
         shape = self.images.image_shape
-        block = tiny_ac if name == "ac_resnet18" else tiny_plain
-        return block(classes=len(self.images.class_names), input_shape=shape, **options)
+        known = {"ac_resnet18": tiny_ac, "repvgg_tiny": tiny_repvgg}
+        return known.get(name, tiny_plain)(
+            classes=len(self.images.class_names), input_shape=shape, **options
+        )
 
     def compile(self, model, optimizer=None, jit_compile="auto"):
         super().compile(model, optimizer, jit_compile)

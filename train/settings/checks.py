@@ -129,6 +129,11 @@ def check_conflicts(values: dict[str, Any]) -> None:
                     "--weight_levels=cluster has codes of 8 bits where the weights are, and"
                     f" goes with --{name}={FLAGS[name].default} only. Received: {value}"
                 )
+    if values["anneal_identities"] and not (values["finetune_epochs"] and method == "repq"):
+        raise UserError(
+            "--anneal_identities goes with --finetune_epochs and --method=repq. Received:"
+            f" --finetune_epochs={values['finetune_epochs']} --method={method}"
+        )
     temperature = values["distill_temperature"]
     if values["distill"] is None and temperature != FLAGS["distill_temperature"].default:
         raise UserError(

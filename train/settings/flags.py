@@ -374,6 +374,15 @@ _GROUPS = {
             " learning rate of quantized training. Default: 0, without it.",
         ),
         Flag(
+            "anneal_identities",
+            Switch(),
+            False,
+            "In the first half of --finetune_epochs, take the identity branches out of a"
+            " RepVGG-type network, a part each epoch; with --distill it learns from the teacher"
+            " meanwhile. Its merged kernels then have no large weights that few bits cannot"
+            " hold.",
+        ),
+        Flag(
             "distill",
             Text("float, a float .keras file or the folder of an earlier run"),
             None,

@@ -7,6 +7,7 @@ import numpy as np
 
 import repq_tf
 from repq_tf import quantization, quantizers
+from repq_tf.callbacks import identity_norms
 from repq_tf.keras_api import keras, ops
 from repq_tf.train.errors import UserError
 from repq_tf.train.run import checkpoint
@@ -25,6 +26,11 @@ def check(model: keras.Model, settings: Settings) -> None:
             model,
             weight_bits=settings.weight_bits,
             activation_bits=settings.activation_bits,
+        )
+    if settings.anneal_identities and not identity_norms(model):
+        raise UserError(
+            "--anneal_identities is for networks with identity branches that have batch norms"
+            f" of their own, such as repvgg_a0. Received: --model={settings.model}"
         )
 
 

@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ def train(
     engine: Engine = _ALONE,
     scalars: Callable[[keras.Model], dict[str, float]] | None = None,
     teacher: keras.Model | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> float:
     """Trains a model; after each epoch all state is on disk.
 
@@ -52,6 +53,8 @@ def train(
         scalars: Function of the model that returns name -> number, called after each epoch
             and logged beside the losses.
         teacher: A model whose outputs are learned beside the labels, made in the scope too.
+        callbacks: Of `fit`, which is called for each epoch: they keep nothing from one to the
+            next but by the model's variables.
 
     Returns:
         Seconds spent, those before an interruption included.
@@ -86,9 +89,10 @@ def train(
     if engine.is_chief:
         records = Records(run, stage, progress["history"], progress["scalars"])
     guard = _Guard(stage, per_epoch, state)
+    every = [*callbacks, guard]
     for epoch in range(len(progress["history"]), math.ceil(total / per_epoch)):
         begin = time.monotonic()
-        row = _fit_epoch(learner, task, epoch, total, settings.verbose, engine, guard)
+        row = _fit_epoch(learner, task, epoch, total, settings.verbose, engine, every)
         guard.check_weights(model, epoch)
         extra = scalars(model) if scalars else {}
         pictures = task.pictures(model)
@@ -112,7 +116,7 @@ def _fit_epoch(
     total: int,
     verbose: int,
     engine: Engine,
-    guard: "_Guard",
+    callbacks: list[keras.callbacks.Callback],
 ) -> dict[str, float]:
     """Trains one epoch and returns its losses and metrics."""
     per_epoch = task.steps_per_epoch
@@ -125,7 +129,7 @@ def _fit_epoch(
         initial_epoch=epoch,
         epochs=math.ceil(total / per_epoch),
         shuffle=False,  # the batches come in the epoch's own order
-        callbacks=[guard],
+        callbacks=callbacks,
         verbose=verbose,
     )
     row = {name: float(values[-1]) for name, values in history.history.items()}

@@ -110,6 +110,11 @@ def test_run_folder_names_tell_the_runs_apart():
         ({"wide_tap": True, "method": "ptq"}, ["--wide_tap", "--method=ptq"]),
         ({"distill": "/no/such"}, ["--distill", "/no/such"]),
         ({"distill": "float", "method": "ptq"}, ["--distill", "--method=ptq"]),
+        ({"anneal_identities": True}, ["--anneal_identities", "--finetune_epochs=0"]),
+        (
+            {"anneal_identities": True, "finetune_epochs": 1, "method": "merged"},
+            ["--anneal_identities", "--method=merged"],
+        ),
         ({"distill_temperature": 2.0}, ["--distill_temperature", "--distill", "2.0"]),
         ({"weight_levels": "cluster", "wide_tap": True}, ["=cluster", "--wide_tap", "True"]),
         ({"weight_levels": "cluster", "container": "int4", "bits": 4}, ["=cluster", "int4"]),
