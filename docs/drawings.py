@@ -29,7 +29,14 @@ class Drawing:
         self.shapes: list[str] = []
 
     def box(
-        self, x: float, y: float, width: float, height: float, text: str, color: str
+        self,
+        x: float,
+        y: float,
+        width: float,
+        height: float,
+        text: str,
+        color: str,
+        size: int = 14,
     ) -> None:
         """A box with lines of text in its middle."""
         self.shapes.append(
@@ -39,7 +46,7 @@ class Drawing:
         lines = text.split("\n")
         for number, line in enumerate(lines):
             middle = y + height / 2 + 5 + 17 * (number - (len(lines) - 1) / 2)
-            self.text(x + width / 2, middle, line)
+            self.text(x + width / 2, middle, line, size)
 
     def text(self, x: float, y: float, text: str, size: int = 14) -> None:
         """White text, which belongs into a shape."""

@@ -31,7 +31,7 @@ def blocks(page, language):
 PYTHON = sorted(page for page in PAGES if blocks(page, "python"))
 
 # Languages that nothing here runs, which the pages say.
-ELSEWHERE_ONLY = {"kotlin", "swift"}
+ELSEWHERE_ONLY = {"cpp": "C++", "kotlin": "Kotlin", "swift": "Swift"}
 # Python that is not run here, and why.
 ELSEWHERE = {"docs/tfmot.md": "on tf_keras, by tests/tfmot/test_own_process.py"}
 NOT_RUN = {
@@ -52,6 +52,7 @@ COMMANDS = {
     "python -m tests.train.kill_trials": "minutes; the tests of runs kill one",
     "python -m venv": "a fresh environment",
     "python benchmarks/": "minutes to days",
+    "python docs/charts.py": "below",
     "python docs/drawings.py": "below",
     "python train/main.py": "minutes; tests/train/ runs it with small networks",
     "python train/upscale.py": "a trained network; its own tests train a small one",
@@ -71,10 +72,9 @@ def test_every_block_has_a_language_and_is_run():
         assert len(BLOCK.findall(text)) * 2 == len(fences), f"{page}: no language, or indented"
         for language in ("python", "sh"):
             assert len(blocks(page, language)) == fences.count(language), page
-        for language in ELSEWHERE_ONLY.intersection(fences):
-            named = (
-                rf"in {language.title()}.*?\*\*This was not run here:\*\*\n\n```{language}\n"
-            )
+        for language in {*ELSEWHERE_ONLY}.intersection(fences):
+            name = re.escape(ELSEWHERE_ONLY[language])
+            named = rf"(?i)in {name}.*?\*\*This was not run here:\*\*\n\n```{language}\n"
             assert re.search(named, text, re.DOTALL), page
     left = [code for page in PYTHON for code in blocks(page, "python") if skipped(code)]
     assert len(left) == len(NOT_RUN)
@@ -173,7 +173,9 @@ def test_the_readme_is_one_screen():
 
 
 def test_the_drawings_are_those_of_the_script():
-    drawn = runpy.run_path(str(ROOT / "docs" / "drawings.py"))["pictures"]()
+    drawn = {}
+    for script in ("drawings.py", "charts.py"):
+        drawn |= runpy.run_path(str(ROOT / "docs" / script))["pictures"]()
     kept = {path.name: path.read_text("utf-8") for path in ROOT.glob("docs/images/*.svg")}
     assert drawn == kept
 
