@@ -68,7 +68,7 @@ setup(
             "repq-parity = repq_tf.parity.__main__:main",
         ]
     },
-    package_data={"repq_tf": ["py.typed"]},
+    package_data={"repq_tf": ["py.typed"], "repq_tf.models": ["weights/*"]},
     install_requires=[
         "absl-py>=1.4",
         "ai-edge-litert>=2.1",

@@ -11,10 +11,21 @@ from repq_tf.models import (  # noqa: F401  they fill the table
     resnet,
 )
 from repq_tf.models.ecbsr import ecbsr
+from repq_tf.models.pretrained import list_weights, model_card, pretrained_tflite
 from repq_tf.models.registry import ModelFunction, build, find, list_models, plain_twin
 from repq_tf.models.repvgg_sr import repvgg_sr
 
-__all__ = ["build", "ecbsr", "list_models", "plain_twin", "repvgg_sr", *list_models()]
+__all__ = [
+    "build",
+    "ecbsr",
+    "list_models",
+    "list_weights",
+    "model_card",
+    "plain_twin",
+    "pretrained_tflite",
+    "repvgg_sr",
+    *list_models(),
+]
 
 
 def __getattr__(name: str) -> ModelFunction:

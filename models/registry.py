@@ -43,7 +43,7 @@ def build(name: str, *arguments: Any, **options: Any) -> keras.Model:
     Args:
         name: one of `list_models()`.
         *arguments: of the function of that name, whose documentation lists them:
-            `repq_tf.models.resnet18` has `classes`, `input_shape` and `width`.
+            `repq_tf.models.resnet18` has `classes`, `input_shape`, `width` and `weights`.
         **options: likewise.
 
     Returns:

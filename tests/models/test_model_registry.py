@@ -60,13 +60,19 @@ def test_every_model_is_a_public_function(name):
     assert name in models.__all__ and name in dir(models)
     assert function.__name__ == name
     assert pickle.loads(pickle.dumps(function)) is function
-    expected = {"classes": 1000, "input_shape": (224, 224, 3), "width": 1.0}
+    expected = {"classes": None, "input_shape": None, "width": 1.0, "weights": None}
     if name in models.list_models("super_resolution"):
         expected = {"scale": 2, "channels": 1, "input_shape": None}
         if name in REPVGG_SR:
             expected["block"] = "RepVGGBlock"
     assert f"models.{name}({next(iter(expected))}=" in function.__doc__
     assert defaults(function) == {**expected, "block_options": inspect.Parameter.empty}
+
+
+def test_networks_are_for_imagenet_unless_asked():
+    model = models.mobileone_s0()
+    assert model.input_shape == (None, 224, 224, 3)
+    assert model.output_shape == (None, 1000)
 
 
 def test_names_can_be_imported():
