@@ -66,7 +66,7 @@ def rescale(
       up; sums wrap around at 32 bits. Dense convolutions and matrices of int16, and
       convolutions of int4.
     - "reduced": `(sums m' + 2^(14 - e)) >> (15 - e)`, `m' = (m + 2^15) >> 16` of 15 bits.
-      Grouped and depthwise convolutions of int16, which add in 64 bits.
+      Grouped and depthwise convolutions of int16, which add in 64 bits and keep 32 of them.
     - "once": `(sums m + 2^(30 - e)) >> (31 - e)`. On ARM, what is "twice" elsewhere.
     - "away": as "twice", but that the shift rounds half away from zero. Reference kernels, of
       TensorFlow Lite Micro too.
@@ -96,7 +96,7 @@ def rescale(
         levels = shift_right(_wrap(sums) * mantissa, 31 - exponent)
     else:
         reduced = ops.minimum(ops.right_shift(mantissa + 2**15, 16), 2**15 - 1)
-        levels = shift_right(sums * reduced, 15 - exponent)
+        levels = _wrap(shift_right(sums * reduced, 15 - exponent))
     return ops.cast(levels, step.dtype)
 
 

@@ -2,16 +2,22 @@
 
 import math
 
+import numpy as np
+
 from repq_tf.tflite.program import Operation, Program
 
 # By operator and type of features. Of ADD and SUB one step of an input then passes all of an
 # output's levels: XNNPACK takes no int8 ones (others add in their place, and round otherwise),
-# and 16 bits end the process. XNNPACK's products pass 32 bits.
+# and 16 bits end the process. XNNPACK's products pass 32 bits, and grouped convolutions of 16
+# bits shift by less than nothing. (Convolutions of 8 bits have a `limited_scale`.)
 _LARGEST = {
     ("ADD", "int8"): 2**8,
     ("SUB", "int8"): 2**8,
-    ("ADD", "int16"): 2**15,
     ("MUL", "int8"): 2**15,
+    ("ADD", "int16"): 2**14,
+    ("CONV_2D", "int16"): 2**14,
+    ("DEPTHWISE_CONV_2D", "int16"): 2**14,
+    ("FULLY_CONNECTED", "int16"): 2**14,
 }
 
 
@@ -30,7 +36,7 @@ def check_ratios(program: Program) -> None:
 
 
 def _ratio(operation: Operation) -> float:
-    """The step of what an operator combines, in steps of its output."""
-    grids = [tensor.grid for tensor in (*operation.inputs, *operation.outputs)]
-    *steps, step = (float(grid.scale) for grid in grids if grid is not None)
-    return (math.prod(steps) if operation.kind == "MUL" else max(steps)) / step
+    """The largest step of what an operator adds, in steps of its output."""
+    tensors = *operation.inputs[:2], operation.outputs[0]
+    *steps, step = (float(np.max(t.grid.scale)) for t in tensors if t.grid is not None)
+    return (max(steps) if operation.kind in ("ADD", "SUB") else math.prod(steps)) / step
