@@ -11,7 +11,7 @@ from repq_tf.arithmetic.grids import (
     quantize_levels,
     zero_point,
 )
-from repq_tf.arithmetic.rescale import has_64_bits, in_64_bits, wide_dtype
+from repq_tf.arithmetic.rescale import has_64_bits, in_64_bits, limited_scale, wide_dtype
 from repq_tf.arithmetic.weights import integer_weights
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "input_levels",
     "integer_weights",
     "levels",
+    "limited_scale",
     "quantize_levels",
     "wide_dtype",
     "zero_point",

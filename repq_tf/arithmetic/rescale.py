@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from repq_tf.keras_api import Tensor, backend, ops
 
 _EXPONENTS = range(-32, 33)
+# So many steps are between the ends of the grids that int8 holds.
+_LEVELS = 2**8 - 1
 
 
 @contextlib.contextmanager
@@ -41,7 +43,22 @@ def wide_dtype() -> str:
     return "float64" if has_64_bits() else "float32"
 
 
-def rescale(sums: Tensor, scale: Tensor, step: Tensor, rounding: str = "float") -> Tensor:
+def limited_scale(scale: Tensor, step: Tensor) -> Tensor:
+    """The steps of sums, at most as many of an output's as an int8 grid is wide.
+
+    Larger ones give the same levels: any sum but 0 lies beyond an end. But XNNPACK makes no
+    operator of 256 or more (LiteRT crashed on one), and fixed point wraps around at 32 bits.
+
+    Args:
+        scale: the steps of the sums, `(channels,)`.
+        step: that of the output, `()`.
+    """
+    return ops.minimum(scale, ops.cast(_LEVELS * step, scale.dtype))
+
+
+def rescale(
+    sums: Tensor, scale: Tensor, step: Tensor, rounding: str = "float", bits: int = 8
+) -> Tensor:
     """Levels of a convolution's output, before they are clipped to its grid.
 
     - "float": `round(sums (scale / step))` in float32. XNNPACK.
@@ -49,7 +66,7 @@ def rescale(sums: Tensor, scale: Tensor, step: Tensor, rounding: str = "float") 
       up; sums wrap around at 32 bits. Dense convolutions and matrices of int16, and
       convolutions of int4.
     - "reduced": `(sums m' + 2^(14 - e)) >> (15 - e)`, `m' = (m + 2^15) >> 16` of 15 bits.
-      Grouped and depthwise convolutions of int16, which add in 64 bits.
+      Grouped and depthwise convolutions of int16, which add in 64 bits and keep 32 of them.
     - "once": `(sums m + 2^(30 - e)) >> (31 - e)`. On ARM, what is "twice" elsewhere.
     - "away": as "twice", but that the shift rounds half away from zero. Reference kernels, of
       TensorFlow Lite Micro too.
@@ -60,10 +77,13 @@ def rescale(sums: Tensor, scale: Tensor, step: Tensor, rounding: str = "float") 
         scale: the step of their grid, `(channels,)`.
         step: the step of the output, `()`.
         rounding: one of the above.
+        bits: of the output; of at most 8, the scale is a `limited_scale`.
 
     Returns:
         Whole numbers as floats, in the dtype of `step`.
     """
+    if bits <= 8:
+        scale = limited_scale(scale, step)
     if rounding == "float" or not has_64_bits():
         return ops.round(ops.cast(sums, step.dtype) * (ops.cast(scale, step.dtype) / step))
     scale = ops.cast(scale, "float32") if rounding == "away_single" else scale
@@ -76,7 +96,7 @@ def rescale(sums: Tensor, scale: Tensor, step: Tensor, rounding: str = "float") 
         levels = shift_right(_wrap(sums) * mantissa, 31 - exponent)
     else:
         reduced = ops.minimum(ops.right_shift(mantissa + 2**15, 16), 2**15 - 1)
-        levels = shift_right(sums * reduced, 15 - exponent)
+        levels = _wrap(shift_right(sums * reduced, 15 - exponent))
     return ops.cast(levels, step.dtype)
 
 
@@ -95,8 +115,11 @@ def multiplier(scale: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
 def multiply_twice(
     values: Tensor, mantissa: Tensor, exponent: Tensor, away: bool = False
 ) -> Tensor:
-    """`values m 2^(e - 31)`, rounded to 31 bits less first and then to what is left."""
-    high = ops.left_shift(values, ops.maximum(exponent, 0)) * mantissa
+    """`values m 2^(e - 31)`, rounded to 31 bits less first and then to what is left.
+
+    With e > 0, `values 2^e` is what 32 bits hold of it, as in the runtimes.
+    """
+    high = _wrap(ops.left_shift(values, ops.maximum(exponent, 0))) * mantissa
     return shift_right(ops.right_shift(high + 2**30, 31), ops.maximum(-exponent, 0), away)
 
 

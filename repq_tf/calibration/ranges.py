@@ -13,8 +13,19 @@ from repq_tf.calibration.samples import Sampler
 from repq_tf.graphs import Graph, Node
 from repq_tf.keras_api import Array, ops
 from repq_tf.kernels import AffineKernel
-from repq_tf.layers import Quantize, ReparamConv
+from repq_tf.layers import (
+    Quantize,
+    QuantizedAdd,
+    QuantizedPReLU,
+    QuantizedSubtract,
+    ReparamConv,
+)
 from repq_tf.quantizers import LSQ
+
+# Layers that add, and how many steps of a sum are at most one of what is added: a finer one
+# would hold little but the rounding of that, and runtimes add no ratios of 256.
+_SUMS = QuantizedAdd | QuantizedSubtract | QuantizedPReLU
+_FINEST = 4
 
 
 def set_kernel_step(
@@ -35,10 +46,11 @@ def set_kernel_step(
         images: the number of images.
         correct: what is corrected of what quantization does, as in `calibrate`.
     """
-    if rule == "output_error" and not grid.is_uniform:
+    kernel = ops.convert_to_numpy(affine.kernel)
+    if rule == "output_error" and not (grid.is_uniform and kernel.any()):
         rule = "min_error"
     if rule != "output_error":
-        grid.initialize(ops.convert_to_numpy(affine.kernel), rule)
+        grid.initialize(kernel, rule)
         return
     sampler = PatchSampler(affine.size, affine.groups, images)
     for reading in readings:
@@ -86,13 +98,35 @@ class TensorSteps:
         if layer.fixed_step is not None or layer.name in self._done:
             return
         self._done.add(layer.name)
+        grid, before = layer.activation_quantizer, self._steps_before(node)
+        self._initialize(node, calls, before)
+        if isinstance(layer, _SUMS) and float(grid.step) < max(before) / _FINEST:
+            grid.set_step(np.float32(max(before) / _FINEST))
+
+    def _initialize(self, node: Node, calls: Calls, before: Sequence[float]) -> None:
+        layer = node.layer
         rule, grid = self._rules[layer.name], layer.activation_quantizer
         read = self._read(node, calls) if rule == "output_error" else []
         if any(patches.any() for patches, _ in read):
             grid.set_step(feature_step(read, grid, self._corrected))
             return
         rule = "min_error" if rule == "output_error" else rule
-        grid.initialize(self._values(node, calls, rule), rule)
+        values = self._values(node, calls, rule)
+        if before and not values.any():
+            grid.set_step(np.float32(max(before)))
+        else:
+            grid.initialize(values, rule)
+
+    def _steps_before(self, node: Node) -> list[float]:
+        """The steps of what a tensor is made of, which one of zeros takes; none of an input."""
+        found, waiting = [], list(node.inputs)
+        while waiting:
+            source = self._graph.nodes[waiting.pop().node]
+            if isinstance(source.layer, Quantize):
+                found.append(float(source.layer.step))
+            else:
+                waiting += source.inputs
+        return found
 
     def _read(self, node: Node, calls: Calls) -> list[tuple[Array, Array]]:
         """The patches and the kernel of each convolution that reads a tensor.

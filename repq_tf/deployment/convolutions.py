@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from repq_tf.arithmetic import limited_scale
 from repq_tf.deployment.lowering import IntegerLowering, Lowering, Make
 from repq_tf.graphs import Node
 from repq_tf.keras_api import Array, Layer, Pair, Shape, ops
@@ -18,8 +19,6 @@ from repq_tf.windows import Window, convolved_size
 
 # The option of an operator that applies an activation.
 CLAMPS = {"linear": "NONE", "relu": "RELU", "relu6": "RELU6"}
-# XNNPACK makes no operator that multiplies sums by this or more, and LiteRT then crashes.
-_LARGEST_RATIO = 256
 
 
 def convolution(lowering: IntegerLowering, node: Node, tensors: Sequence[Tensor]) -> Make:
@@ -104,7 +103,11 @@ def weighted(
     """
     integers, scale, bias = weights
     values, axis = kernel_layout(integers.astype(np.int8), kind)
-    grid = Grid(np.asarray(scale, np.float32), 0, axis)
+    assert x.grid is not None and y.grid is not None  # they are stored
+    scale = np.asarray(scale, np.float32)
+    if x.type == "int8":
+        scale = ops.convert_to_numpy(limited_scale(scale, y.grid.scale / x.grid.scale))
+    grid = Grid(scale, 0, axis)
     kernel = Tensor(
         lowering.program.name(f"{y.name}/kernel"),
         "int4" if packed else "int8",
@@ -114,30 +117,14 @@ def weighted(
     )
     grouped = kind == "CONV_2D" and x.shape[-1] != integers.shape[2]
     wide = x.type == "int16" and (grouped or kind == "DEPTHWISE_CONV_2D")
-    assert x.grid is not None  # it is stored
     biases = lowering.program.constant(
         f"{y.name}/bias",
         bias.astype(np.int64 if wide else np.int32),
         Grid(np.float32(x.grid.scale) * grid.scale),
     )
-    if x.type == "int8":
-        _check_ratio(x, y, grid)
     if x.type == "int16" and kind != "DEPTHWISE_CONV_2D":
         options["quantizedBiasType"] = biases.type
     return lowering.program.add(kind, (x, kernel, biases), y, **options)
-
-
-def _check_ratio(x: Tensor, y: Tensor, kernel: Grid) -> None:
-    """Raises ValueError if an output's steps are too fine for the runtime."""
-    assert x.grid is not None and y.grid is not None  # they are stored
-    ratio = float(np.max(np.float64(x.grid.scale) * kernel.scale / y.grid.scale))
-    if ratio >= _LARGEST_RATIO:
-        raise ValueError(
-            f"layer {y.name!r}: a step of its sums must be less than {_LARGEST_RATIO} steps of "
-            f"its output, or the runtime does not run the file. Received: {ratio:.0f}. The "
-            "layer's input or output is constant in the calibration data, or a step collapsed "
-            "in training"
-        )
 
 
 def scale_channels(

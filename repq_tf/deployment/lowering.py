@@ -8,6 +8,7 @@ import numpy as np
 
 from repq_tf.arguments import fitting_shape
 from repq_tf.deployment.ends import Ends
+from repq_tf.deployment.ratios import check_ratios
 from repq_tf.graphs import Graph, Node, evaluate, leaves
 from repq_tf.keras_api import Layer, Shape, ops
 from repq_tf.layers import Quantize, ReparamConv
@@ -149,6 +150,7 @@ class IntegerLowering(Lowering):
         (first, *_) = ends.values()
         for key, tensor in zip(graph.output_keys, outputs, strict=True):
             program.outputs[key] = first.give(program, tensor)
+        check_ratios(program)
         return program
 
     def grid(self, layer: Quantize) -> Grid:

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from repq_tf.arithmetic import limited_scale
 from repq_tf.arithmetic.runtimes import is_fixed
 from repq_tf.graphs import Graph, Node
 from repq_tf.keras_api import Array, ops
@@ -207,6 +208,9 @@ class _Part:
         integers, scale, bias = (ops.convert_to_numpy(v) for v in (integers, scale, bias))
         kernel = self.tensors[int(operator.inputs[1])]
         integers, scale, bias = node.layer.stored_weights(integers, scale, bias)
+        output = self.quantizers.get(self.name)
+        if output is not None and output.bits <= 8:
+            scale = ops.convert_to_numpy(limited_scale(scale, output.step / step))
         want, _ = kernel_layout(integers, self._kind(operator))
         yield from self._different("kernel", "kernel", kernel, want)
         yield from self._other_scale("kernel", "kernel", kernel, scale)

@@ -11,6 +11,9 @@ from repq_tf.keras_api import Array, Tensor, Variable, dtype_name, ops
 from repq_tf.quantizers.inside import inside
 
 STEP_GRADIENTS = ("bounded", "lsq")
+# The least part of its initial value that a step keeps: a range of 8 bits then is as wide as
+# four levels were.
+_LEAST = 2.0**-6
 
 
 def check_step_gradient(step_gradient: str) -> str:
@@ -25,9 +28,11 @@ def check_step_gradient(step_gradient: str) -> str:
 def learned_step(initial_step: Tensor, change: Tensor) -> Tensor:
     """`initial_step * (exp(change) if change < 0 else 1 + change)`, positive and finite.
 
-    The change is kept within -20 and 1e8, whatever an optimizer makes of it.
+    It is at least 2^-6 of the initial step, whatever an optimizer makes of the change: one that
+    a single large gradient shrank further is no grid of its values any more, and integers on
+    it pass what runtimes compute with. Changes above 1e8 count as that.
     """
-    shrinks, grows = ops.clip(change, -20.0, 0.0), ops.clip(change, 0.0, 1e8)
+    shrinks, grows = ops.clip(change, math.log(_LEAST), 0.0), ops.clip(change, 0.0, 1e8)
     return initial_step * (ops.exp(shrinks) + grows)
 
 

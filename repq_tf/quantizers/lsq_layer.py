@@ -1,6 +1,7 @@
 """Learned step size quantization (LSQ, arXiv 1902.08153), for weights and activations."""
 
 import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -173,6 +174,8 @@ class LSQ(Layer):
             method: "min_error" minimises the squared error by a logarithmic search;
                 "max", "percentile", "mae" and "kl" are the range rules of
                 `repq_tf.quantize`; "lsq" is `2 mean|v| / sqrt(Q_P)`.
+                Of a kernel of zeros, where training begins at some, the step is that of a
+                largest weight of `1 / sqrt(n)`, for n weights of a filter.
         """
         methods = {**VALUE_RULES, "lsq": lsq_step}
         if method not in methods:
@@ -183,6 +186,9 @@ class LSQ(Layer):
         if self.odd and method in _ODD_RULES:
             rule = functools.partial(rule, odd=True)
         step = rule(values, self.low, self.high, per_channel)
+        if not self.per_image and not values.any():
+            weights = values.size // (values.shape[-1] if values.ndim > 1 else 1)
+            step = np.full_like(step, 1 / (math.sqrt(weights) * self.high))
         if self.odd:
             rows = values.reshape(-1, self.channels or values.size).T
             empty = ~np.any(rows if per_channel else rows.ravel()[None], axis=1)

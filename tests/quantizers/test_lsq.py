@@ -266,11 +266,26 @@ def test_the_step_stays_positive_and_finite_after_any_update(optimizer, rate, si
         assert np.isfinite(array(layer(x))).all()
 
 
+def test_a_step_keeps_a_64th_of_its_initial_value():
+    layer = quantizer(0.02, bits=8)
+    for change, part in ((-4.0, np.exp(-4)), (-5.0, 1 / 64), (-1e9, 1 / 64), (3.0, 4.0)):
+        layer.change.assign(change)
+        assert float(layer.step) == pytest.approx(0.02 * part, rel=1e-6)
+
+
 def test_weight_decay_pulls_to_the_initial_step_not_to_zero():
     layer = quantizer(0.02, bits=4)
     layer.change.assign(0.5)
     keras.optimizers.SGD(0.1, weight_decay=1.0).apply([0.0], [layer.change])
     assert 0.02 < float(layer.step) < 0.02 * np.exp(0.5)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_kernel_of_zeros_has_the_step_of_usual_weights(shared):
+    layer = LSQ(bits=4, channels=None if shared else 5)
+    layer.build(None)
+    layer.initialize(np.zeros((3, 3, 4, 5), "float32"))
+    np.testing.assert_allclose(array(layer.step), 1 / (6 * 7), rtol=1e-6)
 
 
 def test_set_step_and_clip_rate():

@@ -127,7 +127,7 @@ class QuantizedPReLU(Quantize):
         else:
             scale, given = (ops.cast(v, wide_dtype()) for v in (scale, step_in))
             rounding = "away" if self.bits <= 8 else "reduced"
-            negative = rescale(negative, scale * given, step, rounding)
+            negative = rescale(negative, scale * given, step, rounding, self.bits)
         top = container_top(self.bits)
         zero = top - quantizer.high
         negative = ops.cast(ops.clip(negative, -top - 1 - zero, top - zero), "int32")

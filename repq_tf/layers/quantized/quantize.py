@@ -117,7 +117,7 @@ class Quantize(Layer):
             levels = ops.sign(levels) * ops.floor(ops.abs(levels) + 0.5)
             return ops.clip(levels, quantizer.low, quantizer.high)
         whole = ops.round(x / scale)
-        levels = rescale(whole, scale, quantizer.step, rounding)
+        levels = rescale(whole, scale, quantizer.step, rounding, self.bits)
         # The 6 of a ReLU6 is off the sums' grid, since the runtime clamps what it has rescaled.
         clamped = ops.round(ops.cast(x, quantizer.step.dtype) / quantizer.step)
         levels = ops.where(whole * scale == x, levels, clamped)
