@@ -1,7 +1,6 @@
 """Learned step size quantization (LSQ, arXiv 1902.08153), for weights and activations."""
 
 import functools
-import math
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from repq_tf.keras_api import (
 )
 from repq_tf.quantizers.lsq import fake_quantize, learned_step
 from repq_tf.quantizers.ranges import VALUE_RULES
-from repq_tf.quantizers.step_init import lsq_step
+from repq_tf.quantizers.step_init import lsq_step, usual_step
 
 # Range rules that look at the error of rounding, and so at the levels that there are.
 _ODD_RULES = ("min_error", "mae", "lsq")
@@ -187,8 +186,7 @@ class LSQ(Layer):
             rule = functools.partial(rule, odd=True)
         step = rule(values, self.low, self.high, per_channel)
         if not self.per_image and not values.any():
-            weights = values.size // (values.shape[-1] if values.ndim > 1 else 1)
-            step = np.full_like(step, 1 / (math.sqrt(weights) * self.high))
+            step = np.full_like(step, usual_step(values.shape, self.high))
         if self.odd:
             rows = values.reshape(-1, self.channels or values.size).T
             empty = ~np.any(rows if per_channel else rows.ravel()[None], axis=1)

@@ -1,13 +1,14 @@
 """Initial step sizes: the least error (MinError is the paper's choice) and LSQ's own rule."""
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from repq_tf.arithmetic import quantize_levels
-from repq_tf.keras_api import Array, Tensor, fold, ops
+from repq_tf.keras_api import Array, Shape, Tensor, fold, ops
 
 # Merged kernels have long tails (max/rms up to 80 for an identity on the diagonal),
 # so the search goes down to 0.4 % of the maximum, and in equal ratios.
@@ -53,6 +54,16 @@ def guard(xp: Any, step: Tensor, peak: Array | Tensor) -> Array | Tensor:
     count = xp.sum(alive)
     mean = xp.where(count > 0, xp.sum(step * alive) / xp.maximum(count, 1.0), 1.0)
     return xp.where(peak > 0, step, mean)
+
+
+def usual_step(shape: Shape, high: int) -> float:
+    """The step of a kernel whose largest weights are `1 / sqrt(n)`, for one of zeros.
+
+    Args:
+        shape: the kernel's; n is the number of weights of a filter, or of a vector.
+        high: the highest level.
+    """
+    return 1 / (math.sqrt(math.prod(shape[:-1] or shape)) * high)
 
 
 def magnitudes(xp: Any, rows: Array | Tensor, low: int, high: int) -> Array | Tensor:

@@ -24,6 +24,7 @@ from repq_tf.quantizers import (
     kernel_quantizer,
     min_error_step,
 )
+from repq_tf.quantizers.step_init import usual_step
 from repq_tf.tfmot.requirements import tfmot_keras
 
 
@@ -133,11 +134,17 @@ class LSQQuantizer(tfmot_keras.quantizers.Quantizer):
     def _first_step(
         self, values: Tensor, training: bool, weights: Mapping[str, Variable]
     ) -> Tensor:
-        """The initial step; the first batch's MinError, which training keeps."""
+        """The initial step; the first batch's MinError, which training keeps.
+
+        Of a kernel of zeros it is the `usual_step`.
+        """
         start, seen = weights["initial_step"], weights["seen"]
 
         def search() -> Tensor:
             step = min_error_step(values, self.low, self.high, self.channels is not None)
+            if not self.per_image:
+                usual = tf.cast(usual_step(tuple(values.shape), self.high), step.dtype)
+                step = tf.where(tf.reduce_any(values != 0), step, usual)
             return tf.where(seen > 0, tf.maximum(step, start), step)
 
         step = tf.cond(seen >= self.tensors, lambda: tf.identity(start), search)

@@ -94,6 +94,13 @@ def test_the_first_batch_in_training_sets_the_step_once():
     assert [w.name for w in owner.trainable_weights] == ["output_step_change:0"]
 
 
+def test_a_kernel_of_zeros_has_the_step_of_usual_weights():
+    quantizer = LSQQuantizer(4, channels=5)
+    weights, _ = build(quantizer)
+    tf.function(quantizer.__call__)(tf.zeros((3, 3, 4, 5)), True, weights)
+    np.testing.assert_allclose(weights["initial_step"], np.full(5, 1 / (6 * 7)), rtol=1e-6)
+
+
 def test_depthwise_channels_of_any_size_survive():
     """TFMOT's own has one range for all channels, which loses the small ones."""
     rng = np.random.default_rng(0)
