@@ -266,13 +266,16 @@ def names(folder):
     )
     qat = repq_tf.quantize(model, bits=8, calibration_data=images)
     repq_tf.export_tflite(qat, "digits.tflite")
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    for network in (model, qat):
+        network.compile("sgd", loss, metrics=["accuracy"])
     return {
         "keras": keras,
         "np": np,
         "repq_tf": repq_tf,
         "images": images,
         "labels": np.arange(32) % 10,
-        "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        "loss": loss,
         "model": model,
         "qat": qat,
         "merged": repq_tf.merge(model),
