@@ -39,6 +39,15 @@ NOT_RUN = {
 }
 # Python that is run in another form: without a download.
 REPLACED = {'weights="imagenet"': "weights=None"}
+# Pages whose Python stands alone; that of the others goes on from the README's example.
+ALONE = {
+    "README.md",
+    "docs/limits.md",
+    "docs/model_cards.md",
+    "docs/own_block.md",
+    "docs/tutorial.md",
+    *ELSEWHERE,
+}
 # Commands are not run, only their flags are looked up; by how they begin, and why.
 COMMANDS = {
     "export": "for the command behind it",
@@ -56,7 +65,7 @@ COMMANDS = {
     "python docs/drawings.py": "below",
     "python train/main.py": "minutes; tests/train/ runs it with small networks",
     "python train/upscale.py": "a trained network; its own tests train a small one",
-    "repq-train": "tests of the package run it",
+    "repq-train": "as train/main.py",
     "source": "a fresh environment",
 }
 
@@ -110,6 +119,8 @@ def test_commands_are_known_and_so_are_their_flags(page, command):
     while re.match(r"[A-Z_]+=", words[0]):
         words = words[1:]
     assert any(" ".join(words).startswith(begin) for begin in COMMANDS), command
+    if words[0] == "repq-train":
+        words = ["python", "train/main.py", *words[1:]]
     if words[0] != "python" or words[1:3] == ["-m", "venv"]:
         return
     source, words = program(words[1:])
@@ -255,21 +266,29 @@ def names(folder):
     )
     qat = repq_tf.quantize(model, bits=8, calibration_data=images)
     repq_tf.export_tflite(qat, "digits.tflite")
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    for network in (model, qat):
+        network.compile("sgd", loss, metrics=["accuracy"])
     return {
         "keras": keras,
         "np": np,
         "repq_tf": repq_tf,
         "images": images,
         "labels": np.arange(32) % 10,
-        "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        "loss": loss,
         "model": model,
         "qat": qat,
         "merged": repq_tf.merge(model),
     }
 
 
+@pytest.mark.parametrize("page", PYTHON)
+def test_a_page_says_where_its_python_goes_on_from(page):
+    assert (page in ALONE) != ("../README.md#in-python" in PAGES[page])
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [p for p in PYTHON if p not in ("README.md", *ELSEWHERE)])
+@pytest.mark.parametrize("page", sorted({*PYTHON} - {"README.md", *ELSEWHERE}))
 def test_the_python_of_a_page(page, names):
-    printed = run(page, names)
+    printed = run(page, {} if page in ALONE else names)
     assert "first divergent layer" not in printed or "first divergent layer: none" in printed

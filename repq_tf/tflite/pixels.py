@@ -63,7 +63,8 @@ def pixels_of(model: Any, values: Array, exactly: bool = False, position: int = 
         wrong = row[found[..., channel]] != levels[..., channel]
         if exactly and wrong.any():
             raise ValueError(
-                "images must be pixels, normalised as the file does it. Received: "
+                "images must be pixels, normalised as the file does it. Resized ones have "
+                "fractions: round them, and normalise them then. Received: "
                 f"{np.count_nonzero(wrong)} of {wrong.size} values of channel {channel} that "
                 "no pixel becomes"
             )

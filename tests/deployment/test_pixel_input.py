@@ -111,7 +111,7 @@ def test_parity(qat, tmp_path):
     repq_tf.export_tflite(qat, path, input_type="uint8", pixels=IMAGENET)
     assert_exact(repq_tf.check_parity(qat, path, normalize(IMAGENET, PIXELS)))
     with pytest.raises(
-        ValueError, match="images must be pixels, normalised .*no pixel becomes"
+        ValueError, match="images must be pixels, normalised .*round them.*no pixel becomes"
     ):
         repq_tf.check_parity(qat, path, images(2))
 
