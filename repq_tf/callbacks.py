@@ -7,7 +7,7 @@ from repq_tf.branches import BatchNorm, Identity
 from repq_tf.calibration import clip_rates
 from repq_tf.distillation import Distiller
 from repq_tf.graphs import read_graph
-from repq_tf.keras_api import keras, ops
+from repq_tf.keras_api import backend, keras, ops
 from repq_tf.layers import Quantize, ReparamConv
 
 
@@ -97,6 +97,9 @@ class AnnealIdentities(keras.callbacks.Callback):
     others have learned: from the labels, or better from the network as it was
     (`repq_tf.Distiller`). The operators of the merged network stay the same.
 
+    What a step gives back to a branch that is gone is taken away at once; on JAX, which hands
+    weights out at the end of an epoch, then.
+
     Args:
         epochs: n, counted from epoch 0 of `fit`.
 
@@ -137,11 +140,11 @@ class AnnealIdentities(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Takes away what a step has given back to a branch that is gone."""
-        if self._done:
+        if self._done and backend() != "jax":
             self._scale(0.0)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """The same where a backend hands out an epoch's weights at its end."""
+        """The same, on JAX."""
         if self._done:
             self._scale(0.0)
 

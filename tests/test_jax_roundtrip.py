@@ -81,6 +81,10 @@ report = repq_tf.check_parity(wide, f"{folder}/wide.tflite", x, verbose=False)
 assert not any(row.different for row in report.layers), str(report)
 for variable, value in zip(model.weights, kept):  # training the copy left it alone
     np.testing.assert_array_equal(array(variable), value)
+anneal = repq_tf.callbacks.AnnealIdentities(1)
+model.fit(x, y, batch_size=32, epochs=2, verbose=0, callbacks=[anneal])
+gains = [array(norm.gamma) for norm in repq_tf.callbacks.identity_norms(model)]
+assert gains and not any(gain.any() for gain in gains)
 """
 
 

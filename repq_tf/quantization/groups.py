@@ -7,7 +7,7 @@ from typing import Any
 from repq_tf.keras_api import keras
 from repq_tf.quantization.sites import Site
 
-# Of so few bits, a level more or less is a fifth of the range and more.
+# Of so few bits, a level more or less is a seventh of the range and more.
 _FEW_BITS = (2, 3)
 
 
