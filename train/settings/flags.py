@@ -208,7 +208,7 @@ _GROUPS = {
             Number(),
             0.0,
             "The weight of a loss that draws weights to their levels in quantized training, so"
-            " that they oscillate less (arXiv 2203.11086). Default: 0, without it.",
+            " that they oscillate less (arXiv 2203.11086). 0 for none.",
         ),
         Flag(
             "container",
@@ -371,7 +371,7 @@ _GROUPS = {
             Number(high=_EPOCHS),
             0.0,
             "Epochs of a second float stage, behind --equalize and --restore_batch_norm, at the"
-            " learning rate of quantized training. Default: 0, without it.",
+            " learning rate of quantized training. 0 for none.",
         ),
         Flag(
             "anneal_identities",
