@@ -254,6 +254,7 @@ def in_process(row, name):
 def child(row):
     """Prints what a pass finds of a row."""
     function, _ = DONE[FLAGS.passes[0]]
+    sys.setrecursionlimit(10_000)  # by which Keras connects the deepest, with noise in between
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(FLAGS.files or scratch)
         folder.mkdir(parents=True, exist_ok=True)

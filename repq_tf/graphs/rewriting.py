@@ -1,5 +1,6 @@
 """New models from graphs: each node's layer replaced, copied, or left out."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,9 @@ def rebuild(
     Returns:
         A `keras.Model` with the graph's inputs and outputs. Where the layer that makes an
         output has another name than in the graph's model, one of that name follows it.
+
+    Raises:
+        ValueError: it has more layers behind each other than Python lets Keras connect.
     """
     inputs = {}
 
@@ -42,13 +46,26 @@ def rebuild(
     if isinstance(ends, list) and len(ends) == 1:
         ends = ends[0]
     ends = map_tensors(lambda end: inputs[end.node], ends)
-    return keras.Model(ends, _named(ends, outputs, graph.output_names), name=name or graph.name)
+    named = _named(ends, outputs, graph.output_names)
+    return _connected(ends, named, name=name or graph.name)
+
+
+def _connected(inputs: Any, outputs: Any, **options: Any) -> keras.Model:
+    """The model between tensors, which Keras finds by a function that calls itself."""
+    try:
+        return keras.Model(inputs, outputs, **options)
+    except RecursionError as error:
+        raise ValueError(
+            "the network has more layers behind each other than Keras connects within Python's "
+            f"recursion limit, {sys.getrecursionlimit()}; call sys.setrecursionlimit(10_000) "
+            "before, and before a model of that depth is loaded"
+        ) from error
 
 
 def _named(inputs: Any, outputs: Any, names: tuple[str, ...]) -> Any:
     """Outputs made by layers of the given names, unless other layers have these."""
     tensors = leaves(outputs)
-    model = keras.Model(inputs, tensors)
+    model = _connected(inputs, tensors)
     taken, named = {layer.name for layer in model.layers}, {}
     for tensor, there, name in zip(tensors, model.output_names, names, strict=True):
         if there != name and name not in taken:

@@ -1,5 +1,7 @@
 """Reading a model's graph, and building a model from it."""
 
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -165,6 +167,27 @@ def test_rebuild_reproduces_the_function(build):
         pairs = zip(keras.tree.flatten(actual), keras.tree.flatten(expected), strict=True)
         for one, other in pairs:
             np.testing.assert_allclose(array(one), array(other), rtol=1e-6, atol=1e-6)
+
+
+def test_a_network_too_deep_for_python_is_refused_with_what_to_do():
+    x = inputs = keras.Input((2, 2, 3))
+    for _ in range(400):
+        x = layers.ReLU()(x)
+    graph = read_graph(keras.Model(inputs, x))
+
+    def twice(node, args, kwargs):
+        return layers.ReLU()(layers.ReLU()(*args))
+
+    before = sys.getrecursionlimit()
+    try:
+        sys.setrecursionlimit(800)
+        with pytest.raises(ValueError, match=r"recursion limit, 800; call sys\.setrecursion"):
+            rebuild(graph, twice)
+        sys.setrecursionlimit(10_000)
+        rebuilt = rebuild(graph, twice)
+        assert sum(isinstance(layer, layers.ReLU) for layer in rebuilt.layers) == 800
+    finally:
+        sys.setrecursionlimit(before)
 
 
 @pytest.mark.parametrize("build", MODELS.values(), ids=MODELS.keys())
