@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from repq_tf.keras_api import Config, Layer, Shape, keras, ops
+from repq_tf.layers.activations import gelu_approximate
 from repq_tf.layers.slice import Slice
 
 _layers = keras.layers
@@ -190,6 +191,11 @@ def _activation(name: str, **options: float) -> Any:
     return read
 
 
+def _gelu(call: _Call) -> Found:
+    approximate = call.config["approximate"]
+    return call.one(_layers.Activation, activation=gelu_approximate if approximate else "gelu")
+
+
 def _clip(call: _Call) -> Found:
     low, high = call.config["x_min"], call.config["x_max"]
     if np.ndim(low) or np.ndim(high) or low != 0 or high is None or high <= 0:
@@ -336,7 +342,7 @@ _READINGS: dict[str, Callable[[_Call], Found]] = {
     "Exp": _activation("exponential"),
     "ExpandDims": _expand_dims,
     "Flip": _flip,
-    "Gelu": _activation("gelu", approximate=False),
+    "Gelu": _gelu,
     "GetItem": _get_item,
     "HardSigmoid": _activation("hard_sigmoid"),
     "HardShrink": _activation("hard_shrink", threshold=0.5),

@@ -6,12 +6,13 @@ in a file, in `repq_tf.deployment.operators`.
 
 import dataclasses
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from repq_tf.graphs import copy_layer
-from repq_tf.keras_api import Layer, keras, ops
+from repq_tf.graphs import copy_layer, layer_of_function
+from repq_tf.keras_api import LEGACY, Layer, keras, ops
 from repq_tf.layers import (
     DepthToSpace,
     QuantizedAdd,
@@ -30,6 +31,7 @@ from repq_tf.layers import (
     Slice,
     SqueezeExcite,
 )
+from repq_tf.layers.activations import activation_of, gelu_approximate
 from repq_tf.layers.quantized.up_sampling import INTERPOLATIONS
 from repq_tf.layers.stock import TRAINING_ONLY
 
@@ -90,7 +92,11 @@ def _subtract(site: Any, input_zero_point: int, **options: Any) -> Layer:
 
 
 def _lookup(site: Any, input_zero_point: int, **options: Any) -> Layer:
-    function = copy_layer(site.layer, dtype="float32")
+    layer, dtype = site.layer, "float32"
+    if type(layer) is not _layers.Activation:
+        return QuantizedLookup(copy_layer(layer, dtype=dtype), **options)
+    # By its name, which a file holds, whatever function the layer was given.
+    function = _layers.Activation(activation_of(activation_name(layer)), dtype=dtype)
     return QuantizedLookup(function, **options)
 
 
@@ -158,7 +164,8 @@ _POSITIVE_LOOKUP = Operator("new_scale", _lookup, signed=False)
 _SOFTMAX = _prescribed(QuantizedSoftmax, wide_input=False, check=_check_softmax)
 
 _FUNCTIONS = (
-    "celu elu gelu hard_shrink hard_tanh mish selu soft_shrink softsign tanh_shrink"
+    "celu elu gelu gelu_approximate hard_shrink hard_tanh mish selu soft_shrink softsign "
+    "tanh_shrink"
 ).split()
 _POSITIVE_FUNCTIONS = "exponential softplus sparse_plus sparse_sigmoid squareplus".split()
 
@@ -224,9 +231,25 @@ def activation_name(layer: Layer) -> str:
         return "leaky_relu" if slope else {None: "relu", 6.0: "relu6"}.get(limit, "ReLU")
     if isinstance(layer, _layers.Softmax):
         return "softmax"
-    name = keras.activations.serialize(layer.activation)
-    name = name if isinstance(name, str) else name.get("config", str(name))
-    return _ALIASES.get(name, name)
+    return _function_name(layer.activation)
+
+
+def _function_name(function: Any) -> str:
+    """The name of an activation; of a function around one operation, that of what it means."""
+    name = getattr(function, "__name__", type(function).__name__)
+    if function is gelu_approximate:
+        return name
+    named = getattr(keras.activations, name, None) is function
+    if LEGACY or (named and isinstance(function, FunctionType)):
+        serialized = keras.activations.serialize(function)
+        name = serialized if isinstance(serialized, str) else name
+        return _ALIASES.get(name, name)
+    means = layer_of_function(function)
+    if means is not None and type(means) is _layers.Activation:
+        meant = _function_name(means.activation)
+        # Those that are fused stay what they are given as.
+        return meant if meant in APART else name
+    return name
 
 
 def operator_of_function(layer: QuantizedLookup) -> str | None:
