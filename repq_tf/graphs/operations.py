@@ -15,6 +15,7 @@ _layers = keras.layers
 Found: TypeAlias = tuple[Layer, tuple[Any, ...]] | None
 Operation: TypeAlias = Any  # `keras.Operation`, whose base class `Layer` has, too
 _PIXELS = (1, 2)  # the axes of height and width
+_LEAST_LENGTH = 1e-6  # of vectors that count as others than zeros
 
 
 class OperationLayer(Layer):
@@ -207,6 +208,15 @@ def _elu(call: _Call) -> Found:
     return call.one(_layers.ELU, alpha=call.config["alpha"])
 
 
+def _normalize(call: _Call) -> Found:
+    """Vectors divided by their lengths, with a least length that only zeros fall below."""
+    config, last = call.config, len(call.shape()) - 1
+    epsilon = config["epsilon"] or 0.0
+    if config["axis"] not in (-1, last) or config["order"] != 2 or epsilon > _LEAST_LENGTH:
+        return None
+    return call.one(_layers.UnitNormalization, axis=-1)
+
+
 # What only moves numbers, and what reduces images.
 
 
@@ -359,6 +369,7 @@ _READINGS: dict[str, Callable[[_Call], Found]] = {
     "Minimum": _limit(_layers.Minimum),
     "Multiply": _pair(_layers.Multiply, _multiply),
     "Negative": lambda call: call.one(_layers.Rescaling, scale=-1.0),
+    "Normalize": _normalize,
     "Pad": _pad,
     "Relu": lambda call: call.one(_layers.ReLU),
     "Relu6": lambda call: call.one(_layers.ReLU, max_value=6.0),

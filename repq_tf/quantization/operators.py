@@ -27,6 +27,7 @@ from repq_tf.layers import (
     QuantizedSoftmax,
     QuantizedSubtract,
     QuantizedTanh,
+    QuantizedUnitNormalization,
     QuantizedUpSampling2D,
     Slice,
     SqueezeExcite,
@@ -79,12 +80,11 @@ def _prescribed(
     kind: Any,
     wide_input: bool | None = True,
     check: Check | None = None,
-    signed: bool = False,
 ) -> Operator:
     def make(site: Any, input_zero_point: int, **options: Any) -> Layer:
         return kind(name=options["name"], dtype=options["dtype"])
 
-    return Operator("fixed", make, wide_input, check, step=kind.STEP, signed=signed)
+    return Operator("fixed", make, wide_input, check, step=kind.STEP, signed=kind.SIGNED)
 
 
 def _subtract(site: Any, input_zero_point: int, **options: Any) -> Layer:
@@ -145,6 +145,12 @@ def _check_softmax(layer: Layer) -> str | None:
     return None if axis == -1 else f"a softmax's axis must be -1. Received: {axis}"
 
 
+def _check_unit_normalization(layer: Layer) -> str | None:
+    if layer.axis in (-1, [-1]):
+        return None
+    return f"its axis must be -1, that of the channels. Received: {layer.axis}"
+
+
 def _up_sampling(site: Any, input_zero_point: int, **options: Any) -> Layer:
     layer = site.layer
     return QuantizedUpSampling2D(layer.size, layer.interpolation, input_zero_point, **options)
@@ -162,6 +168,9 @@ _LEAKY_RELU = Operator("same_scale", _leaky_relu)
 _LOOKUP = Operator("new_scale", _lookup)
 _POSITIVE_LOOKUP = Operator("new_scale", _lookup, signed=False)
 _SOFTMAX = _prescribed(QuantizedSoftmax, wide_input=False, check=_check_softmax)
+_UNIT = _prescribed(
+    QuantizedUnitNormalization, wide_input=False, check=_check_unit_normalization
+)
 
 _FUNCTIONS = (
     "celu elu gelu gelu_approximate hard_shrink hard_tanh mish selu soft_shrink softsign "
@@ -193,6 +202,7 @@ OPERATORS = {
     _layers.Softmax: _SOFTMAX,
     Slice: _KEEPS_SCALE,
     _layers.Subtract: Operator("new_scale", _subtract, signed=True),
+    _layers.UnitNormalization: _UNIT,
     _layers.UpSampling2D: Operator("same_scale", _up_sampling, check=_check_up_sampling),
     _layers.ZeroPadding2D: _KEEPS_SCALE,
 }
@@ -203,7 +213,7 @@ ACTIVATIONS = {
     "log_sigmoid": Operator("new_scale", _lookup, signed=True),  # negative everywhere
     "sigmoid": _prescribed(QuantizedSigmoid),
     "softmax": _SOFTMAX,
-    "tanh": _prescribed(QuantizedTanh, signed=True),
+    "tanh": _prescribed(QuantizedTanh),
     # Functions of single values, by the names of Keras's activations.
     **dict.fromkeys(_FUNCTIONS, _LOOKUP),
     **dict.fromkeys(_POSITIVE_FUNCTIONS, _POSITIVE_LOOKUP),
