@@ -123,6 +123,11 @@ def multiply_twice(
     return shift_right(ops.right_shift(high + 2**30, 31), ops.maximum(-exponent, 0), away)
 
 
+def high_product(a: Tensor, b: Tensor | int) -> Tensor:
+    """The upper half of a doubled product of 32-bit numbers, rounded half up."""
+    return ops.right_shift(a * b + 2**30, 31)
+
+
 def rescale_fixed(values: Tensor, scale: Tensor, step: Tensor) -> Tensor:
     """`values scale / step` as the reference kernels round it: twice, at last half away.
 

@@ -8,6 +8,7 @@ from repq_tf.arithmetic import sums
 from repq_tf.arithmetic.rescale import (
     floor_log2,
     has_64_bits,
+    high_product,
     multiplier,
     multiply_twice,
     shift_right,
@@ -109,20 +110,15 @@ def softmax_fixed(levels: Tensor, step_in: Tensor) -> Tensor:
     most = ops.right_shift(ops.full_like(exponent, 31 * 2**26), exponent)
     inside = distance <= most
     known = ops.where(inside, distance, 0)
-    scaled = _high(-ops.left_shift(known, exponent), mantissa)
+    scaled = high_product(-ops.left_shift(known, exponent), mantissa)
     exponentials = _exponential(scaled)
     parts = ops.where(inside, shift_right(exponentials, 12, away=True), 0)
     total = ops.sum(parts, axis=-1, keepdims=True)
     # Zeros before the highest bit of 32.
     head = 31 - ops.cast(floor_log2(ops.cast(total, "float64"), range(40)), "int64")
     inverse = _reciprocal(ops.left_shift(total, head) - 2**31)
-    whole = shift_right(_high(inverse, exponentials), 35 - head, away=True)
+    whole = shift_right(high_product(inverse, exponentials), 35 - head, away=True)
     return ops.cast(ops.clip(ops.where(inside, whole, 0), 0, 255), step_in.dtype)
-
-
-def _high(a: Tensor, b: Tensor) -> Tensor:
-    """The upper half of a doubled product of 32-bit numbers, rounded half up."""
-    return ops.right_shift(a * b + 2**30, 31)
 
 
 # Of `exp(-2^k)`, k from -2 to 4, with 31 bits behind the point.
@@ -134,22 +130,22 @@ def _exponential(x: Tensor) -> Tensor:
     quarter = 1 << 24
     rest = ops.bitwise_and(x, quarter - 1) - quarter
     near = ops.left_shift(rest, 5) + (1 << 28)
-    square = _high(near, near)
-    cube, fourth = _high(square, near), _high(square, square)
+    square = high_product(near, near)
+    cube, fourth = high_product(square, near), high_product(square, square)
     part = shift_right(fourth, 2, away=True) + cube
-    series = shift_right(_high(part, 715827883) + square, 1, away=True)
-    y = 1895147668 + _high(near + series, 1895147668)
+    series = shift_right(high_product(part, 715827883) + square, 1, away=True)
+    y = 1895147668 + high_product(near + series, 1895147668)
     for bit, power in enumerate(_POWERS, 24):
-        y = ops.where(ops.bitwise_and(rest - x, 1 << bit) > 0, _high(y, power), y)
+        y = ops.where(ops.bitwise_and(rest - x, 1 << bit) > 0, high_product(y, power), y)
     return ops.where(x == 0, 2**31 - 1, y)
 
 
 def _reciprocal(x: Tensor) -> Tensor:
     """`1 / (1 + x)`, both with 31 bits behind the point."""
     half = ops.right_shift(x + 2**31, 1)
-    y = 1515870810 + _high(half, -1010580540)
+    y = 1515870810 + high_product(half, -1010580540)
     for _ in range(3):
-        step = _high(y, 2**29 - _high(half, y))
+        step = high_product(y, 2**29 - high_product(half, y))
         y = y + ops.clip(ops.left_shift(step, 2), -(2**31), 2**31 - 1)
     return ops.minimum(ops.left_shift(y, 1), 2**31 - 1)
 

@@ -177,6 +177,7 @@ ACTIVATIONS: dict[str, Activate] = {
     "elu": elu(),
     "exponential": _operator("EXP"),
     "gelu": _operator("GELU", approximate=False),
+    "gelu_approximate": _operator("GELU", approximate=True),
     "hard_sigmoid": _hard_sigmoid,
     "hard_silu": _gated("hard_sigmoid") if LEGACY else _operator("HARD_SWISH"),
     "hard_tanh": _operator("RELU_N1_TO_1"),

@@ -29,6 +29,7 @@ from repq_tf.deployment.moves import (
     pixel_shuffle,
     pooling,
     reshaping,
+    simple,
     slicing,
     up_sampling,
 )
@@ -241,6 +242,7 @@ FLOAT_LOWERINGS: dict[type, Lower] = {
     _layers.SeparableConv2D: separable,
     _layers.Softmax: _softmax,
     _layers.Subtract: _pairs("SUB"),
+    _layers.UnitNormalization: simple("L2_NORMALIZATION", fusedActivationFunction="NONE"),
     _layers.UpSampling2D: _up_sampling,
     _layers.ZeroPadding2D: padding,
     **{getattr(_layers, name): nothing for name in _SILENT if hasattr(_layers, name)},
@@ -261,6 +263,8 @@ def refusal(layer: Layer) -> str | None:
     if isinstance(layer, _layers.BatchNormalization) and normalized_axis(layer) is None:
         return f"axis={layer.axis}"
     if isinstance(layer, _layers.Softmax) and not isinstance(layer.axis, int):
+        return f"axis={layer.axis}"
+    if isinstance(layer, _layers.UnitNormalization) and layer.axis not in (-1, [-1]):
         return f"axis={layer.axis}"
     if isinstance(layer, _layers.Normalization) and getattr(layer, "invert", False):
         return "invert=True"

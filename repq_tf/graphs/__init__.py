@@ -1,6 +1,7 @@
 """Graphs: a model as plain data, read, evaluated, and made into a model again."""
 
 from repq_tf.graphs.foreign import read_native, register_conversion
+from repq_tf.graphs.functions import layer_of_function
 from repq_tf.graphs.graph import (
     Graph,
     Node,
@@ -30,6 +31,7 @@ __all__ = [
     "copy_state",
     "evaluate",
     "free_name",
+    "layer_of_function",
     "leaves",
     "map_leaves",
     "map_tensors",

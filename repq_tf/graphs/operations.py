@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from repq_tf.keras_api import Config, Layer, Shape, keras, ops
+from repq_tf.layers.activations import gelu_approximate
 from repq_tf.layers.slice import Slice
 
 _layers = keras.layers
@@ -14,6 +15,7 @@ _layers = keras.layers
 Found: TypeAlias = tuple[Layer, tuple[Any, ...]] | None
 Operation: TypeAlias = Any  # `keras.Operation`, whose base class `Layer` has, too
 _PIXELS = (1, 2)  # the axes of height and width
+_LEAST_LENGTH = 1e-6  # of vectors that count as others than zeros
 
 
 class OperationLayer(Layer):
@@ -190,6 +192,11 @@ def _activation(name: str, **options: float) -> Any:
     return read
 
 
+def _gelu(call: _Call) -> Found:
+    approximate = call.config["approximate"]
+    return call.one(_layers.Activation, activation=gelu_approximate if approximate else "gelu")
+
+
 def _clip(call: _Call) -> Found:
     low, high = call.config["x_min"], call.config["x_max"]
     if np.ndim(low) or np.ndim(high) or low != 0 or high is None or high <= 0:
@@ -199,6 +206,15 @@ def _clip(call: _Call) -> Found:
 
 def _elu(call: _Call) -> Found:
     return call.one(_layers.ELU, alpha=call.config["alpha"])
+
+
+def _normalize(call: _Call) -> Found:
+    """Vectors divided by their lengths, with a least length that only zeros fall below."""
+    config, last = call.config, len(call.shape()) - 1
+    epsilon = config["epsilon"] or 0.0
+    if config["axis"] not in (-1, last) or config["order"] != 2 or epsilon > _LEAST_LENGTH:
+        return None
+    return call.one(_layers.UnitNormalization, axis=-1)
 
 
 # What only moves numbers, and what reduces images.
@@ -336,7 +352,7 @@ _READINGS: dict[str, Callable[[_Call], Found]] = {
     "Exp": _activation("exponential"),
     "ExpandDims": _expand_dims,
     "Flip": _flip,
-    "Gelu": _activation("gelu", approximate=False),
+    "Gelu": _gelu,
     "GetItem": _get_item,
     "HardSigmoid": _activation("hard_sigmoid"),
     "HardShrink": _activation("hard_shrink", threshold=0.5),
@@ -353,6 +369,7 @@ _READINGS: dict[str, Callable[[_Call], Found]] = {
     "Minimum": _limit(_layers.Minimum),
     "Multiply": _pair(_layers.Multiply, _multiply),
     "Negative": lambda call: call.one(_layers.Rescaling, scale=-1.0),
+    "Normalize": _normalize,
     "Pad": _pad,
     "Relu": lambda call: call.one(_layers.ReLU),
     "Relu6": lambda call: call.one(_layers.ReLU, max_value=6.0),

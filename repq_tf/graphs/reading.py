@@ -29,13 +29,18 @@ def read_graph(model: keras.Model) -> Graph:
         A `Graph`.
 
     Raises:
-        ValueError: the model is subclassed, not built, or holds an operation that
-            is not a layer.
+        ValueError: the model is subclassed, not built, or holds what Keras cannot save.
     """
     check_same_keras(model, "model")
     if isinstance(model, keras.Sequential):
         return _read_sequential(model)
-    config = model.get_config() if isinstance(model, keras.Model) else {}
+    try:
+        config = model.get_config() if isinstance(model, keras.Model) else {}
+    except TypeError as error:
+        raise ValueError(
+            f"model {model.name!r} must be one that Keras can save; give its layers functions "
+            f"made by def. Received: {error}"
+        ) from error
     if "output_layers" not in config:
         raise ValueError(
             "model must be a Functional or Sequential Keras model. "

@@ -36,6 +36,7 @@ from repq_tf.layers.quantized import (
     QuantizedSoftmax,
     QuantizedSubtract,
     QuantizedTanh,
+    QuantizedUnitNormalization,
     QuantizedUpSampling2D,
 )
 from repq_tf.layers.reparam_conv import ReparamConv
@@ -74,6 +75,7 @@ __all__ = [
     "QuantizedSoftmax",
     "QuantizedSubtract",
     "QuantizedTanh",
+    "QuantizedUnitNormalization",
     "QuantizedUpSampling2D",
     "RepVGGBlock",
     "ReparamConv",

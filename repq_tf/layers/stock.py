@@ -13,6 +13,9 @@ from repq_tf.layers.blocks.transposed import ConvTransposeBlock, ConvTransposeBN
 
 CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
 STOCK = (*CONVOLUTIONS, keras.layers.Conv2DTranspose, keras.layers.Dense)
+# Two convolutions each, a depthwise and a 1x1 one.
+SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
+_DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 # Maps by constants, of each channel on its own.
 MAPS = (keras.layers.Rescaling, keras.layers.Normalization)
 _TRAINING_ONLY = (
@@ -57,10 +60,19 @@ def stock_options(layer: Layer, batch_norm: Layer | None = None) -> dict[str, An
     return options
 
 
-def stock_kernel(layer: Layer) -> Array:
-    """The kernel `(kh, kw, in_channels / groups, out_channels)`, a NumPy array."""
-    kernel = ops.convert_to_numpy(_variable(layer))
-    if isinstance(layer, keras.layers.DepthwiseConv2D):
+def stock_kernel(layer: Layer, part: str = "kernel") -> Array:
+    """The kernel `(kh, kw, in_channels / groups, out_channels)`, a NumPy array.
+
+    A dense layer's is `(in_channels, out_channels)`; one of lines has the height 1.
+
+    Args:
+        layer: a built stock layer with a kernel.
+        part: of a layer with two, which one.
+    """
+    kernel = ops.convert_to_numpy(_variable(layer, part))
+    if kernel.ndim == 3:
+        kernel = kernel[None]
+    if _is_depthwise(layer, part):
         return np.reshape(kernel, (*kernel.shape[:2], 1, -1))
     return mirrored(kernel) if isinstance(layer, keras.layers.Conv2DTranspose) else kernel
 
@@ -80,10 +92,14 @@ def normalized_axis(layer: Layer) -> int | None:
     return axes[0] if len(axes) == 1 else None
 
 
-def _variable(layer: Layer) -> Variable:
-    if LEGACY and isinstance(layer, keras.layers.DepthwiseConv2D):
+def _is_depthwise(layer: Layer, part: str = "kernel") -> bool:
+    return isinstance(layer, _DEPTHWISE) or part == "depthwise_kernel"
+
+
+def _variable(layer: Layer, part: str = "kernel") -> Variable:
+    if LEGACY and isinstance(layer, _DEPTHWISE):
         return layer.depthwise_kernel
-    return layer.kernel
+    return getattr(layer, part)
 
 
 def normalization(norm: Layer) -> tuple[Array, Array, Array]:
@@ -171,23 +187,26 @@ class StockConvolution:
     """A stock convolution or dense layer that is scaled as a `Convolution` branch is.
 
     Args:
-        layer: a built layer of `STOCK`.
+        layer: a built layer of `STOCK`, or one that is its like of lines.
+        part: of a layer of `SEPARABLE`, its "depthwise_kernel" or its "pointwise_kernel", to
+            which the bias belongs.
     """
 
-    def __init__(self, layer: Layer) -> None:
-        self.layer = layer
-        self.bias = layer.bias if layer.use_bias else None
+    def __init__(self, layer: Layer, part: str = "kernel") -> None:
+        self.layer, self._part = layer, part
+        biased = layer.use_bias and part != "depthwise_kernel"
+        self.bias = layer.bias if biased else None
 
     def merge(self, reading: NumpyReading | None = None) -> AffineKernel:
         """Its `AffineKernel` in float64."""
         reading = reading or NumpyReading()
-        kernel = reading.constant(stock_kernel(self.layer))
+        kernel = reading.constant(stock_kernel(self.layer, self._part))
         if kernel.ndim == 2:
             kernel = kernel[None, None]
         bias = np.zeros(kernel.shape[3]) if self.bias is None else reading.value(self.bias)
-        if isinstance(self.layer, keras.layers.Dense):
-            return AffineKernel(kernel, bias)
-        return AffineKernel(kernel, bias, stock_options(self.layer)["groups"])
+        if _is_depthwise(self.layer, self._part):
+            return AffineKernel(kernel, bias, _variable(self.layer, self._part).shape[-2])
+        return AffineKernel(kernel, bias, getattr(self.layer, "groups", 1))
 
     def scale_inputs(self, gain: Array) -> None:
         """Multiplies the kernel so that the inputs count as multiplied by `gain`."""
@@ -205,7 +224,7 @@ class StockConvolution:
         return True
 
     def _assign(self, affine: AffineKernel) -> None:
-        kernel, values = _variable(self.layer), affine.kernel
+        kernel, values = _variable(self.layer, self._part), affine.kernel
         if isinstance(self.layer, keras.layers.Conv2DTranspose):
             values = mirrored(values)
         kernel.assign(np.reshape(values, kernel.shape))

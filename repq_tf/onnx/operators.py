@@ -169,6 +169,12 @@ def _softmax(builder: Builder, operation: Operation) -> None:
     builder.finish(operation, "Softmax", [builder.real(x)], axis=1)
 
 
+def _unit(builder: Builder, operation: Operation) -> None:
+    (x,) = operation.inputs
+    axis = _inside(x, len(x.shape) - 1)
+    builder.finish(operation, "LpNormalization", [builder.real(x)], axis=axis, p=2)
+
+
 def _clamp(builder: Builder, operation: Operation) -> None:
     """A ReLU, or ReLU6, that stands alone."""
     (x,), (y,) = operation.inputs, operation.outputs
@@ -282,6 +288,7 @@ OPERATORS: dict[str, Callable[[Builder, Operation], None]] = {
     "FULLY_CONNECTED": _dense,
     "GATHER": _gather,
     "GELU": _function(lambda x: ops.gelu(x, approximate=False)),
+    "L2_NORMALIZATION": _unit,
     "LEAKY_RELU": _leaky_relu,
     "LOGISTIC": _simple("Sigmoid"),
     "MAX_POOL_2D": _pool("MaxPool"),

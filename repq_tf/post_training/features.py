@@ -8,8 +8,12 @@ from repq_tf.calibration.batches import Batch, input_of
 from repq_tf.calibration.images import Images
 from repq_tf.calibration.prepared import call
 from repq_tf.graphs import Graph, Node, Tensor, evaluate
-from repq_tf.keras_api import Array, Shape, ops
+from repq_tf.keras_api import Array, Layer, Shape, ops
+from repq_tf.layers.stock import SEPARABLE
 from repq_tf.progress import Progress
+
+# The index, among a node's tensors, of what a separable convolution makes between its two.
+INSIDE = -1
 
 
 class Features:
@@ -50,15 +54,15 @@ def measure_features(
         verbose: whether to show a progress bar.
 
     Returns:
-        The `Features` of each tensor of the graph.
+        The `Features` of each tensor of the graph, and of those `INSIDE` its nodes.
 
     Raises:
         ValueError: a layer makes NaN or infinity of the images; it is named.
     """
     found: dict[Tensor, Features] = {}
 
-    def observed(node: Node, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        for index, value in enumerate(values):
+    def observed(node: Node, values: tuple[Any, ...], first: int = 0) -> tuple[Any, ...]:
+        for index, value in enumerate(values, first):
             features = found.setdefault(Tensor(node.name, index), Features())
             features.add(np.asarray(ops.convert_to_numpy(value), np.float32))
             if not np.isfinite(features.highest - features.lowest).all():
@@ -69,6 +73,8 @@ def measure_features(
         return values
 
     def apply(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        if type(node.layer) in SEPARABLE:
+            observed(node, (_between(node.layer, args[0]),), INSIDE)
         return observed(node, call(node.layer, args, kwargs))
 
     progress = Progress("float features", len(images), "batch", verbose)
@@ -81,3 +87,16 @@ def measure_features(
         evaluate(graph, feed, apply)
         progress.advance()
     return found
+
+
+def _between(layer: Layer, x: Any) -> Any:
+    """What a separable convolution's depthwise one makes, `(batch, ..., channels)`."""
+    y = ops.depthwise_conv(
+        ops.cast(x, layer.depthwise_kernel.dtype),
+        layer.depthwise_kernel,
+        strides=layer.strides,
+        padding=layer.padding,
+        data_format=layer.data_format,
+        dilation_rate=layer.dilation_rate,
+    )
+    return ops.moveaxis(y, 1, -1) if layer.data_format == "channels_first" else y

@@ -39,7 +39,7 @@ class LinearMap:
     def affine(self) -> AffineKernel:
         """What it is in inference, the batch norm included, in float64."""
         if self.norm is not None:
-            return target(self.node.layer, self.norm).merged().affine
+            return target(self.node, self.norm).merged().affine
         return self.node.merge(NumpyReading())
 
     def magnitudes(self) -> Array:

@@ -12,31 +12,39 @@ from repq_tf.keras_api import Array, Layer, keras
 from repq_tf.layers import DepthToSpace, ReparamConv, SqueezeExcite
 from repq_tf.layers.stock import (
     CONVOLUTIONS,
+    SEPARABLE,
     StockConvolution,
     normalized_axis,
     scale_batch_norm,
 )
-from repq_tf.post_training.features import Features
+from repq_tf.post_training.features import INSIDE, Features
 from repq_tf.post_training.linear_maps import LinearMap
 from repq_tf.quantization.operators import FUSED, activation_name
 from repq_tf.windows import VALID
 
 _layers = keras.layers
 # Without transposed convolutions, whose phases a constant reaches through other weights.
-_STOCK = (*CONVOLUTIONS, _layers.Dense)
+_LINES = (_layers.Conv1D, _layers.DepthwiseConv1D)
+_STOCK = (*CONVOLUTIONS, *_LINES, *SEPARABLE, _layers.Dense)
 # f(s y) = s f(y) for s > 0.
 _HOMOGENEOUS = ("linear", "relu", "leaky_relu")
 _ACTIVATIONS = (_layers.ReLU, _layers.Activation, _layers.LeakyReLU, _layers.PReLU)
 # Of these a constant channel makes the same constant.
-_POOLINGS = (
-    _layers.AveragePooling2D,
-    _layers.Cropping2D,
-    _layers.GlobalAveragePooling2D,
-    _layers.GlobalMaxPooling2D,
-    _layers.MaxPooling2D,
-    _layers.UpSampling2D,
+_POOLINGS = tuple(
+    getattr(_layers, f"{name}{rank}D")
+    for rank in (1, 2)
+    for name in (
+        "AveragePooling Cropping GlobalAveragePooling GlobalMaxPooling MaxPooling UpSampling"
+    ).split()
 )
-_PASSING = (*_POOLINGS, _layers.Dropout, _layers.SpatialDropout2D, _layers.ZeroPadding2D)
+_PASSING = (
+    *_POOLINGS,
+    _layers.Dropout,
+    _layers.SpatialDropout1D,
+    _layers.SpatialDropout2D,
+    _layers.ZeroPadding1D,
+    _layers.ZeroPadding2D,
+)
 _MOVING = (DepthToSpace, _layers.Flatten, _layers.Reshape)
 _JOINING = (
     _layers.Add,
@@ -72,6 +80,7 @@ class Network:
         self._calls = collections.Counter(id(node.layer) for node in graph.nodes.values())
         self._channels: dict[Tensor, Array] = {}
         self._first: dict[int, tuple[Array, Array]] = {}
+        self._inside: dict[int, Array] = {}  # of separable convolutions
         for node in graph.nodes.values():
             self._channels[Tensor(node.name)] = self._outputs(node)
         for tensor, channels in self._channels.items():
@@ -143,28 +152,43 @@ class Network:
             first, outputs = self._first[id(layer)]
             self.streams.join(first, inputs)
             self.unmovable.append(outputs)
-            return outputs
-        if isinstance(layer, ReparamConv):
+        elif isinstance(layer, ReparamConv):
             outputs = layer.join_streams(inputs, self.streams)
             pixels = self._features[node.inputs[0]].shape[:2]
             flat = len(self._features[node.inputs[0]].shape) == 1
             padded = not flat and layer.window(pixels) != VALID
             self._note(node, inputs, outputs, layer, None, padded)
+        elif type(layer) in SEPARABLE:
+            depthwise = StockConvolution(layer, "depthwise_kernel")
+            inside = self._read(inputs, depthwise)
+            self.streams.make(inside, depthwise.scale_outputs)
+            name, padded = f"{node.name}/depthwise", _padded(layer)
+            self.maps.append(LinearMap(name, inputs, inside, depthwise, None, None, padded))
+            self._inside[id(layer)] = inside
+            pointwise = StockConvolution(layer, "pointwise_kernel")
+            outputs = self._made(node, inside, pointwise, False)
         else:
-            stock = StockConvolution(layer)
-            outputs = self.streams.new(stock.merge().out_channels)
-            self.streams.read(inputs, stock.scale_inputs)
-            norm = self._norm(node)
-            if norm is None:
-                self.streams.make(outputs, stock.scale_outputs)
-            elif norm.gamma is None:
-                self.streams.fix(outputs, f"{norm.name} has no gamma")
-            else:
-                self.streams.make(outputs, functools.partial(scale_batch_norm, norm))
-            same = isinstance(layer, CONVOLUTIONS) and layer.padding == "same"
-            padded = same and max(layer.kernel_size) > 1
-            self._note(node, inputs, outputs, stock, norm, padded)
-        self._first[id(layer)] = inputs, outputs
+            outputs = self._made(node, inputs, StockConvolution(layer), _padded(layer))
+        self._first.setdefault(id(layer), (inputs, outputs))
+        if id(layer) in self._inside:
+            self.stored[Tensor(node.name, INSIDE)] = self._inside[id(layer)]
+        return outputs
+
+    def _read(self, inputs: Array, stock: StockConvolution) -> Array:
+        """New channels for what a stock layer's kernel makes of those that it reads."""
+        self.streams.read(inputs, stock.scale_inputs)
+        return self.streams.new(stock.merge().out_channels)
+
+    def _made(self, node: Node, inputs: Array, stock: StockConvolution, padded: bool) -> Array:
+        """The channels that a stock layer and the batch norm behind it make."""
+        outputs, norm = self._read(inputs, stock), self._norm(node)
+        if norm is None:
+            self.streams.make(outputs, stock.scale_outputs)
+        elif norm.gamma is None:
+            self.streams.fix(outputs, f"{norm.name} has no gamma")
+        else:
+            self.streams.make(outputs, functools.partial(scale_batch_norm, norm))
+        self._note(node, inputs, outputs, stock, norm, padded)
         return outputs
 
     def _note(
@@ -247,6 +271,12 @@ class Network:
             return self._fixed(node, inputs, f"{node.name} multiplies features")
         channels = self._features[Tensor(node.name)].shape[-1]
         return np.broadcast_to((free or inputs)[0], (channels,))
+
+
+def _padded(layer: Layer) -> bool:
+    """Whether zeros enter beside a stock layer's input."""
+    padding = getattr(layer, "padding", "valid")
+    return padding != "valid" and max(layer.kernel_size) > 1
 
 
 def fused_reader(graph: Graph, node: Node) -> Node | None:

@@ -18,6 +18,7 @@ from repq_tf.graphs import (
 )
 from repq_tf.keras_api import Layer, keras, ops
 from repq_tf.layers import ReparamConv, SqueezeExcite
+from repq_tf.layers.activations import activation_of
 from repq_tf.layers.stock import MAPS, STOCK, normalized_axis
 from repq_tf.quantization.channel_order import fold_reversals
 from repq_tf.quantization.constants import (
@@ -227,7 +228,8 @@ def _activation(name: str, activation: str, like: Node) -> Node:
     """An activation of what the node `like` reads."""
     options = {"name": name, "dtype": like.layer.dtype_policy}
     softmax = activation == "softmax"
-    layer = _layers.Softmax(**options) if softmax else _layers.Activation(activation, **options)
+    function = activation_of(activation)
+    layer = _layers.Softmax(**options) if softmax else _layers.Activation(function, **options)
     return Node(name, layer, tuple(like.inputs))
 
 

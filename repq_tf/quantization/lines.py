@@ -17,6 +17,7 @@ _ALIKE = (
     *(kind for kind in TRAINING_ONLY if kind is not _layers.SpatialDropout1D),
     *(_layers.Activation, _layers.Add, _layers.ELU, _layers.LeakyReLU, _layers.Maximum),
     *(_layers.Minimum, _layers.Multiply, _layers.ReLU, _layers.Softmax, _layers.Subtract),
+    _layers.UnitNormalization,
 )
 _ANY_RANK = (_layers.Flatten, _layers.Reshape)  # they read values in their order alone
 

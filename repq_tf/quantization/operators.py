@@ -6,12 +6,13 @@ in a file, in `repq_tf.deployment.operators`.
 
 import dataclasses
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from repq_tf.graphs import copy_layer
-from repq_tf.keras_api import Layer, keras, ops
+from repq_tf.graphs import copy_layer, layer_of_function
+from repq_tf.keras_api import LEGACY, Layer, keras, ops
 from repq_tf.layers import (
     DepthToSpace,
     QuantizedAdd,
@@ -26,10 +27,12 @@ from repq_tf.layers import (
     QuantizedSoftmax,
     QuantizedSubtract,
     QuantizedTanh,
+    QuantizedUnitNormalization,
     QuantizedUpSampling2D,
     Slice,
     SqueezeExcite,
 )
+from repq_tf.layers.activations import activation_of, gelu_approximate
 from repq_tf.layers.quantized.up_sampling import INTERPOLATIONS
 from repq_tf.layers.stock import TRAINING_ONLY
 
@@ -77,12 +80,11 @@ def _prescribed(
     kind: Any,
     wide_input: bool | None = True,
     check: Check | None = None,
-    signed: bool = False,
 ) -> Operator:
     def make(site: Any, input_zero_point: int, **options: Any) -> Layer:
         return kind(name=options["name"], dtype=options["dtype"])
 
-    return Operator("fixed", make, wide_input, check, step=kind.STEP, signed=signed)
+    return Operator("fixed", make, wide_input, check, step=kind.STEP, signed=kind.SIGNED)
 
 
 def _subtract(site: Any, input_zero_point: int, **options: Any) -> Layer:
@@ -90,7 +92,11 @@ def _subtract(site: Any, input_zero_point: int, **options: Any) -> Layer:
 
 
 def _lookup(site: Any, input_zero_point: int, **options: Any) -> Layer:
-    function = copy_layer(site.layer, dtype="float32")
+    layer, dtype = site.layer, "float32"
+    if type(layer) is not _layers.Activation:
+        return QuantizedLookup(copy_layer(layer, dtype=dtype), **options)
+    # By its name, which a file holds, whatever function the layer was given.
+    function = _layers.Activation(activation_of(activation_name(layer)), dtype=dtype)
     return QuantizedLookup(function, **options)
 
 
@@ -139,6 +145,12 @@ def _check_softmax(layer: Layer) -> str | None:
     return None if axis == -1 else f"a softmax's axis must be -1. Received: {axis}"
 
 
+def _check_unit_normalization(layer: Layer) -> str | None:
+    if layer.axis in (-1, [-1]):
+        return None
+    return f"its axis must be -1, that of the channels. Received: {layer.axis}"
+
+
 def _up_sampling(site: Any, input_zero_point: int, **options: Any) -> Layer:
     layer = site.layer
     return QuantizedUpSampling2D(layer.size, layer.interpolation, input_zero_point, **options)
@@ -156,9 +168,13 @@ _LEAKY_RELU = Operator("same_scale", _leaky_relu)
 _LOOKUP = Operator("new_scale", _lookup)
 _POSITIVE_LOOKUP = Operator("new_scale", _lookup, signed=False)
 _SOFTMAX = _prescribed(QuantizedSoftmax, wide_input=False, check=_check_softmax)
+_UNIT = _prescribed(
+    QuantizedUnitNormalization, wide_input=False, check=_check_unit_normalization
+)
 
 _FUNCTIONS = (
-    "celu elu gelu hard_shrink hard_tanh mish selu soft_shrink softsign tanh_shrink"
+    "celu elu gelu gelu_approximate hard_shrink hard_tanh mish selu soft_shrink softsign "
+    "tanh_shrink"
 ).split()
 _POSITIVE_FUNCTIONS = "exponential softplus sparse_plus sparse_sigmoid squareplus".split()
 
@@ -186,6 +202,7 @@ OPERATORS = {
     _layers.Softmax: _SOFTMAX,
     Slice: _KEEPS_SCALE,
     _layers.Subtract: Operator("new_scale", _subtract, signed=True),
+    _layers.UnitNormalization: _UNIT,
     _layers.UpSampling2D: Operator("same_scale", _up_sampling, check=_check_up_sampling),
     _layers.ZeroPadding2D: _KEEPS_SCALE,
 }
@@ -196,7 +213,7 @@ ACTIVATIONS = {
     "log_sigmoid": Operator("new_scale", _lookup, signed=True),  # negative everywhere
     "sigmoid": _prescribed(QuantizedSigmoid),
     "softmax": _SOFTMAX,
-    "tanh": _prescribed(QuantizedTanh, signed=True),
+    "tanh": _prescribed(QuantizedTanh),
     # Functions of single values, by the names of Keras's activations.
     **dict.fromkeys(_FUNCTIONS, _LOOKUP),
     **dict.fromkeys(_POSITIVE_FUNCTIONS, _POSITIVE_LOOKUP),
@@ -224,9 +241,25 @@ def activation_name(layer: Layer) -> str:
         return "leaky_relu" if slope else {None: "relu", 6.0: "relu6"}.get(limit, "ReLU")
     if isinstance(layer, _layers.Softmax):
         return "softmax"
-    name = keras.activations.serialize(layer.activation)
-    name = name if isinstance(name, str) else name.get("config", str(name))
-    return _ALIASES.get(name, name)
+    return _function_name(layer.activation)
+
+
+def _function_name(function: Any) -> str:
+    """The name of an activation; of a function around one operation, that of what it means."""
+    name = getattr(function, "__name__", type(function).__name__)
+    if function is gelu_approximate:
+        return name
+    named = getattr(keras.activations, name, None) is function
+    if LEGACY or (named and isinstance(function, FunctionType)):
+        serialized = keras.activations.serialize(function)
+        name = serialized if isinstance(serialized, str) else name
+        return _ALIASES.get(name, name)
+    means = layer_of_function(function)
+    if means is not None and type(means) is _layers.Activation:
+        meant = _function_name(means.activation)
+        # Those that are fused stay what they are given as.
+        return meant if meant in APART else name
+    return name
 
 
 def operator_of_function(layer: QuantizedLookup) -> str | None:

@@ -46,8 +46,6 @@ _ADVICE = {
         "the file has no loop over time; use causal convolutions (Conv1D), or end the "
         "quantized model before it",
     ),
-    "UnitNormalization": "divide by the length behind the file, where its caller can; end the "
-    "quantized model before it",
     "Lambda": "write what it computes with keras.ops on the tensors, outside of a layer",
     "OperationLayer": "no layer means the same; use layers, or leave it to the caller",
 }

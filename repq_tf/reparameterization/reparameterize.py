@@ -12,7 +12,7 @@ from repq_tf.graphs import Graph, Node, copy_call, read_graph, rebuild
 from repq_tf.keras_api import Layer, Shape, keras
 from repq_tf.kernels import AffineKernel
 from repq_tf.layers import ReparamConv
-from repq_tf.layers.stock import CONVOLUTIONS, stock_options
+from repq_tf.layers.stock import CONVOLUTIONS, StockConvolution, stock_options
 from repq_tf.reparameterization.fit import Fit, fit_block
 from repq_tf.reparameterization.moments import measure_moments
 from repq_tf.reparameterization.patterns import Settings, read_settings
@@ -140,7 +140,7 @@ class _Builder:
         options = {**stock_options(layer, norm), **self.settings.options}
         block = self.settings.block(name=node.name, trainable=layer.trainable, **options)
         block.build(input_shape)
-        wanted = target(layer, norm)
+        wanted = target(StockConvolution(layer), norm)
         if self.settings.initialize is None:
             fit = fit_block(block, wanted)
         else:

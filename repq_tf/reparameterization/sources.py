@@ -75,9 +75,9 @@ class Sources:
         return readers[0]
 
 
-def target(layer: Layer, norm: Layer | None = None) -> Target:
+def target(convolution: StockConvolution, norm: Layer | None = None) -> Target:
     """The `Target` that a convolution, or a dense layer, and the batch norm behind it are."""
-    affine = StockConvolution(layer).merge()
+    affine = convolution.merge()
     if norm is None:
         return Target(affine)
     mean, gain, beta = normalization(norm)

@@ -104,6 +104,7 @@ OPERATORS = {
     "GATHER": Operator("GatherOptions", {"int32": 2}, "Gather"),
     "GELU": Operator("GeluOptions", _features(1, 2), pointwise=True),
     "HARD_SWISH": _float("HardSwishOptions", "HardSwish"),
+    "L2_NORMALIZATION": Operator("L2NormOptions", _features(1, 2), "L2Normalization"),
     "LEAKY_RELU": Operator(
         "LeakyReluOptions",
         _features(1, 2),

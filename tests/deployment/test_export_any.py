@@ -1,5 +1,7 @@
 """What people build, exported: the file computes exactly what the model does."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -40,10 +42,15 @@ def pairs(x):
     return conv("c")(layers.ReLU(6.0)(layers.Minimum()([c, b]) - conv("d")(x)))
 
 
+@keras.saving.register_keras_serializable("tests")
+def gelu_by_tanh(x):
+    return keras.activations.gelu(x, approximate=True)
+
+
 def functions(x):
     x = layers.ELU()(conv("a", activation="tanh")(x))
     x = layers.Activation("gelu")(conv("b", activation="softplus")(x))
-    x = layers.Activation("mish")(conv("c")(x))
+    x = layers.Activation("mish")(conv("c", activation=gelu_by_tanh)(ops.gelu(x)))
     return layers.Activation("tanh")(layers.ELU(0.7)(conv("d", activation="gelu")(x)))
 
 
@@ -105,6 +112,49 @@ def test_functions_are_near_their_float_ones(function, before):
     # Half a step of its own, and what the input's rounding and its clipping are.
     assert np.quantile(within, 0.99) < 4 * step
     assert np.quantile(np.abs(got - want), 0.9) < 3 * step
+
+
+@pytest.mark.filterwarnings("ignore:The object being serialized includes a `lambda`")
+@pytest.mark.parametrize(
+    "written",
+    [
+        ops.gelu,
+        lambda x: layers.Activation(gelu_by_tanh)(x),
+        lambda x: layers.Activation(lambda x: ops.gelu(x))(x),
+        lambda x: conv("b", activation=gelu_by_tanh)(x),
+    ],
+)
+def test_the_approximate_gelu_is_a_table_however_it_is_written(written, tmp_path):
+    """The runtime's own, of float32, is one step off at 1 of 100,000 levels."""
+    model = network(lambda x: written(conv("a")(x)))
+    qat = quantize(model)
+    operators = repq_tf.export_tflite(qat, tmp_path / "x.tflite")
+    assert {"CAST", "ADD", "GATHER"} < operators.keys() and "GELU" not in operators
+    (layer,) = (x for x in qat.layers if isinstance(x, repq_tf.layers.QuantizedLookup))
+    grid = np.float32(0.02)
+    found = array(layer.table(ops.convert_to_tensor(grid))).astype(int)
+    x = np.arange(-128, 256) * np.float64(grid)
+    wanted = x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    levels = wanted.astype("float32") / array(layer.step)
+    np.testing.assert_array_equal(found, np.clip(np.rint(levels), -128, 127))
+    qat.save(tmp_path / "x.keras")  # which needs nothing that the test has defined
+    again = keras.saving.load_model(tmp_path / "x.keras")
+    assert_exact(repq_tf.check_parity(again, tmp_path / "x.tflite", X, verbose=False))
+    repq_tf.export_tflite_float(model, tmp_path / "float.tflite")
+    (got, *_), _, _ = run(tmp_path / "float.tflite", X)
+    np.testing.assert_allclose(got, array(model(X)), rtol=1e-4, atol=1e-5)
+
+
+def test_functions_of_several_operations_are_refused_by_their_names():
+    def twice(x):
+        return ops.gelu(ops.gelu(x))
+
+    for function, name in ((twice, "twice"), (layers.LeakyReLU(0.1), "LeakyReLU")):
+        with pytest.raises(ValueError, match=f"activation must be one of .* Received: {name}"):
+            quantize(network(lambda x, f=function: conv("a", activation=f)(x)))
+    gelu = functools.partial(keras.activations.gelu, approximate=True)
+    with pytest.raises(ValueError, match="must be one that Keras can save; .*Received: .*part"):
+        quantize(network(lambda x: layers.Activation(gelu)(conv("a")(x))))
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,12 @@ def softmaxes(x):
     return layers.Dense(6, activation="softmax", name="f")(x)
 
 
+def unit_vectors(x):
+    x = keras.ops.normalize(conv("a", 5, activation="relu")(x))  # some are zeros
+    x = layers.Flatten(name="flat")(conv("b", 3, strides=2)(x))
+    return layers.UnitNormalization(name="u")(layers.Dense(9, name="f")(x))
+
+
 def sums(x):
     a = conv("a", activation="relu", padding="same")(x)
     b = conv("b", padding="same")(a)
@@ -139,7 +145,7 @@ def relu_after_pool(x):
 NETWORKS = [
     *(strides_and_pads, groups, depthwise_convolutions, one_channel, dense, softmaxes, sums),
     *(broadcast_sum, concatenations, max_pools, means, mean_of_one_pixel, shapes),
-    *(pad_of_signed, relu_after_pool, residual),
+    *(pad_of_signed, relu_after_pool, residual, unit_vectors),
 ]
 
 

@@ -167,6 +167,8 @@ ACTIVATIONS = {
     "softsign": {"ABS": 1, "ADD": 1, "DIV": 1},
     "tanh": {"TANH": 1},
 }
+NETWORKS["unit vectors"] = (layers.UnitNormalization(), {"L2_NORMALIZATION": 1})
+NETWORKS["gelu by tanh"] = (keras.ops.gelu, {"GELU": 1})
 NETWORKS |= {name: (layers.Activation(name), kinds) for name, kinds in ACTIVATIONS.items()}
 
 

@@ -19,6 +19,10 @@ def _convolution(draw, x):
     }
     size = draw(st.sampled_from((1, 3, 4)))
     kind = draw(st.sampled_from(("Conv1D", "Conv1D", "DepthwiseConv1D", "SeparableConv1D")))
+    if kind == "Conv1D" and draw(st.integers(0, 2)) == 2:
+        options["padding"] = "causal"
+    if kind == "Conv1D" and x.shape[-1] % 2 == 0 and draw(st.booleans()):
+        return layers.Conv1D(2 * draw(st.integers(1, 3)), size, groups=2, **options)(x)
     if kind == "DepthwiseConv1D":
         return layers.DepthwiseConv1D(
             size, depth_multiplier=draw(st.integers(1, 2)), **options

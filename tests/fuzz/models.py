@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+from keras import ops
 
 from tests.fuzz import draws as st
 from tests.fuzz.lines import line_network
@@ -66,7 +67,9 @@ def network(draw):
 
 def _ended(draw, x):
     """Behind features of pixels: nothing, or classes."""
-    ending = draw(st.sampled_from(("none", "mean", "max", "flat", "normalized", "softmax")))
+    ending = draw(
+        st.sampled_from(("none", "mean", "max", "flat", "normalized", "softmax", "unit"))
+    )
     if ending == "none":
         return x
     if ending == "flat":
@@ -76,4 +79,6 @@ def _ended(draw, x):
     x = layers.Dense(3)(kind()(x))
     if ending == "normalized":
         x = layers.Dense(2)(layers.ReLU()(layers.BatchNormalization()(x)))
+    if ending == "unit":
+        return draw(st.sampled_from((layers.UnitNormalization(), ops.normalize)))(x)
     return layers.Softmax()(x) if ending == "softmax" else x

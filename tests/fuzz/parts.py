@@ -123,8 +123,11 @@ FUNCTIONS = ["tanh", "elu", "gelu"] * 3 + (
 
 
 def _function(draw, x):
-    if draw(st.integers(0, 9)) == 9:
+    kind = draw(st.integers(0, 9))
+    if kind == 9:
         return layers.ELU(draw(st.sampled_from((0.5, 1.0))))(x)
+    if kind == 8:
+        return ops.gelu(x)
     return layers.Activation(draw(st.sampled_from(FUNCTIONS)))(x)
 
 

@@ -33,6 +33,8 @@ KNOWN = {
     "silu": (ops.silu, "Activation"),
     "tanh": (ops.tanh, "Activation"),
     "hard sigmoid": (ops.hard_sigmoid, "Activation"),
+    "gelu by tanh": (ops.gelu, "Activation"),
+    "normalize": (ops.normalize, "UnitNormalization"),
     "exponential": (ops.exp, "Activation"),
     "squareplus": (ops.squareplus, "Activation"),
     "soft shrink": (ops.soft_shrink, "Activation"),
@@ -61,6 +63,9 @@ KNOWN = {
 PASSED_ON = {
     "sum over channels": lambda x: ops.sum(x, axis=-1, keepdims=True),
     "sine": ops.sin,
+    "normalize by the sum": lambda x: ops.normalize(x, order=1),
+    "normalize rows": lambda x: ops.normalize(x, axis=1),
+    "normalize but for short vectors": lambda x: ops.normalize(x, epsilon=0.5),
     "another option": lambda x: ops.squareplus(x, b=3),
     "constants of pixels": lambda x: x + np.ones((6, 8, 1), "float32"),
     "a number over x": lambda x: 1 / (x + 10.0),

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from repq_tf import layers
+from repq_tf.layers.activations import gelu_approximate
 
 HERE = Path(__file__).parent
 SHAPE = (5, 4, 2)
@@ -138,7 +139,23 @@ def transposed():
     return keras.Model(inputs, outputs, name="transposed")
 
 
-_MAKERS = (float_blocks, quantized_blocks, quantized_layers, softmax, functions, transposed)
+def embedding():
+    """Unit vectors, and a function that Keras has no name for."""
+    inputs = keras.Input(SHAPE, name="image")
+    x, step = layers.Quantize(8, name="image_quantize")(inputs)
+    gelu = keras.layers.Activation(gelu_approximate, name="gelu")
+    kind = layers.QuantizedUnitNormalization
+    outputs = {
+        "GELU": layers.QuantizedLookup(gelu, 6, name="GELU")(x, step)[0],
+        "UnitNormalization": kind(name="UnitNormalization")(x, step)[0],
+    }
+    return keras.Model(inputs, outputs, name="embedding")
+
+
+_MAKERS = (
+    *(float_blocks, quantized_blocks, quantized_layers, softmax, functions, transposed),
+    embedding,
+)
 MODELS = {make.__name__: make for make in _MAKERS}
 
 

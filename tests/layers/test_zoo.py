@@ -141,6 +141,7 @@ OPERATORS = {
     "QuantizedSigmoid": [_tensors(FEATURES, STEP), _tensors((None, 7), STEP)],
     "QuantizedHardSigmoid": [_tensors(FEATURES, STEP)],
     "QuantizedSoftmax": [_tensors((None, 7), STEP)],
+    "QuantizedUnitNormalization": [_tensors((None, 7), STEP), _tensors(FEATURES, STEP)],
     "DenseBlock": [_tensors((None, 7)), _tensors((4, 7), STEP)],
 }
 

@@ -10,7 +10,14 @@ import pytest
 import repq_tf
 from repq_tf.onnx.operators import OPERATORS
 from repq_tf.tflite import operators as of_tflite
-from tests.parity.test_runtimes import SLOPES, every_operator, functions, gates, one_output
+from tests.parity.test_runtimes import (
+    SLOPES,
+    embedding,
+    every_operator,
+    functions,
+    gates,
+    one_output,
+)
 from tests.quantization.networks import (
     array,
     images,
@@ -102,6 +109,19 @@ def test_interpolation_and_averages_are_rounded_otherwise(tmp_path):
     assert different.max() <= 2 and (different > 0).mean() < 0.3
 
 
+def test_unit_vectors_are_a_step_off_at_most(tmp_path):
+    """They are divided in floating point there, and rounded once."""
+
+    def function(x):
+        return layers.UnitNormalization(name="u")(x)
+
+    qat = quantized(function, 8)
+    repq_tf.export_onnx(qat, tmp_path / "x.onnx")
+    got, _, _ = run(tmp_path / "x.onnx", X)
+    different = steps(qat, got, X)
+    assert different.max() <= 1 and (different > 0).mean() < 0.1
+
+
 # What only 16-bit activations use, which are refused; and the ends of other files.
 NOT_IN_ONNX = {"BATCH_TO_SPACE_ND", "SPLIT", "DEQUANTIZE", "PACK", "SHAPE", "TRANSPOSE_CONV"}
 
@@ -114,7 +134,7 @@ def test_every_operator_of_an_integer_file_is_taken(tmp_path):
     }
     assert set(OPERATORS) == of_files - NOT_IN_ONNX
     written = set()
-    for function in (*EQUAL.values(), every_operator):
+    for function in (*EQUAL.values(), every_operator, embedding):
         written |= set(repq_tf.export_tflite(quantized(function, 8), tmp_path / "x.tflite"))
     assert set(OPERATORS) <= written, "an operator that no test above runs"
 

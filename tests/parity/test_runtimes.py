@@ -55,6 +55,12 @@ def functions(x):
     return layers.Conv2D(3, 1, name="c")(layers.Permute((2, 1, 3), name="turned")(x))
 
 
+def embedding(x):
+    x = layers.UnitNormalization(name="n")(layers.Conv2D(6, 3, name="a")(x))
+    x = layers.Dense(40, name="f")(layers.Flatten(name="flat")(x))
+    return layers.UnitNormalization(name="u")(x)
+
+
 def function(name):
     return lambda x: layers.Activation(name, name=name)(layers.Conv2D(3, 3, name="a")(x))
 
@@ -64,6 +70,7 @@ NETWORKS = {
     "gates": gates,
     "one output": one_output,
     "functions": functions,
+    "embedding": embedding,
 }
 # A runtime, a function that it has, and one that it lacks.
 LACKING = [("tflm", "elu", "gelu"), ("reference", "gelu", "elu")]

@@ -17,7 +17,7 @@ def unbalance(model, seed=0, spread=1.5, dead=0.1):
     for weight in model.weights:
         name, shape = weight.path.rsplit("/", 1)[-1], tuple(weight.shape)
         if "kernel" in name and len(shape) > 1:
-            channels = shape[2:] if "depthwise_conv2d" in weight.path else shape[-1:]
+            channels = shape[-2:] if "depthwise" in weight.path else shape[-1:]
             gain = np.exp(rng.normal(0, spread, channels))
             gain = np.where(rng.random(channels) < dead, 1e-20, gain)
             weight.assign(array(weight) * gain)

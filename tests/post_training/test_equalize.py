@@ -3,15 +3,17 @@
 import keras
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import repq_tf
 from repq_tf import layers as blocks
 from repq_tf.graphs import read_graph
+from repq_tf.post_training.features import INSIDE
 from tests.deployment.files import assert_exact, parity
 from tests.fuzz.check import randomize
 from tests.fuzz.draws import drawing
+from tests.fuzz.lines import line_network
 from tests.fuzz.models import network as random_network
 from tests.post_training.networks import images, ranges_of_features, unbalance
 from tests.quantization.networks import relative
@@ -54,20 +56,20 @@ def depthwise(layer):
 # The function.
 
 
-@settings(max_examples=8)
+@settings(max_examples=12)
 @given(
     rng=st.randoms(),
+    draw_body=st.sampled_from((random_network, line_network)),
     seed=st.integers(0, 999),
     absorb_bias=st.booleans(),
     relu6=st.sampled_from(("skip", "replace")),
 )
-def test_random_networks_keep_their_function(rng, seed, absorb_bias, relu6):
+def test_random_networks_keep_their_function(rng, draw_body, seed, absorb_bias, relu6):
     """Dead channels, groups, strides, sums, gates, PReLU, branches; the end is never alone."""
-    body = random_network(drawing(rng))
-    assume(not any(isinstance(layer, layers.Conv1D) for layer in body.layers))
-    dense = len(body.output.shape) == 2
-    end = (lambda n: layers.Dense(n)) if dense else (lambda n: layers.Conv2D(n, 1))
-    y = end(3)(layers.ReLU()(end(5)(body.output)))
+    body = draw_body(drawing(rng))
+    end = {2: layers.Dense, 3: layers.Conv1D, 4: layers.Conv2D}[len(body.output.shape)]
+    size = () if end is layers.Dense else (1,)
+    y = end(3, *size)(layers.ReLU()(end(5, *size)(body.output)))
     model = keras.Model(body.input, y)
     randomize(model, np.random.default_rng(seed))
     unbalance(model, seed)
@@ -292,14 +294,16 @@ def test_a_channel_that_never_acts_is_not_enlarged():
 # Constants.
 
 
-@pytest.mark.parametrize("padding", ["valid", "same"])
-def test_a_constant_channel_moves_into_a_bias_where_that_is_exact(padding):
+@pytest.mark.parametrize(
+    ("rank", "padding"), [(2, "valid"), (2, "same"), (1, "valid"), (1, "same"), (1, "causal")]
+)
+def test_a_constant_channel_moves_into_a_bias_where_that_is_exact(rank, padding):
     """Channel 1 is 0.7 everywhere, channel 2 is 0; zeros beside an input let 0.7 stay."""
-    inputs = keras.Input((6, 6, 2))
-    x = layers.Conv2D(4, 1, activation="relu", name="first")(inputs)
-    x = layers.MaxPooling2D(2, 1)(x)
-    x = layers.Conv2D(3, 3, padding=padding, activation="relu", name="last")(x)
-    model = keras.Model(inputs, layers.Conv2D(2, 1)(x))
+    conv, pool = (getattr(layers, f"{kind}{rank}D") for kind in ("Conv", "MaxPooling"))
+    inputs = keras.Input((*[6] * rank, 2))
+    x = conv(4, 1, activation="relu", name="first")(inputs)
+    x = conv(3, 3, padding=padding, activation="relu", name="last")(pool(2, 1)(x))
+    model = keras.Model(inputs, conv(2, 1)(x))
     first = model.get_layer("first")
     kernel = array(first.kernel).copy()
     kernel[..., 1:3] *= 1e-15
@@ -313,8 +317,8 @@ def test_a_constant_channel_moves_into_a_bias_where_that_is_exact(padding):
     moved = padding == "valid"
     np.testing.assert_array_equal(array(new.kernel)[..., 1:3], 0)
     np.testing.assert_allclose(array(new.bias)[1:3], [0 if moved else 0.7, 0], rtol=1e-6)
-    gone = array(behind.kernel)[:, :, 1:3]
-    assert not gone[:, :, 1].any() and gone[:, :, 0].any() != moved
+    gone = array(behind.kernel)[..., 1:3, :]
+    assert not gone[..., 1, :].any() and gone[..., 0, :].any() != moved
     assert relative(found.model(x), model(x)) < 1e-6
 
 
@@ -422,6 +426,34 @@ def test_every_rule_between_layers():
     assert gamma[0] != pytest.approx(gamma[1])
     text = str(found)
     assert "gate has sigmoid" in text and "rounds" in text
+
+
+def test_lines_and_separable_convolutions_are_paired_in_their_order():
+    inputs = keras.Input((12, 4))
+    x = layers.Conv1D(6, 3, padding="causal", activation="relu", name="causal")(inputs)
+    x = layers.Conv1D(6, 3, dilation_rate=2, groups=2, use_bias=False, name="grouped")(x)
+    x = layers.ReLU()(layers.BatchNormalization(name="norm")(x))
+    x = layers.DepthwiseConv1D(3, 2, "same", depth_multiplier=2, name="depthwise")(x)
+    x = layers.LeakyReLU()(layers.UpSampling1D(2)(x))
+    x = layers.SeparableConv1D(5, 3, padding="same", activation="relu", name="line")(x)
+    x = layers.Reshape((-1, 2, 5))(layers.ZeroPadding1D(1)(layers.MaxPooling1D(2)(x)))
+    x = layers.SeparableConv2D(4, 2, depth_multiplier=2, name="image")(x)
+    x = layers.Dense(3, name="dense")(layers.Flatten()(layers.ReLU()(x)))
+    model = keras.Model(inputs, x)
+    randomize(model, np.random.default_rng(0))
+    unbalance(model, dead=0)
+    x = images(model)
+    found = equalize(model, x)
+    told = rows(found)
+    order = "causal grouped depthwise line/depthwise line image/depthwise image dense".split()
+    assert list(told) == order
+    for name, reader in zip(order[:-1], order[1:], strict=True):
+        assert told[name].readers == (reader,) and told[name].scaled, name
+    assert relative(found.model(x), model(x)) < 1e-5
+    old, new = ranges_of_features(model, x), ranges_of_features(found.model, x)
+    inside = [tensor for tensor in old if tensor.index == INSIDE]
+    assert {tensor.node for tensor in inside} == {"line", "image"}
+    assert all(new[tensor] <= old[tensor] * 1.0001 for tensor in inside)
 
 
 def test_flattened_features_have_a_scale_for_each_channel():

@@ -446,7 +446,8 @@ def test_all_that_is_in_the_way_is_named_at_once():
             x = layers.LayerNormalization(name=name)(conv(f"{name}_conv")(x))
         x = keras.ops.sin(layers.MultiHeadAttention(1, 2, name="a")(x, x))
         x = layers.LSTM(4, name="l")(layers.Reshape((-1, 4))(x))
-        return layers.UnitNormalization(name="u")(layers.Lambda(lambda x: 2 * x, name="f")(x))
+        x = layers.Lambda(lambda x: 2 * x, name="f")(x)
+        return layers.UnitNormalization(1, name="u")(x)
 
     expected = (
         r"^7 layers cannot be quantized:\n"
@@ -455,7 +456,7 @@ def test_all_that_is_in_the_way_is_named_at_once():
         r"  layer 'sin\w*' \(the operation Sin\): .*; no layer means the same; .*\n"
         r"  layer 'l' \(LSTM\): .*; the file has no loop over time; .* causal convolutions.*\n"
         r"  layer 'f' \(Lambda\): .*; write what it computes with keras.ops .*\n"
-        r"  layer 'u' \(UnitNormalization\): .*; divide by the length behind the file, .*$"
+        r"  layer 'u' \(UnitNormalization\): its axis must be -1, .*: 1$"
     )
     with pytest.raises(ValueError, match=expected):
         quantize(model_of(function))

@@ -8,6 +8,7 @@ from repq_tf.layers.quantized.mean import QuantizedMean
 from repq_tf.layers.quantized.pairs import QuantizedAdd, QuantizedMultiply, QuantizedSubtract
 from repq_tf.layers.quantized.quantize import Quantize
 from repq_tf.layers.quantized.softmax import QuantizedSoftmax
+from repq_tf.layers.quantized.unit_normalization import QuantizedUnitNormalization
 from repq_tf.layers.quantized.up_sampling import QuantizedUpSampling2D
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "QuantizedSoftmax",
     "QuantizedSubtract",
     "QuantizedTanh",
+    "QuantizedUnitNormalization",
     "QuantizedUpSampling2D",
 ]

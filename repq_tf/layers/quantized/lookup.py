@@ -6,8 +6,8 @@ import numpy as np
 
 from repq_tf.arithmetic import sums, tables
 from repq_tf.keras_api import Config, Layer, Tensor, keras, ops, register
-from repq_tf.layers.options import GridOptions, QuantizeOptions
-from repq_tf.layers.quantized.quantize import Quantize
+from repq_tf.layers.options import QuantizeOptions
+from repq_tf.layers.quantized.quantize import FixedGrid, Quantize
 
 
 @register
@@ -61,26 +61,23 @@ class QuantizedLookup(Quantize):
 
 
 @register
-class QuantizedTanh(Quantize):
+class QuantizedTanh(FixedGrid):
     """`tanh(x)` on the grid that the integer runtime prescribes: steps of 1/128.
 
     Args:
-        **options: those of `Quantize` but for `bits`, `signed` and `step`.
+        **options: those of `FixedGrid`.
 
     Input: features and their step. Output: `(tanh(x), step)`.
     """
 
     STEP = 1 / 128
-
-    def __init__(self, **options: Unpack[GridOptions]) -> None:
-        options.update({"bits": 8, "signed": True, "step": self.STEP})
-        super().__init__(**options)
+    SIGNED = True
 
     def values(self, x: Tensor, *steps: Tensor) -> Tensor:
         """The function in floating point."""
         return ops.tanh(x)
 
-    values_shape = Quantize.values_shape  # it is a function of single values
+    values_shape = FixedGrid.values_shape  # it is a function of single values
 
     def integers(self, x: Tensor, step_in: Tensor, runtime: str = "xnnpack") -> Tensor:
         """The levels of the output, `round(128 tanh(x))`."""

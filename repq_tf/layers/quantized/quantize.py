@@ -187,16 +187,17 @@ class Quantize(Layer):
 
 
 class FixedGrid(Quantize):
-    """A function of a stored tensor onto `0 ... 1`, on a grid that the runtime prescribes.
+    """A function of a stored tensor, on a grid that the runtime prescribes.
 
-    It is unsigned and has 8 bits and the class's `STEP`.
+    It has 8 bits and the class's `STEP`, and is signed where that is `SIGNED`.
 
     Args:
         **options: those of `Quantize` but for `bits`, `signed` and `step`.
     """
 
     STEP: float | None = None
+    SIGNED = False
 
     def __init__(self, **options: Unpack[GridOptions]) -> None:
-        options.update({"bits": 8, "signed": False, "step": self.STEP})
+        options.update({"bits": 8, "signed": self.SIGNED, "step": self.STEP})
         super().__init__(**options)
