@@ -121,9 +121,8 @@ def matching(names: Sequence[str], patterns: Iterable[str], argument: str) -> se
     for pattern in patterns:
         matched = fnmatch.filter(names, pattern)
         if not matched:
-            raise ValueError(
-                f"{argument}: {pattern!r} matches no convolution. These are: {', '.join(names)}"
-            )
+            there = f"These are: {', '.join(names)}" if names else "There is none"
+            raise ValueError(f"{argument}: {pattern!r} matches no convolution. {there}")
         found.update(matched)
     return found
 

@@ -101,6 +101,12 @@ class _Builder:
         self.calibrated = calibrated
         self.sources = Sources(graph)
         names = [n.name for n in graph.nodes.values() if isinstance(n.layer, CONVOLUTIONS)]
+        if not names:
+            kinds = " or ".join(kind.__name__ for kind in CONVOLUTIONS)
+            raise ValueError(
+                f"model {graph.name!r} has no {kinds} to convert; repq_tf.merge(model) makes "
+                "them of blocks of repq_tf.layers"
+            )
         self.chosen = matching(names, settings.layers, "layers")
         self.copies: dict[int, Layer] = {}
         self._blocks: dict[int, ReparamConv] = {}

@@ -341,3 +341,10 @@ def test_initialization_of_ones_own():
 def test_bad_settings_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         convert(network(small), settings)
+
+
+def test_a_model_of_blocks_alone_is_told_how_to_be_plain():
+    blocks = network(lambda x: repq_tf.layers.ACBlock(4)(x))
+    with pytest.raises(ValueError, match=r"no Conv2D or DepthwiseConv2D .*repq_tf.merge"):
+        convert(blocks, "acnet")
+    assert convert(repq_tf.merge(blocks), "acnet").layers
