@@ -1,17 +1,20 @@
-"""Networks of `cifar10.py`, quantized without training: accuracy on all 10,000 test images.
+r"""Networks of `cifar10.py`, quantized without training: accuracy on all 10,000 test images.
 
     python benchmarks/post_training.py runs/cifar10/repvgg_tiny-0-float/float.keras \
         --data_dir=~/tensorflow_datasets --json=post_training.json
+    python benchmarks/post_training.py resnet8 --calibration_images=1024 \
+        --only='(W4A4|W3A3|W2A4) per channel, \w+$'
 
-Each row's figure is that of the model's inference, which is its file's; the file is written and
-compared with it on a hundred images, value by value. First and last layers have 8 bits where
-those between have fewer. A network is called after the folder that it lies in. A row in the
-JSON file is not computed again.
+A quantized row's figure is that of its `.tflite` file, which is compared with the model on a
+hundred images, value by value. First and last layers have 8 bits where those between have
+fewer. A network is one of the library's that come trained on CIFAR-10, or a file, which is
+called after the folder that it lies in. A row in the JSON file is not computed again.
 """
 
 import functools
 import json
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -24,10 +27,12 @@ from absl import app, flags
 
 import repq_tf
 from repq_tf.files import write_atomically
+from repq_tf.train.interpreter import Network
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("data_dir", None, "Folder of the TFDS data set.")
 flags.DEFINE_integer("calibration_images", 512, "How many training images calibrate.")
+flags.DEFINE_string("only", "", "A regular expression of the rows to compute.")
 flags.DEFINE_string("json", None, "Write the table to this file.")
 _COMPARED = 100
 
@@ -41,7 +46,7 @@ def methods(seen):
     Args:
         seen: the images that calibrate.
     """
-    after = functools.partial(after_training, calibration_data=seen)
+    after = functools.partial(after_training, calibration_data=seen, calibration_images=None)
     for bits in (8, 6, 4):
         for equalize in (False, True):
             for rounding in ("nearest", "descent"):
@@ -60,9 +65,12 @@ def methods(seen):
             functools.partial(after, correct=correct),
         )
     yield "W8A8 per channel, nearest, of no image", _of_no_image
-    for rounding in ("nearest", "descent", "adaround", "adaquant"):
-        what = functools.partial(after, weight_bits=4, activation_bits=8, rounding=rounding)
-        yield f"W4A8 per channel, {rounding}", what
+    for weights, features in ((4, 8), (4, 4), (3, 3), (2, 4)):
+        roundings = ("nearest", "descent", "adaround", "adaquant")
+        for rounding in roundings[2:] if weights == features == 4 else roundings:
+            options = {"weight_bits": weights, "activation_bits": features}
+            what = functools.partial(after, rounding=rounding, **options)
+            yield f"W{weights}A{features} per channel, {rounding}", what
     for bits in (4, 3, 2):
         for levels in ("uniform", "odd"):
             for wide in (False, True):
@@ -83,60 +91,68 @@ def _of_no_image(model):
     return after_training(model, calibration_data=made, correct="analytic")
 
 
-def _images():
-    """Training images and the test set, normalised as `train/main.py` does it."""
+def _read():
+    """Training images and the test set, pixels as they are."""
     import tensorflow_datasets as tfds
 
     folder = FLAGS.data_dir and os.path.expanduser(FLAGS.data_dir)
     found = tfds.load("cifar10", split=["train", "test"], batch_size=-1, data_dir=folder)
     train, test = (tfds.as_numpy(part) for part in found)
     few = np.linspace(0, len(train["image"]) - 1, FLAGS.calibration_images).astype(int)
-    inputs = ((x.astype("float32") - 128) / 128 for x in (train["image"][few], test["image"]))
-    return (*inputs, test["label"])
+    return train["image"][few], test["image"], test["label"]
 
 
-def _accuracy(model, images, labels):
-    return float((model.predict(images, 500, verbose=0).argmax(-1) == labels).mean())
+def _network(source):
+    """A network, its name, and the mean and the deviation of the pixels that it takes."""
+    if source.endswith(".keras"):  # as `train/main.py` normalises
+        return keras.models.load_model(source), Path(source).resolve().parent.name, (128, 128)
+    model = getattr(repq_tf.models, source)(weights="cifar10")
+    return model, source, repq_tf.models.model_card(source, "cifar10")["pixels"]
 
 
-def _differing(model, images):
-    """How many values the file of a model computes otherwise."""
+def _accuracy(outputs, labels):
+    return float((outputs.argmax(-1) == labels).mean())
+
+
+def _judged(model, images, labels):
+    """The accuracy of a model's file, and how many values it computes otherwise."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.tflite"
+        path = str(Path(folder) / "model.tflite")
         repq_tf.export_tflite(model, path)
-        report = repq_tf.check_parity(model, path, images[:_COMPARED])
-    return sum(part.different for part in (*report.layers, *report.outputs))
+        accuracy = _accuracy(Network(path)(images), labels)
+        report = repq_tf.check_parity(model, path, images[:_COMPARED], verbose=False)
+    differing = sum(part.different for part in (*report.layers, *report.outputs))
+    return {"accuracy": accuracy, "differing": differing}
 
 
-def _rows(path, images, labels, calibration, done):
+def _rows(source, pixels, labels, done):
     """Yields one row of a network after the other; `done` are those there are already."""
-    model, name = keras.models.load_model(path), Path(path).resolve().parent.name
+    model, name, (mean, deviation) = _network(source)
+    calibration, images = ((x.astype("float32") - mean) / deviation for x in pixels)
     yield done.get((name, "float")) or {
         "model": name,
         "method": "float",
-        "accuracy": _accuracy(model, images, labels),
+        "accuracy": _accuracy(model.predict(images, 500, verbose=0), labels),
     }
     for method, make in methods(calibration):
         found = done.get((name, method))
-        if found is None:
-            made = make(model)
-            found = {"model": name, "method": method}
-            found["accuracy"] = _accuracy(made, images, labels)
-            found["differing"] = _differing(made, images)
-        yield found
+        if found is None and re.search(FLAGS.only, method):
+            found = {"model": name, "method": method, **_judged(make(model), images, labels)}
+        if found is not None:
+            yield found
 
 
 def main(arguments):
     """Prints a row after the other, and writes them as JSON if asked to."""
     if len(arguments) < 2:
-        raise SystemExit("give one or more .keras files of float networks")
-    calibration, images, labels = _images()
+        raise SystemExit("give one or more networks, .keras files or names")
+    *pixels, labels = _read()
     rows = []
     if FLAGS.json and os.path.exists(FLAGS.json):
         rows = json.loads(Path(FLAGS.json).read_text(encoding="utf-8"))["rows"]
     done = {(row["model"], row["method"]): row for row in rows}
-    for path in arguments[1:]:
-        for row in _rows(path, images, labels, calibration, done):
+    for source in arguments[1:]:
+        for row in _rows(source, pixels, labels, done):
             print(f"{row['model']:20} {row['method']:44} {row['accuracy']:.2%}", flush=True)
             done[row["model"], row["method"]] = row
             if FLAGS.json:
