@@ -519,3 +519,8 @@ class BlockCase:
     def test_bad_inputs_are_named(self):
         with pytest.raises(ValueError, match="the input must be"):
             self.block(**self.options).build((None, 8, 4, 4, 2))
+        block = self.block(**self.options)
+        block.build((None, *self.input_shape))
+        *size, channels = self.input_shape
+        with pytest.raises(ValueError, match=f"expected axis -1 .* to have value {channels}"):
+            block(np.zeros((2, *size, channels + 1), "float32"))

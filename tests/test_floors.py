@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 # Ground first.
 FLOORS = (
     # Which Keras; words, files and patience.
-    (1, "keras_api model_names quiet text progress version files"),
+    (1, "keras_api model_names quiet text progress version user_warning files"),
     # Two algebras: training's affine kernels, and the runtime's whole numbers.
     (2, "kernels arithmetic"),
     # Grids that learn, padded convolutions, checks of arguments.

@@ -4,7 +4,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from repq_tf.arguments import positive
+from repq_tf.arguments import pair, positive
 from repq_tf.branches.base import Branch
 from repq_tf.branches.readings import Reading
 from repq_tf.branches.streams import Streams
@@ -48,13 +48,20 @@ class Fixed(Branch):
     def depthwise(cls, filters: Array, channels: int, name: str) -> Self:
         """One filter `(kh, kw)` for every channel, or one each: `(kh, kw, channels)`."""
         filters = np.asarray(filters, np.float64)
+        channels = positive(channels, "channels")
         if filters.ndim == 2:
             filters = np.repeat(filters[:, :, None], channels, axis=2)
+        if filters.ndim != 3 or filters.shape[2] != channels:
+            raise ValueError(
+                f"filters must be (kh, kw) or (kh, kw, {channels}), one for each of the "
+                f"channels. Received: shape {filters.shape}"
+            )
         return cls(filters[:, :, None, :], channels, name)
 
     @classmethod
     def average(cls, kernel_size: Pair, channels: int, name: str = "average") -> Self:
         """The mean of every channel over a window; zeros around the image count."""
+        kernel_size = pair(kernel_size, "kernel_size")
         filters = np.full(kernel_size, 1 / np.prod(kernel_size))
         return cls.depthwise(filters, channels, name)
 
@@ -63,6 +70,13 @@ class Fixed(Branch):
         cls, in_channels: int, out_channels: int, groups: int = 1, name: str = "dirac"
     ) -> Self:
         """The identity of the channels that input and output have in common, group by group."""
+        groups = positive(groups, "groups")
+        counts = {"in_channels": in_channels, "out_channels": out_channels}
+        for argument, count in counts.items():
+            if positive(count, argument) % groups:
+                raise ValueError(
+                    f"{argument} must be a multiple of groups, {groups}. Received: {count}"
+                )
         inputs, outputs = in_channels // groups, out_channels // groups
         kernel = np.tile(np.eye(inputs, outputs), (1, groups))
         return cls(kernel[None, None], groups, name)

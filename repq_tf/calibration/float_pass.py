@@ -1,7 +1,6 @@
 """The float network on the calibration images: what its quantized copy is compared with."""
 
 import functools
-import warnings
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from repq_tf.calibration.thinning import thin
 from repq_tf.graphs import Graph, Node, evaluate
 from repq_tf.keras_api import Array, Tensor, keras, ops
 from repq_tf.layers import ReparamConv
+from repq_tf.user_warning import warn_user
 
 # Features this many times as large, or as small, as those that a batch norm was trained
 # on come from images of another range.
@@ -152,11 +152,10 @@ class FloatPass:
             if ratio is None:
                 continue
             if not 1 / _OTHER_RANGE < ratio < _OTHER_RANGE:
-                warnings.warn(
+                warn_user(
                     f"calibration_data: features of layer {block.name!r} are {ratio:.3g} times "
                     "as large as those that its batch norm was trained on; give images "
-                    "preprocessed as in training",
-                    stacklevel=4,
+                    "preprocessed as in training"
                 )
             return
 

@@ -3,7 +3,6 @@
 import collections
 import functools
 import os
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from repq_tf.keras_api import Array, Layer, Tensor, keras, ops
 from repq_tf.quantization.containers import check_container, check_four_bits, four_bit_layers
 from repq_tf.quantization.grids import known_name
 from repq_tf.tflite.writer import write
+from repq_tf.user_warning import warn_user
 
 
 def export_tflite(
@@ -158,9 +158,8 @@ def four_bit_nodes(graph: Graph) -> list[str]:
     found, left = four_bit_layers(graph)
     if left:
         names = [known_name(graph, graph.nodes[name]) for name in left]
-        warnings.warn(
+        warn_user(
             f"layers {names} stay in the int8 container: a channel with a negative batch-norm "
-            "gain has the weight -8, which is 8 in the file and does not fit 4 bits",
-            stacklevel=3,
+            "gain has the weight -8, which is 8 in the file and does not fit 4 bits"
         )
     return found

@@ -99,7 +99,8 @@ class IntegerLowering(Lowering):
         bits: of the activations: 16, or at most 8.
 
     Raises:
-        ValueError: a layer computes in floating point, or holds NaN; it is named.
+        ValueError: the model is not quantized, or a layer, which is named, computes in
+            floating point or holds NaN.
     """
 
     def __init__(
@@ -113,6 +114,11 @@ class IntegerLowering(Lowering):
         sources = [graph.nodes[name] for name in graph.input_keys]
         before = {node.name: input_layers(graph, node) for node in sources}
         self._preparing = {item.name for items in before.values() for item in items}
+        if not any(_rounds(node) for node in graph.nodes.values()):
+            raise ValueError(
+                f"model {graph.name!r} is not quantized; export what repq_tf.quantize "
+                "returned, which merges its blocks itself"
+            )
         for node in graph.nodes.values():
             self._check(node)
         shapes = by_input("input_shape", input_shape, graph)
@@ -164,7 +170,7 @@ class IntegerLowering(Lowering):
             if node.layer.weights and not stored:
                 raise ValueError(
                     f"layer {name!r} ({type(node.layer).__name__}) computes in floating "
-                    "point; export what repq_tf.quantize returned, not the merged model"
+                    "point; export what repq_tf.quantize returned"
                 )
             return
         quantized = node.layer.weight_quantizer is not None

@@ -31,7 +31,9 @@ def check_ratios(program: Program) -> None:
                 f"layer {y.name!r}: a step of what it reads must be less than {largest} steps "
                 f"of its output, or the runtime does not run the file. Received: {ratio:.0f}. "
                 "Its step has all but vanished in training, or those before have grown as "
-                "much: train with a smaller learning rate, or quantize the float model again"
+                "much: train with a smaller learning rate, or quantize the float model again. "
+                "If its batch norms were never trained, call repq_tf.reestimate_batch_norm "
+                "on it first"
             )
 
 

@@ -178,6 +178,7 @@ class ExpressionLayer(Layer):
                 f"known number of channels. Received: shape {tuple(input_shape)}"
             )
         self._built_shape = tuple(input_shape)
+        self.input_spec = keras.layers.InputSpec(ndim=4, axes={-1: input_shape[-1]})
         self._initializers = 0
         channels = input_shape[-1]
         check_groups(self, channels)

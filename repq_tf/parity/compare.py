@@ -139,7 +139,9 @@ class _Comparison:
         stored = [n for n in graph.nodes.values() if isinstance(n.layer, Quantize)]
         names = [quantized_node(graph, node) for node in stored]
         if not any(node.is_input for node in names) or all(node.is_input for node in names):
-            raise ValueError(f"model {graph.name!r} is not quantized")
+            raise ValueError(
+                f"model {graph.name!r} is not quantized; compare what repq_tf.quantize returned"
+            )
         layers = [known_name(graph, node) for node in names if not node.is_input]
         missing = [name for name in layers if name not in file.indices]
         if missing or len(file.outputs) != len(graph.output_tensors):

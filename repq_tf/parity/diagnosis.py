@@ -30,8 +30,8 @@ class Cause:
     """Something in the file that explains a difference.
 
     Attributes:
-        kind: "float", "scale", "kernel", "bias", "unequal scales", "clamp", "kernels" or
-            "unknown".
+        kind: "other model", "float", "scale", "kernel", "bias", "unequal scales", "clamp",
+            "kernels" or "unknown".
         layer: the Keras layer whose tensor differs.
         text: what was found.
     """
@@ -68,6 +68,12 @@ def diagnose(
         *part.clamps(difference.outside),
         *part.slow_kernels(runtime),
     ]
+    if {"scale", "kernel"} <= {kind for kind, _ in found}:
+        text = (
+            "steps and kernel are another model's, or this one's before it was trained on; "
+            "export it again"
+        )
+        found.insert(0, ("other model", text))
     if not found:
         found = [
             (

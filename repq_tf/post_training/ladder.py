@@ -1,13 +1,13 @@
 """The accuracy contract: settings tried from the cheapest on, until one is good enough."""
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 from repq_tf.arguments import number
 from repq_tf.keras_api import keras
 from repq_tf.text import columns
+from repq_tf.user_warning import warn_user
 
 # `metric(model)`: how good a model is, float or quantized; the larger, the better.
 Metric: TypeAlias = Callable[[keras.Model], float]
@@ -165,10 +165,9 @@ def climb(
         if ladder.holds:
             break
     else:
-        warnings.warn(
+        warn_user(
             f"max_drop: no settings hold {max_drop:g}; the smallest drop is "
-            f"{tried[ladder.best].drop:.3g}",
-            stacklevel=3,
+            f"{tried[ladder.best].drop:.3g}"
         )
     best.ladder = ladder
     return best

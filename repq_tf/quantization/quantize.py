@@ -1,6 +1,5 @@
 """`quantize`: a float model in, a model ready for quantization-aware training out."""
 
-import warnings
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -29,6 +28,7 @@ from repq_tf.quantizers import (
     check_weight_levels,
     check_wide_tap,
 )
+from repq_tf.user_warning import warn_user
 
 
 def quantize(
@@ -225,7 +225,7 @@ def quantize_graph(
     calibrate(quantized, graph, builder, stored, correct, verbose, rounding=rounding)
     if verbose:
         print(quantization_table(quantized))
-        print(f"calibrated on {stored.images} images")
+        print(f"calibrated on {stored.images} image{'s' * (stored.images > 1)}")
     return quantized
 
 
@@ -362,8 +362,7 @@ def _warn_of_extras(graph: Graph) -> None:
     for node in graph.nodes.values():
         if isinstance(node.layer, ReparamConv) or not (found := extras(node.layer)):
             continue
-        warnings.warn(
+        warn_user(
             f"layer {node.name!r} ({type(node.layer).__name__}): quantized training goes on "
-            f"without its {', '.join(found)}",
-            stacklevel=3,
+            f"without its {', '.join(found)}"
         )

@@ -139,8 +139,12 @@ def test_as_many_images_are_read_as_asked_for(tiny, capsys):
 def test_images_of_another_range_than_in_training_are_noticed(model):
     raw = np.random.default_rng(0).integers(0, 256, X.shape)
     for network_of in (model, network(lambda x: RepVGGBlock(4, name="vgg")(x))):
-        with pytest.warns(UserWarning, match="are .* times as large as those that its batch"):
-            quantize(network_of, calibration_data=raw)
+        noticed = "are .* times as large as those that its batch"
+        with pytest.warns(UserWarning, match=noticed) as warned:
+            repq_tf.quantize(network_of, calibration_data=raw, verbose=False)
+            repq_tf.analyze(network_of, raw, verbose=False)
+        files = [one.filename for one in warned if one.category is UserWarning]
+        assert files == 2 * [__file__]  # the user's lines
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         quantize(model, calibration_data=2 * X + 1)

@@ -1,5 +1,6 @@
 """Good files, each damaged in one way: the report names the layer and the cause."""
 
+import keras
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
@@ -205,6 +206,16 @@ def test_a_file_that_the_runtime_refuses(qat, good, tmp_path):
 def test_the_good_file_has_no_cause(qat, good):
     report = repq_tf.check_parity(qat, good, X)
     assert report.holds and report.causes == ()
+
+
+def test_a_file_of_before_the_training_is_told_from_a_damaged_one(qat, good):
+    trained = keras.models.clone_model(qat)
+    trained.set_weights(qat.get_weights())
+    trained.compile(keras.optimizers.SGD(0.1), "mse")
+    trained.fit(X, np.ones((len(X), 5)), verbose=0)
+    first, *more = repq_tf.check_parity(trained, good, X).causes
+    assert first.kind == "other model" and "export it again" in str(first)
+    assert {"scale", "kernel"} <= {cause.kind for cause in more}
 
 
 @pytest.mark.parametrize(("layer", "kind", "damage"), DAMAGES.values(), ids=DAMAGES.keys())

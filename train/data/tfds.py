@@ -1,6 +1,7 @@
 """Finding and preparing sets of TensorFlow Datasets (TFDS)."""
 
 import difflib
+import os
 from typing import Any
 
 import keras
@@ -32,13 +33,20 @@ def find_builder(name: str, data_dir: str | None) -> Any:
         near = difflib.get_close_matches(asked, ["digits", *known], n=5)
         raise UserError(
             "--dataset must be digits, folder:PATH, or a TFDS name such as cifar10, mnist,"
-            f" imagenet2012. Received: {name!r}. Similar names:"
+            f" imagenet2012. Received: {name!r}{_folder(name)}. Similar names:"
             f" {', '.join(near) or 'none'}. TFDS"
             f" {tfds.__version__} knows {len(known)}; tfds.list_builders() lists them."
         ) from error
     except (ValueError, AssertionError) as error:  # unknown configuration or version
         reason = str(error).partition("\n")[0]
-        raise UserError(f"--dataset={name} is not accepted by TFDS: {reason}") from error
+        raise UserError(
+            f"--dataset={name}{_folder(name)} is not accepted by TFDS: {reason}"
+        ) from error
+
+
+def _folder(name: str) -> str:
+    """What to say of the name of a set that is a folder's."""
+    return f", a folder (folder:{name} reads its images)" if os.path.isdir(name) else ""
 
 
 def prepare(builder: Any, name: str) -> None:

@@ -4,7 +4,7 @@ from typing import Unpack
 
 from repq_tf.arguments import boolean, pair
 from repq_tf.branches import Branch
-from repq_tf.keras_api import Config, Pair, Shape, Tensor, ops, register
+from repq_tf.keras_api import Config, Pair, Shape, Tensor, keras, ops, register
 from repq_tf.kernels import dilated_size
 from repq_tf.layers.options import ReparamConvOptions
 from repq_tf.layers.reparam_conv import ReparamConv
@@ -102,6 +102,7 @@ class DenseBlock(ConvBlock):
                 f"{tuple(input_shape)}"
             )
         super().build((input_shape[0], 1, 1, input_shape[1]))
+        self.input_spec = keras.layers.InputSpec(ndim=2, axes={-1: input_shape[1]})
 
     def call(
         self,

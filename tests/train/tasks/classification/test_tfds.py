@@ -292,6 +292,15 @@ def test_unknown_names_get_similar_ones(tmp_path):
         load_images("repq_shapes/large", str(tmp_path))
 
 
+def test_a_folder_without_its_prefix(tmp_path, monkeypatch):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos", str(folder)):
+        with pytest.raises(UserError, match=rf"--dataset.*, a folder \(folder:{name} reads"):
+            load_images(name, str(tmp_path))
+
+
 def test_a_missing_data_dir(tmp_path):
     with pytest.raises(UserError, match="--data_dir.*nowhere"):
         load_images("cifar10", str(tmp_path / "nowhere"))
