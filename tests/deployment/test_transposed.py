@@ -121,16 +121,6 @@ def test_thinned_moments_are_those_of_all_phases():
     assert np.abs(error.mean((0, 1, 2))).max() < 0.1
 
 
-def test_onnx(tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    model, path = quantized(unet), tmp_path / "model.onnx"
-    repq_tf.export_onnx(model, path)
-    session = onnxruntime.InferenceSession(str(path))
-    (got,) = session.run(None, {session.get_inputs()[0].name: X})
-    want = array(model(X))
-    assert np.mean(np.abs(got - want) > 1e-6) < 0.02
-
-
 REFUSED = {
     "strides must be equal": {"strides": (1, 2)},
     "output_padding must be None": {"strides": 2, "output_padding": 1},

@@ -10,6 +10,7 @@ import pytest
 import repq_tf
 from repq_tf.onnx.operators import OPERATORS
 from repq_tf.tflite import operators as of_tflite
+from tests.deployment import test_transposed as transposed
 from tests.parity.test_runtimes import (
     SLOPES,
     embedding,
@@ -122,6 +123,14 @@ def test_unit_vectors_are_a_step_off_at_most(tmp_path):
     got, _, _ = run(tmp_path / "x.onnx", X)
     different = steps(qat, got, X)
     assert different.max() <= 1 and (different > 0).mean() < 0.1
+
+
+def test_transposed_convolutions(tmp_path):
+    qat = transposed.quantized(transposed.unet)
+    repq_tf.export_onnx(qat, tmp_path / "x.onnx")
+    got, nodes, _ = run(tmp_path / "x.onnx", transposed.X)
+    assert nodes["DepthToSpace"] == 3 and not nodes["ConvTranspose"]
+    assert not steps(qat, got, transposed.X).any()
 
 
 # What only 16-bit activations use, which are refused; and the ends of other files.
