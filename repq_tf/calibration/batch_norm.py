@@ -21,6 +21,7 @@ from repq_tf.calibration.execution import Calls, fitting, run_layers
 from repq_tf.calibration.images import store_images
 from repq_tf.calibration.moments import Moments, average_moments
 from repq_tf.calibration.prepared import feature_reading
+from repq_tf.calibration.trained_range import warn_of_other_range
 from repq_tf.graphs import Node, read_graph
 from repq_tf.keras_api import Layer, Pair, Tensor, keras, ops
 from repq_tf.kernels import AffineKernel
@@ -77,6 +78,7 @@ def reestimate_batch_norm(
 
     size = fitting(graph) if batch_size is None else positive(batch_size, "batch_size")
     images, _ = store_images(data, model, size, calibration_images)
+    warn_of_other_range(graph, images[0], "data")
     progress = Progress("re-estimating batch norms", len(graph.nodes), "layer", verbose)
     run_layers(graph, images, visit, progress)
 

@@ -15,11 +15,6 @@ from repq_tf.calibration.thinning import thin
 from repq_tf.graphs import Graph, Node, evaluate
 from repq_tf.keras_api import Array, Tensor, keras, ops
 from repq_tf.layers import ReparamConv
-from repq_tf.user_warning import warn_user
-
-# Features this many times as large, or as small, as those that a batch norm was trained
-# on come from images of another range.
-_OTHER_RANGE = 20.0
 
 
 class FloatPass:
@@ -138,49 +133,12 @@ class FloatPass:
 
         Raises:
             ValueError: a layer's output is not finite.
-
-        Warns:
-            UserWarning: the first batch norm was trained on features of another size.
         """
         for name, moments in self.moments.items():
             if not np.isfinite(moments.variance).all():
                 raise ValueError(
                     f"layer {name!r}: its output holds NaN or infinity on calibration data"
                 )
-        for block in self._builder.blocks.values():
-            ratio = self._size(block)
-            if ratio is None:
-                continue
-            if not 1 / _OTHER_RANGE < ratio < _OTHER_RANGE:
-                warn_user(
-                    f"calibration_data: features of layer {block.name!r} are {ratio:.3g} times "
-                    "as large as those that its batch norm was trained on; give images "
-                    "preprocessed as in training"
-                )
-            return
-
-    def _size(self, block: ReparamConv) -> float | None:
-        """The features' root mean square as a part of what batch norms know; or None."""
-        moments, root = self.moments[block.name], _learned_root(self._builder, block)
-        # The last ones of branches, whose sum has about these moments.
-        last = [
-            node for node in block.merged_batch_norms if node.gamma.shape[0] == block.filters
-        ]
-        if root is not None:
-            offset = moments.mean - ops.convert_to_numpy(root.statistics.moving_mean)
-            known = ops.convert_to_numpy(root.statistics.moving_variance)
-            squares = moments.variance + offset**2
-        elif last:
-            gammas, betas = (
-                np.stack([ops.convert_to_numpy(variable) for variable in variables])
-                for variables in ([n.gamma for n in last], [n.beta for n in last])
-            )
-            known = (gammas**2).sum(0) + betas.sum(0) ** 2
-            squares = moments.variance + moments.mean**2
-        else:
-            return None
-        alive = known > block.epsilon
-        return float(np.median(np.sqrt(squares[alive] / known[alive]))) if alive.any() else None
 
 
 def float_blocks(builder: Any) -> dict[str, MergedBlock]:

@@ -76,6 +76,15 @@ class Graph:
         """The nodes that read a node's outputs."""
         return list(self._readers.get(name, {}).values())
 
+    def before(self, name: str) -> "Graph":
+        """The part of the graph that makes what a node reads, which are its outputs."""
+        found: dict[str, Node] = {}
+        for node in reversed(self.nodes.values()):
+            if node.name == name or any(n.name in found for n in self.consumers(node.name)):
+                found[node.name] = node
+        nodes = {node.name: node for node in reversed(found.values()) if node.name != name}
+        return dataclasses.replace(self, nodes=nodes, outputs=self.nodes[name].inputs)
+
     @functools.cached_property
     def _readers(self) -> dict[str, dict[str, Node]]:
         found: dict[str, dict[str, Node]] = {}

@@ -12,6 +12,7 @@ from repq_tf.calibration.float_pass import float_blocks
 from repq_tf.calibration.images import Images, Lowest, store_images
 from repq_tf.calibration.prepared import MergedBlock
 from repq_tf.calibration.steps import calibrate
+from repq_tf.calibration.trained_range import warn_of_other_range
 from repq_tf.files import new_file, write_atomically
 from repq_tf.graphs import Graph, read_graph, read_native
 from repq_tf.inspection.advice import advise
@@ -195,9 +196,11 @@ def _store(
     data: Any, model: keras.Model, graph: Graph, limit: int | None
 ) -> tuple[Images, Lowest]:
     fits = fitting(graph)
-    return store_images(
+    found = store_images(
         data, model, lambda shape: max(1, fits(shape) // _NETWORKS), limit, name="data"
     )
+    warn_of_other_range(graph, found[0][0], "data")
+    return found
 
 
 def _analysis(

@@ -12,6 +12,7 @@ from repq_tf.calibration.execution import fitting
 from repq_tf.calibration.images import Images, store_images
 from repq_tf.calibration.prepared import Run, prepare, prepare_float, prepare_rounded
 from repq_tf.calibration.steps import calibrate
+from repq_tf.calibration.trained_range import warn_of_other_range
 from repq_tf.graphs import Graph, read_graph
 from repq_tf.inspection.costs import linear_maps
 from repq_tf.inspection.noise import Ratio
@@ -90,6 +91,7 @@ def sensitivity(
     images, lowest = store_images(
         data, model, lambda shape: max(1, fits(shape) // _SHARE), calibration_images, "data"
     )
+    warn_of_other_range(graph, images[0], "data")
     network = _Network(graph, images, bits, signed_inputs(graph, lowest), verbose)
     trials = network.trials
     outcomes = [_Function(metric) if callable(metric) else _Power() for _ in trials]

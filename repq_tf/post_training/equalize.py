@@ -8,6 +8,7 @@ import numpy as np
 from repq_tf.arguments import boolean, number, positive
 from repq_tf.calibration.execution import fitting, run_batch
 from repq_tf.calibration.images import Images, store_images
+from repq_tf.calibration.trained_range import warn_of_other_range
 from repq_tf.graphs import Graph, Tensor, copy_call, leaves, read_graph, rebuild
 from repq_tf.keras_api import keras, ops
 from repq_tf.layers import ReparamConv
@@ -106,7 +107,40 @@ def equalize(
     if not measured:
         calibration_data = _random_images(model)
     images, _ = store_images(calibration_data, model, fitting(graph), calibration_images)
-    result = rebuild(graph, functools.partial(copy_call, copies={}), name=model.name)
+    if measured:
+        warn_of_other_range(graph, images[0], "calibration_data")
+    found = equalize_on(images, model, rounds, threshold, relu6, absorb_bias, verbose)
+    if verbose and not measured:
+        print("features are bounded by those of random images; give calibration_data")
+    return found
+
+
+def equalize_on(
+    images: Images,
+    model: keras.Model,
+    rounds: int | None = 3,
+    threshold: float = 1e-4,
+    relu6: str = "skip",
+    absorb_bias: bool = False,
+    verbose: bool = True,
+) -> Equalization:
+    """`equalize` on images that were read, with arguments that are checked.
+
+    Args:
+        images: from `store_images`.
+        model: as in `equalize`.
+        rounds: likewise.
+        threshold: likewise.
+        relu6: likewise.
+        absorb_bias: likewise.
+        verbose: likewise.
+
+    Raises:
+        ValueError: no channel of the model can be scaled.
+    """
+    result = rebuild(
+        read_graph(model), functools.partial(copy_call, copies={}), name=model.name
+    )
     graph = read_graph(result)
     features = measure_features(graph, images, verbose)
     unclipped = _replace_relu6(graph, features) if relu6 == "replace" else set()
@@ -123,12 +157,9 @@ def equalize(
     network.streams.scale(factors)
     absorbed = constants.absorb(factors) if absorb_bias else {}
     rows = describe(network, groups, scales, bounds, folded, absorbed)
-    difference = _difference(model, result, images)
-    found = Equalization(result, rows, count, moved, difference)
+    found = Equalization(result, rows, count, moved, _difference(model, result, images))
     if verbose:
         print(found)
-        if not measured:
-            print("features are bounded by those of random images; give calibration_data")
     return found
 
 

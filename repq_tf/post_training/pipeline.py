@@ -7,9 +7,10 @@ from repq_tf.arguments import boolean, number
 from repq_tf.calibration.execution import fitting
 from repq_tf.calibration.images import Images, store_images
 from repq_tf.calibration.steps import check_correction
+from repq_tf.calibration.trained_range import warn_of_other_range
 from repq_tf.graphs import Graph, read_graph
 from repq_tf.keras_api import keras
-from repq_tf.post_training.equalize import equalize as equalize_model
+from repq_tf.post_training.equalize import equalize_on
 from repq_tf.post_training.ladder import Metric, Settings, climb, rungs_from
 from repq_tf.post_training.rounding import ROUNDINGS, find_rounding
 from repq_tf.quantization.placement import place
@@ -107,7 +108,8 @@ def post_training_quantize(
             quantized (it is named).
 
     Warns:
-        UserWarning: no settings hold `max_drop`.
+        UserWarning: no settings hold `max_drop`; or features at the first batch norm are of
+            another size than those that it was trained on.
 
     Example:
         >>> quantized = repq_tf.post_training_quantize(
@@ -136,6 +138,7 @@ def post_training_quantize(
     graph = read_graph(model)
     check_float(graph)
     images = store_images(calibration_data, model, fitting(graph), calibration_images)
+    warn_of_other_range(graph, images[0][0], "calibration_data")
     _check_images(images[0].images, rounding, max_drop)
     merged = merge(model)
     tensorwise = not per_channel or any(not s.get("per_channel", True) for _, s in checked)
@@ -192,16 +195,14 @@ def _equalized(
     model: keras.Model, images: Images, required: bool, verbose: bool
 ) -> keras.Model:
     """The equalized model; the model itself where no channel of it can be scaled."""
-    batches = (images[k] for k in range(len(images)))
     try:
-        found = equalize_model(model, batches, calibration_images=None, verbose=verbose)
+        return equalize_on(images, model, verbose=verbose).model
     except ValueError as error:
         if required:
             raise
         if verbose:
             print(f"not equalized: {error}")
         return model
-    return found.model
 
 
 def _can_be_placed(

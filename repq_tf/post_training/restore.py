@@ -8,6 +8,7 @@ from repq_tf.arguments import boolean, matching, name_patterns
 from repq_tf.branches import BatchNorm, NumpyReading
 from repq_tf.calibration.execution import fitting
 from repq_tf.calibration.images import store_images
+from repq_tf.calibration.trained_range import warn_of_other_range
 from repq_tf.graphs import Graph, Node, copy_call, read_graph, rebuild
 from repq_tf.keras_api import Layer, Shape, keras
 from repq_tf.layers import ConvBlock, ConvBNBlock, DenseBlock, ReparamConv
@@ -72,6 +73,7 @@ def restore_batch_norm(
         found = "; ".join(f"{name}: {why}" for name, why in builder.left.items())
         raise ValueError(f"model {model.name!r}: no batch norm can be restored. {found}")
     images, _ = store_images(data, model, fitting(graph), calibration_images)
+    warn_of_other_range(graph, images[0], "data")
     result = rebuild(graph, builder.apply, name=model.name)
     measure_moments(result, {name: Fit() for name in builder.chosen}, images, verbose)
     constant = {name: _silence(result.get_layer(name).root) for name in builder.chosen}

@@ -12,6 +12,7 @@ from repq_tf.calibration.execution import fitting
 from repq_tf.calibration.images import Images, Lowest, store_images
 from repq_tf.calibration.reconstruction import Rounding
 from repq_tf.calibration.steps import calibrate, check_correction
+from repq_tf.calibration.trained_range import warn_of_other_range
 from repq_tf.graphs import Graph, read_graph, rebuild
 from repq_tf.keras_api import keras, ops
 from repq_tf.layers import Quantize, ReparamConv
@@ -145,7 +146,8 @@ def quantize(
 
     Warns:
         UserWarning: a stock layer has a constraint or a regularizer, other than of its kernel,
-            that quantized training goes on without.
+            that quantized training goes on without; or features at the first batch norm are of
+            another size than those that it was trained on.
 
     Example:
         >>> qat = repq_tf.quantize(model, bits=4, calibration_data=images[:512])
@@ -177,6 +179,7 @@ def quantize(
     place(graph, default, rules, dict.fromkeys(graph.input_keys, True))
     _warn_of_extras(graph)
     found = store_images(calibration_data, model, fitting(graph), calibration_images)
+    warn_of_other_range(graph, found[0][0], "calibration_data")
     return quantize_graph(
         graph,
         found,

@@ -8,6 +8,7 @@ from repq_tf.arguments import boolean, matching
 from repq_tf.branches import NumpyReading
 from repq_tf.calibration.execution import fitting
 from repq_tf.calibration.images import store_images
+from repq_tf.calibration.trained_range import warn_of_other_range
 from repq_tf.graphs import Graph, Node, copy_call, read_graph, rebuild
 from repq_tf.keras_api import Layer, Shape, keras
 from repq_tf.kernels import AffineKernel
@@ -76,6 +77,7 @@ def reparameterize(
     images = None
     if calibration_data is not None:
         images, _ = store_images(calibration_data, model, fitting(graph), calibration_images)
+        warn_of_other_range(graph, images[0], "calibration_data")
     builder = _Builder(graph, chosen, calibrated=images is not None)
     result = rebuild(graph, builder.apply, name=f"{model.name}_reparameterized")
     if not builder.fits:

@@ -135,19 +135,54 @@ def test_as_many_images_are_read_as_asked_for(tiny, capsys):
             quantize(tiny, calibration_data=X, calibration_images=count)
 
 
-@pytest.mark.slow
-def test_images_of_another_range_than_in_training_are_noticed(model):
+def behind(first):
+    """A network of a first layer, or two, whose channels a second one reads."""
+
+    def function(x):
+        for layer in first():
+            x = layer(x)
+        return keras.layers.Conv2D(3, 1, name="end")(keras.layers.ReLU()(x))
+
+    return network(function)
+
+
+FIRST = {
+    "stock": lambda: [keras.layers.Conv2D(4, 3), keras.layers.BatchNormalization()],
+    "root": lambda: [ConvBNBlock(4, name="stem")],
+    "branches": lambda: [RepVGGBlock(4, name="vgg")],
+}
+READERS = {
+    "quantize": lambda m, x: repq_tf.quantize(m, calibration_data=x, verbose=False),
+    "post-training": lambda m, x: repq_tf.post_training_quantize(
+        m, calibration_data=x, per_channel=False, verbose=False
+    ),
+    "analyze": lambda m, x: repq_tf.analyze(m, x, verbose=False),
+    "sensitivity": lambda m, x: repq_tf.sensitivity(m, x, bits=4, verbose=False),
+    "equalize": lambda m, x: repq_tf.equalize(m, x, verbose=False),
+    "re-estimate": lambda m, x: repq_tf.reestimate_batch_norm(m, x, verbose=False),
+}
+
+
+@pytest.mark.slow(4)
+@pytest.mark.parametrize("reader", READERS)
+def test_images_of_another_range_than_in_training_are_noticed(reader):
+    """By what a stock batch norm, one at a block's root and those of branches remember."""
     raw = np.random.default_rng(0).integers(0, 256, X.shape)
-    for network_of in (model, network(lambda x: RepVGGBlock(4, name="vgg")(x))):
-        noticed = "are .* times as large as those that its batch"
+    noticed = "data: features of layer .* are .* times as large as those that its batch"
+    for name, first in FIRST.items():
         with pytest.warns(UserWarning, match=noticed) as warned:
-            repq_tf.quantize(network_of, calibration_data=raw, verbose=False)
-            repq_tf.analyze(network_of, raw, verbose=False)
+            READERS[reader](behind(first), raw)
         files = [one.filename for one in warned if one.category is UserWarning]
-        assert files == 2 * [__file__]  # the user's lines
+        assert files == [__file__], name  # once, of the user's line
+
+
+def test_images_of_about_the_range_are_not_judged(model):
+    """Nor is a network that was never trained."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         quantize(model, calibration_data=2 * X + 1)
+        new = keras.models.clone_model(behind(FIRST["stock"]))
+        quantize(new, calibration_data=255 * X)
 
 
 def test_whole_numbers_are_read_as_they_are(tiny):
