@@ -172,7 +172,7 @@ def pad(lowering: Lowering, x: Tensor, window: Window, name: str) -> Tensor:
     ]
     y = lowering.inner(name, (x.shape[0], *spatial, *x.shape[3:]), x.grid)
     sides = lowering.program.constant("paddings", whole(((0, 0), *window, (0, 0))))
-    return lowering.program.add("PAD", (x, sides), y)
+    return lowering.program.add_once("PAD", (x, sides), y)
 
 
 def strides(pixels: Pair) -> dict[str, int]:

@@ -49,6 +49,7 @@ class Lowering:
     def __init__(self, graph: Graph, lowerings: Mapping[type, Lower], kind: str) -> None:
         self.graph, self._lowerings, self._kind = graph, lowerings, kind
         self.program = Program()
+        self.program.keep({tensor.node for tensor in graph.output_tensors})
 
     def tensor(self, name: str, shape: Shape, grid: Grid | None) -> Tensor:
         """A new tensor of features, whose batch is open, with the name that a `Make` got."""

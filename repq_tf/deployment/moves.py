@@ -30,7 +30,7 @@ def making(
 
     def make(grid: Grid | None, name: str) -> Tensor:
         y = lowering.tensor(name, shape, grid)
-        return lowering.program.add(kind, tuple(inputs), y, **options)
+        return lowering.program.add_once(kind, tuple(inputs), y, **options)
 
     return make
 

@@ -74,6 +74,8 @@ class Program:
         self.inputs: dict[str, Tensor] = {}
         self.outputs: dict[str, Tensor] = {}
         self._names: set[str] = set()
+        self._kept: set[str] = set()
+        self._made: dict[Any, Tensor] = {}
         self._constants: dict[Any, Tensor] = {}
 
     def name(self, wanted: str) -> str:
@@ -86,8 +88,13 @@ class Program:
         return found
 
     def reserve(self, names: set[str]) -> None:
-        """Keeps names, which `name` does not give then."""
+        """Keeps names, which `name` does not give then, for tensors that bear each."""
+        self.keep(names)
         self._names |= names
+
+    def keep(self, names: set[str]) -> None:
+        """Has tensors of these names made though others be equal."""
+        self._kept |= names
 
     def constant(self, name: str, values: Array, grid: Grid | None = None) -> Tensor:
         """A tensor with values, in their type; plain numbers that are equal share one."""
@@ -105,6 +112,21 @@ class Program:
         """Adds an operation; returns its first output."""
         self.operations.append(Operation(kind, inputs, outputs, options))
         return outputs[0]
+
+    def add_once(
+        self, kind: str, inputs: tuple[Tensor, ...], output: Tensor, **options: Any
+    ) -> Tensor:
+        """Adds an operation, or returns what an equal one of the same tensors makes already.
+
+        A tensor whose name is to be kept is made in any case.
+        """
+        grid = output.grid and (output.grid.scale, output.grid.zero_point, output.grid.axis)
+        what = (kind, tuple(map(id, inputs)), options, output.type, output.shape, grid)
+        if output.name in self._kept:
+            return self.add(kind, inputs, output, **options)
+        if repr(what) not in self._made:
+            self._made[repr(what)] = self.add(kind, inputs, output, **options)
+        return self._made[repr(what)]
 
     @property
     def tensors(self) -> list[Tensor]:

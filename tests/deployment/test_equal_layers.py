@@ -1,20 +1,34 @@
 """Layers that compute the same of one tensor."""
 
+import collections
+
 import keras
+import numpy as np
 import pytest
 
 import repq_tf
 from repq_tf.layers import ConvBNBlock
-from tests.deployment.files import Convolution, assert_exact, parity, read, write
-from tests.quantization.networks import images, layers, quantize
+from tests.deployment.files import (
+    OPERATORS,
+    Convolution,
+    assert_exact,
+    parity,
+    read,
+    run,
+    write,
+)
+from tests.quantization.networks import array, images, layers, quantize
 
 X = images(16)
 
 
-def quantized(function, bits):
+def float_model(function):
     inputs = keras.Input(X.shape[1:])
-    model = keras.Model(inputs, function(ConvBNBlock(4, activation="relu")(inputs)))
-    return quantize(model, bits=bits, calibration_data=X)
+    return keras.Model(inputs, function(ConvBNBlock(4, activation="relu")(inputs)))
+
+
+def quantized(function, bits):
+    return quantize(float_model(function), bits=bits, calibration_data=X)
 
 
 def twice(layer):
@@ -73,6 +87,49 @@ def test_what_reads_a_shared_tensor_is_diagnosed(tmp_path):
     write(content, path)
     (cause,) = repq_tf.check_parity(model, path, X).causes
     assert (cause.kind, cause.layer) == ("kernel", "reader")
+
+
+def branches(y):
+    """As in NASNet's cells: everything begins with a ReLU of the same tensor."""
+    y = layers.Activation("tanh")(y)
+
+    def branch():
+        x = layers.ZeroPadding2D(1)(layers.ReLU()(y))
+        return layers.Add()([layers.Conv2D(4, 3)(x), layers.MaxPooling2D(3, 1)(x)])
+
+    return layers.Add()([branch(), layers.Add()([branch(), branch()])])
+
+
+def test_equal_operators_are_computed_once(tmp_path):
+    path, float_path = tmp_path / "x.tflite", tmp_path / "float.tflite"
+    operators, report = parity(quantized(branches, 8), path, X)
+    assert_exact(report)
+    model = float_model(branches)
+    repq_tf.export_tflite_float(model, float_path)
+    for found in (operators, operators_of(float_path)):
+        assert (found["RELU"], found["PAD"], found["MAX_POOL_2D"]) == (1, 1, 1)
+        assert found["CONV_2D"] == 4
+    (got,), _, _ = run(float_path, X)
+    np.testing.assert_allclose(got, array(repq_tf.merge(model)(X)), atol=1e-5)
+
+
+def operators_of(path):
+    content = read(path)
+    codes = [OPERATORS[code.builtinCode] for code in content.operatorCodes]
+    return collections.Counter(codes[op.opcodeIndex] for op in content.subgraphs[0].operators)
+
+
+def outputs(y):
+    return [layers.Flatten(name=name)(layers.ReLU()(y)) for name in ("one", "other")]
+
+
+def test_outputs_have_tensors_of_their_own(tmp_path):
+    model, path = quantized(outputs, 8), tmp_path / "x.tflite"
+    operators, report = parity(model, path, X)
+    assert_exact(report)
+    ends = run(path, np.zeros((1, 10, 10, 3), "int8"))[2]
+    assert [end["name"] for end in ends] == ["one", "other"]
+    assert operators["RESHAPE"] == 2
 
 
 def adds(y):
