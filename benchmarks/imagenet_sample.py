@@ -97,13 +97,21 @@ def methods(model, images):
     A function takes the path of the file, and returns the quantized model if it is this
     library's.
     """
-    own = functools.partial(_own, model, images)
+    # Ranges are those of least error of the values where a row does not name others.
+    given = {"weight_range": "min_error", "activation_range": "min_error"}
+    own = functools.partial(_own, model, images, **given)
+    of_features = functools.partial(own, activation_range="output_error")
     made = {}
     for rounding in ("nearest", "descent"):
-        for ranges in ("min_error", "output_error"):
-            options = {"weight_range": ranges, "activation_range": ranges}
-            name = f"W8A8 per channel, {rounding}, {ranges}"
-            made[name] = functools.partial(own, rounding=rounding, **options)
+        name, options = f"W8A8 per channel, {rounding}", {"rounding": rounding}
+        made[f"{name}, min_error"] = functools.partial(own, **options)
+        made[f"{name}, output_error of features"] = functools.partial(of_features, **options)
+        made[f"{name}, output_error"] = functools.partial(
+            of_features, weight_range="output_error", **options
+        )
+        made[f"W4A8, {rounding}, output_error of features"] = functools.partial(
+            of_features, weight_bits=4, **options
+        )
         for equalize in (False, True):
             name = f"W8A8 per tensor, {'' if equalize else 'not '}equalized, {rounding}"
             options = {"per_channel": False, "equalize": equalize, "rounding": rounding}

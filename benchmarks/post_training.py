@@ -46,7 +46,11 @@ def methods(seen):
     Args:
         seen: the images that calibrate.
     """
-    after = functools.partial(after_training, calibration_data=seen, calibration_images=None)
+    # Ranges are those of least error of the values where a row does not name others.
+    given = {"weight_range": "min_error", "activation_range": "min_error"}
+    after = functools.partial(
+        after_training, calibration_data=seen, calibration_images=None, **given
+    )
     for bits in (8, 6, 4):
         for equalize in (False, True):
             for rounding in ("nearest", "descent"):
@@ -55,10 +59,14 @@ def methods(seen):
                 for grids, per_channel in (("channel", True), ("tensor", False)):
                     what = functools.partial(after, per_channel=per_channel, **options)
                     yield f"W{bits}A{bits} per {grids}, {name}", what
-    yield (
-        "W8A8 per channel, nearest, output_error",
-        functools.partial(after, weight_range="output_error", activation_range="output_error"),
-    )
+    for bits in (8, 6, 4):
+        for rounding in ("nearest", "descent"):
+            what = functools.partial(
+                after, bits=bits, rounding=rounding, activation_range="output_error"
+            )
+            name = f"W{bits}A{bits} per channel, {rounding}, output_error"
+            yield f"{name} of features", what
+            yield name, functools.partial(what, weight_range="output_error")
     for correct in (None, "bias", "analytic"):
         yield (
             f"W8A8 per channel, nearest, corrected by {correct}",

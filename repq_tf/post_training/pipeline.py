@@ -35,7 +35,7 @@ def post_training_quantize(
     rules: Rules | None = (),
     per_channel: bool = True,
     weight_range: str = "min_error",
-    activation_range: str = "min_error",
+    activation_range: str = "output_error",
     rounding: str = "nearest",
     iterations: int = 500,
     equalize: bool | None = None,
@@ -68,9 +68,9 @@ def post_training_quantize(
     kept only where the layer is better on the images than with the nearest ones.
 
     With `max_drop`, settings are tried from the cheapest on until the metric is at most so much
-    below the float model's: the given ones; ranges by "output_error"; "descent"; activations
-    of 16 bits, each on top of those before. What a quantized model computes in
-    inference is what its file will, so no file is needed to judge it.
+    below the float model's: the given ones; all ranges by "output_error"; "descent";
+    activations of 16 bits, each on top of those before. What a quantized model
+    computes in inference is what its file will, so no file is needed to judge it.
 
     Args:
         model: a Functional or Sequential Keras 3 model of our blocks and stock layers, merged
@@ -81,7 +81,8 @@ def post_training_quantize(
         rules: likewise.
         per_channel: likewise.
         weight_range: likewise.
-        activation_range: likewise.
+        activation_range: likewise; by default what keeps the layers' outputs best, which takes
+            longer and pays where no training follows.
         rounding: "nearest", "descent", "adaround" or "adaquant"; others than the nearest
             levels need 32 images, and are good for a few hundred.
         iterations: of "adaround" and "adaquant" for each layer, of 256 pixels each.

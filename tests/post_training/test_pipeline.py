@@ -45,7 +45,8 @@ def blocks():
 def test_fitted_levels_carry_over_to_images_that_were_not_seen(blocks, tmp_path):
     """Of a network of blocks, merged first; and the files compute what the models do."""
     before = values(blocks)
-    found = {name: ptq(blocks, weight_bits=3, rounding=name) for name in ROUNDINGS}
+    options = {"weight_bits": 3, "activation_range": "min_error"}
+    found = {name: ptq(blocks, rounding=name, **options) for name in ROUNDINGS}
     assert equal(values(blocks), before)
     noises = {name: noise(blocks, quantized) for name, quantized in found.items()}
     assert noises["adaround"] < 0.8 * noises["nearest"]
@@ -55,7 +56,7 @@ def test_fitted_levels_carry_over_to_images_that_were_not_seen(blocks, tmp_path)
         assert isinstance(block_of(quantized, "vgg"), ConvBlock)
         if name in ("descent", "adaquant"):
             assert_exact(parity(quantized, tmp_path / f"{name}.tflite", UNSEEN[:8])[1])
-    again = ptq(blocks, weight_bits=3, rounding="adaquant")
+    again = ptq(blocks, rounding="adaquant", **options)
     assert equal(values(again), values(found["adaquant"]))
 
 

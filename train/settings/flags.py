@@ -164,8 +164,9 @@ _GROUPS = {
             "ranges",
             Choice(RANGES),
             None,
-            "The rule of the first ranges of weights and activations: min_error (default), max,"
-            " percentile, mae, kl (8 bits alone) or output_error.",
+            "The rule of the first ranges of weights and activations: min_error, max,"
+            " percentile, mae, kl (8 bits alone) or output_error. Default: min_error, but"
+            " output_error for activations with --method=ptq.",
         ),
         Flag(
             "rounding",

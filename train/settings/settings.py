@@ -95,7 +95,7 @@ def _complete(values: Mapping[str, Any]) -> dict[str, Any]:
         "branch_gamma": None if values["method"] == "plain" else recipe.branch_gamma,
         "bn_statistics": "restored",
         "merged_bn": not upscales,
-        "ranges": "min_error",
+        "ranges": None if values["method"] == "ptq" else "min_error",
         "rounding": "nearest",
         "weight_bits": bits,
         "activation_bits": bits,

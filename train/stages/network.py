@@ -122,7 +122,8 @@ def quantize(model: keras.Model, settings: Settings, task: Task) -> keras.Model:
     if settings.quantizer == "tfmot":
         work = tfmot.quantize
     else:
-        options |= dict.fromkeys(("weight_range", "activation_range"), settings.ranges)
+        if settings.ranges is not None:
+            options |= dict.fromkeys(("weight_range", "activation_range"), settings.ranges)
         if settings.method != "ptq":
             options["dampening"] = settings.dampening
     if settings.method == "ptq":

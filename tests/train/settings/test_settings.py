@@ -31,7 +31,8 @@ def test_flags_name_the_rules_that_there_are():
     assert set(flags.RANGES) == set(RANGES) and set(flags.ROUNDINGS) == set(ROUNDINGS)
     assert set(flags.BN_STATISTICS) == set(MODES)
     chosen = resolve(method="ptq")
-    assert (chosen.qat_epochs, chosen.rounding, chosen.ranges) == (0, "nearest", "min_error")
+    assert (chosen.qat_epochs, chosen.rounding, chosen.ranges) == (0, "nearest", None)
+    assert resolve().ranges == "min_error"
 
 
 def test_given_values_win_over_the_recipe():
