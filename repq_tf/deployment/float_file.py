@@ -12,6 +12,7 @@ from repq_tf.graphs import Graph, Node, evaluate, leaves, read_graph, read_nativ
 from repq_tf.keras_api import keras
 from repq_tf.layers import Quantize, ReparamConv
 from repq_tf.quantization.lines import is_lifted, lift
+from repq_tf.quantization.splitting import split_layers
 from repq_tf.reparameterization.merge import merge
 from repq_tf.tflite.program import Program, Tensor
 from repq_tf.tflite.writer import write
@@ -44,8 +45,8 @@ def export_tflite_float(model: keras.Model, path: str | os.PathLike[str]) -> Non
                 "model must be a float model; repq_tf.export_tflite writes quantized ones. "
                 f"Received: {model.name!r}, whose layer {node.name!r} is quantized"
             )
-    _refuse_unknown(native)
-    graph = read_graph(merge(model))
+    _refuse_unknown(split_layers(native))
+    graph = split_layers(read_graph(merge(model)))
     if any(is_lifted(node.layer) for node in graph.nodes.values()):
         graph = lift(graph)
     write_atomically(path, write(FloatLowering(graph).run()))

@@ -51,19 +51,6 @@ def separable(node: Node, taken: Collection[str]) -> list[Node]:
     ]
 
 
-def scaled_sum(node: Node, taken: Collection[str]) -> list[Node]:
-    """`a + scale b`, the layer of InceptionResNetV2, as a map by a constant and a sum."""
-    name, policy = free_name(f"{node.name}_scale", taken), node.layer.dtype_policy
-    left, right = node.inputs
-    scaling = _layers.Rescaling(float(node.layer.scale), name=name, dtype=policy)
-    added = _layers.Add(name=node.name, dtype=policy)
-    shapes = node.source_shapes[1:]
-    return [
-        Node(name, scaling, (right,), source_shapes=shapes),
-        Node(node.name, added, ([left, Tensor(name)],)),
-    ]
-
-
 def map_constants(node: Node) -> tuple[Array, Array] | None:
     """`(scale, offset)` of a Rescaling or Normalization, `(channels,)` each.
 

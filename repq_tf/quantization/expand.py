@@ -11,12 +11,11 @@ from repq_tf.graphs import (
     Node,
     Tensor,
     copy_layer,
-    copy_state,
     free_name,
     replace_tensors,
     shared_calls,
 )
-from repq_tf.keras_api import Layer, keras, ops
+from repq_tf.keras_api import keras, ops
 from repq_tf.layers import ReparamConv, SqueezeExcite
 from repq_tf.layers.activations import activation_of
 from repq_tf.layers.stock import MAPS, STOCK, normalized_axis
@@ -26,13 +25,13 @@ from repq_tf.quantization.constants import (
     map_alone,
     map_constants,
     mapped_layer,
-    scaled_sum,
     separable,
 )
 from repq_tf.quantization.grids import input_layers
 from repq_tf.quantization.lines import lift
 from repq_tf.quantization.operators import APART, activation_name, is_one_pixel
 from repq_tf.quantization.recognition import recognize
+from repq_tf.quantization.splitting import linear_copy, split_layers
 
 _layers = keras.layers
 _WEIGHTED = (ReparamConv, *STOCK)
@@ -43,6 +42,7 @@ _GATES = {"hard_silu": "hard_sigmoid", "silu": "sigmoid"}
 def expand(graph: Graph) -> Graph:
     """Returns a graph in which every node is one operator of the integer file.
 
+    - layers that mean several others of Keras's become these; see `split_layers`;
     - what people say in several layers becomes the one that it means; see `recognize`;
     - reversed colour channels become those of the kernels that read them;
     - one-dimensional layers become two-dimensional ones, of height 1;
@@ -60,7 +60,7 @@ def expand(graph: Graph) -> Graph:
 
     Calls of one layer with weights become calls of the same layers.
     """
-    return _Expansion(lift(recognize(fold_reversals(graph)))).run()
+    return _Expansion(lift(recognize(fold_reversals(split_layers(graph))))).run()
 
 
 class _Expansion:
@@ -88,7 +88,8 @@ class _Expansion:
             if id(node.layer) in self._calls:
                 self._made.setdefault(id(node.layer), (node, parts))
             for part in parts:
-                self.nodes[part.name] = dataclasses.replace(part, part_of=node.name)
+                whole = node.part_of or node.name
+                self.nodes[part.name] = dataclasses.replace(part, part_of=whole)
             if parts:
                 self._ends[Tensor(node.name)] = Tensor(parts[-1].name)
         outputs = replace_tensors(self.graph.outputs, self._ends)
@@ -120,16 +121,6 @@ class _Expansion:
             return [node] if joins else batch_norm_alone(node, taken)
         if type(node.layer) in MAPS:
             return self._map(source, node)
-        if type(node.layer).__name__ == "CustomScaleLayer":  # of InceptionResNetV2
-            scaled, added = scaled_sum(node, taken)
-            read = dataclasses.replace(source, args=(source.inputs[1],))
-            parts = self._map(read, scaled)
-            if not parts:
-                parts, added = (
-                    [],
-                    replace_tensors(added, {Tensor(scaled.name): scaled.inputs[0]}),
-                )
-            return [*parts, added]
         return _parts(node, taken)
 
     def _joins_convolution(self, source: Node) -> bool:
@@ -191,7 +182,7 @@ def _parts(node: Node, taken: Collection[str]) -> list[Node]:
         return [gate, _product(node, gate)]
     if isinstance(layer, _WEIGHTED) and activation_name(layer) in APART:
         activation = activation_name(layer)
-        linear = dataclasses.replace(node, layer=_linear(layer))
+        linear = dataclasses.replace(node, layer=linear_copy(layer))
         source = dataclasses.replace(node, args=(Tensor(node.name),), kwargs={})
         name = free_name(f"{node.name}_{activation}", taken)
         return [linear, *_parts(_activation(name, activation, source), taken)]
@@ -237,14 +228,6 @@ def _product(node: Node, gate: Node) -> Node:
     """What a node reads, times a gate; called as the node."""
     layer = _layers.Multiply(name=node.name, dtype=node.layer.dtype_policy)
     return Node(node.name, layer, ([*node.inputs, Tensor(gate.name)],))
-
-
-def _linear(layer: Layer) -> Layer:
-    """A copy of a weighted layer without its activation."""
-    copy = copy_layer(layer, activation="linear")
-    copy.build_from_config(layer.get_build_config())
-    copy_state(layer, copy)
-    return copy
 
 
 def _squeeze_excite(node: Node, taken: Collection[str]) -> list[Node]:

@@ -95,9 +95,7 @@ class _Lifting:
             last = layer is changed[-1]
             name = node.name if last else free_name(f"{node.name}_{number}", self._graph.nodes)
             self._add(dataclasses.replace(node, name=name, layer=layer), sources)
-            self._nodes[name] = dataclasses.replace(
-                self._nodes[name], part_of=None, source_shapes=shapes
-            )
+            self._nodes[name] = dataclasses.replace(self._nodes[name], source_shapes=shapes)
             sources, shapes = [Tensor(name)], ()
         if not (isinstance(changed[-1], _POOLED) and not changed[-1].keepdims):
             self._images[Tensor(node.name)] = Tensor(node.name)

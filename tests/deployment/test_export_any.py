@@ -66,7 +66,19 @@ def dilations(x):
     return conv("b", 4, 2, groups=2, dilation_rate=(1, 3))(x)
 
 
+def activation_layers(x):
+    """Layers as activations: of several kinds of layers, called twice, in one of its own."""
+    twice = conv("a", 3, padding="same", activation=layers.LeakyReLU(0.3))
+    x = repq_tf.layers.RepVGGBlock(4, activation=layers.ReLU(6.0))(twice(twice(x)))
+    x = layers.SeparableConv2D(4, 3, activation=layers.ELU())(x)
+    x = layers.Activation(layers.LeakyReLU(0.1))(layers.Reshape((-1, 4))(x))
+    x = layers.Conv1D(4, 3, activation=layers.Activation("silu"))(x)
+    x = layers.GlobalAveragePooling1D()(x)
+    return layers.Dense(4, activation=layers.Softmax(), name="end")(x)
+
+
 FUNCTIONS = [
+    activation_layers,
     dilations,
     batch_norms,
     caffe,
@@ -145,11 +157,29 @@ def test_the_approximate_gelu_is_a_table_however_it_is_written(written, tmp_path
     np.testing.assert_allclose(got, array(model(X)), rtol=1e-4, atol=1e-5)
 
 
+def test_a_layer_as_activation_is_one_behind_the_layer(tmp_path):
+    """In its rules too; and the float file computes the model."""
+    model = network(activation_layers)
+    rules = {"a": {"activation_bits": 6}, "end": {"activation_bits": 7}}
+    qat = quantize(model, rules=rules)
+    bits = {
+        layer.name: layer.bits
+        for layer in qat.layers
+        if isinstance(layer, repq_tf.layers.Quantize)
+    }
+    assert bits["a_quantize"] == 6 and bits["end_quantize"] == 7
+    assert "LEAKY_RELU" in repq_tf.export_tflite(qat, tmp_path / "x.tflite")
+    path = tmp_path / "float.tflite"
+    repq_tf.export_tflite_float(model, path)
+    (got, *_), _, _ = run(path, X)
+    np.testing.assert_allclose(got, array(model(X)), rtol=1e-4, atol=1e-5)
+
+
 def test_functions_of_several_operations_are_refused_by_their_names():
     def twice(x):
         return ops.gelu(ops.gelu(x))
 
-    for function, name in ((twice, "twice"), (layers.LeakyReLU(0.1), "LeakyReLU")):
+    for function, name in ((twice, "twice"), (layers.PReLU(), "PReLU")):
         with pytest.raises(ValueError, match=f"activation must be one of .* Received: {name}"):
             quantize(network(lambda x, f=function: conv("a", activation=f)(x)))
     gelu = functools.partial(keras.activations.gelu, approximate=True)

@@ -10,6 +10,7 @@ from repq_tf.layers import ACBlock, DepthToSpace, SqueezeExcite
 from repq_tf.tflite import reading
 from tests.deployment.files import run
 from tests.quantization.networks import array, layers, network
+from tests.quantization.test_expand import CustomScaleLayer
 
 SHAPE = (8, 9, 3)
 CONV = {"CONV_2D": 1}
@@ -68,6 +69,10 @@ NETWORKS = {
     "dense on pixels": (
         lambda x: layers.Dense(5, "gelu")(x),
         {"FULLY_CONNECTED": 1, "GELU": 1},
+    ),
+    "scaled sum": (
+        lambda x: CustomScaleLayer(0.3)([layers.ReLU()(x), x]),
+        {"RELU": 1, "MUL": 1, "ADD": 2},
     ),
     "norms alone": (lambda x: layers.ReLU()(norm(x)), {"MUL": 1, "ADD": 1}),
     "no bias": (lambda x: layers.BatchNormalization(center=False)(x), {"MUL": 1, "ADD": 1}),
