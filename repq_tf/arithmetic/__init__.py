@@ -8,6 +8,7 @@ from repq_tf.arithmetic.grids import (
     inference_levels,
     input_levels,
     levels,
+    operator_zero_point,
     quantize_levels,
     zero_point,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "integer_weights",
     "levels",
     "limited_scale",
+    "operator_zero_point",
     "quantize_levels",
     "wide_dtype",
     "zero_point",

@@ -40,6 +40,17 @@ def zero_point(bits: int, signed: bool, mirrored: bool = False) -> int:
     return container_top(bits) - levels(bits, signed, narrow=False, mirrored=mirrored)[1]
 
 
+def operator_zero_point(bits: int, signed: bool, mirrored: bool = False) -> int:
+    """That of what an operator itself writes of such a grid.
+
+    Of a signed one of fewer than 8 bits the lowest level falls on the container's, so that
+    saturation is the lower clamp; what moves it to its `zero_point` clamps it above.
+    """
+    if signed and bits < 8:
+        return -128 - levels(bits, signed, narrow=False, mirrored=mirrored)[0]
+    return zero_point(bits, signed, mirrored)
+
+
 def container_top(bits: int) -> int:
     """The largest integer of the container of a b-bit grid: 127, or 32767 of 16 bits."""
     return 127 if bits <= 8 else 2**15 - 1

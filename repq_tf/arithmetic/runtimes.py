@@ -42,6 +42,11 @@ def softmax_of(runtime: str) -> Callable[[Tensor, Tensor], Tensor]:
     return special.get(runtime, tables.softmax_fixed)
 
 
+def elu_of(runtime: str) -> Callable[[Tensor, Tensor, int], Tensor]:
+    """The table of ELU; see `tables.elu`."""
+    return tables.elu_fixed if is_fixed(runtime) else tables.elu
+
+
 def interpolate_of(runtime: str) -> Callable[[Tensor, Pair, int], Tensor]:
     """Bilinear interpolation of levels, of a size and a zero point."""
     if is_fixed(runtime):

@@ -31,8 +31,87 @@ def of_function(function: Callable[[Tensor], Tensor], step_in: Tensor) -> Tensor
         function: f, of single values.
         step_in: the step of x, `()`.
     """
-    x = ops.arange(_LOWEST, _HIGHEST + 1, dtype=step_in.dtype) * step_in
-    return ops.cast(function(ops.cast(x, wide_dtype())), step_in.dtype)
+    return ops.cast(function(ops.cast(_values(step_in), wide_dtype())), step_in.dtype)
+
+
+def is_certain(levels: Tensor, zero_point: int) -> Tensor:
+    """Whether every runtime rounds the levels of a table alike, a truth value, `()`.
+
+    They compute exponentials with functions of the C library, whose last bits differ from one
+    to the next; these decide where a level lies close to a tie. A zero point that is added
+    before rounding takes more bits.
+
+    Args:
+        levels: not rounded, of values that a function of the library makes.
+        zero_point: of what is stored.
+    """
+    margin = ops.abs(levels) * 2.0**-21 + (2.0**-16 if zero_point else 0.0)
+    return ops.all(ops.abs(ops.abs(levels) % 1 - 0.5) > margin)
+
+
+def elu(step_in: Tensor, step: Tensor, zero_point: int) -> Tensor:
+    """Returns the levels of `elu(x)` in XNNPACK, for every level of x.
+
+    All in float32, but for the exponential: `round(elu(x) (1 / step) + z) - z`, half to even,
+    so that the zero point z of what is stored decides how ties are rounded.
+
+    Args:
+        step_in: the step of x, `()`.
+        step: that of the output, `()`.
+        zero_point: z.
+    """
+    levels = _in_steps(of_function(ops.elu, step_in), step)
+    moved = ops.cast(ops.cast(levels, wide_dtype()) + zero_point, levels.dtype)
+    return ops.round(moved) - zero_point
+
+
+def elu_fixed(step_in: Tensor, step: Tensor, zero_point: int) -> Tensor:
+    """The same in TensorFlow Lite Micro: `round(elu(x) (1 / step))`, half away from zero."""
+    return _half_away(_in_steps(of_function(ops.elu, step_in), step))
+
+
+def gelu(step_in: Tensor, step: Tensor) -> Tensor:
+    """Returns the levels of `gelu(x) = x / 2 (1 + erf(x / sqrt(2)))`, for every level of x.
+
+    The runtime multiplies `x / 2`, the gate and `1 / step` in float32, and rounds half away
+    from zero.
+
+    Args:
+        step_in: the step of x, `()`.
+        step: that of the output, `()`.
+    """
+    x = _values(step_in)
+    gate = 1 - ops.erf(ops.cast(x * np.float32(-np.sqrt(0.5)), wide_dtype()))
+    return _half_away(_in_steps(x / 2 * ops.cast(gate, x.dtype), step))
+
+
+def tanh(step_in: Tensor) -> Tensor:
+    """Returns the levels of `tanh(x)` in steps of 1/128, for every level of x.
+
+    Args:
+        step_in: the step of x, `()`.
+    """
+    return ops.round(tanh_in_steps(step_in))
+
+
+def tanh_in_steps(step_in: Tensor) -> Tensor:
+    """The same before it is rounded."""
+    return of_function(ops.tanh, step_in) * np.float32(128)
+
+
+def _values(step_in: Tensor) -> Tensor:
+    """Those of the levels -128 to 255."""
+    return ops.arange(_LOWEST, _HIGHEST + 1, dtype=step_in.dtype) * step_in
+
+
+def _in_steps(values: Tensor, step: Tensor) -> Tensor:
+    return values * (1 / ops.cast(step, values.dtype))
+
+
+def _half_away(levels: Tensor) -> Tensor:
+    """Rounds; the sum is found in float64, since that in float32 may be rounded up itself."""
+    wide = ops.floor(ops.abs(ops.cast(levels, wide_dtype())) + 0.5)
+    return ops.sign(levels) * ops.cast(wide, levels.dtype)
 
 
 def sigmoid(step_in: Tensor) -> Tensor:
@@ -45,9 +124,8 @@ def sigmoid(step_in: Tensor) -> Tensor:
     Args:
         step_in: the step of x, `()`.
     """
-    x = ops.arange(_LOWEST, _HIGHEST + 1, dtype=step_in.dtype) * step_in
     rises = ops.convert_to_tensor(_SIGMOID_RISES)
-    return ops.cast(ops.searchsorted(rises, x, side="right"), step_in.dtype)
+    return ops.cast(ops.searchsorted(rises, _values(step_in), side="right"), step_in.dtype)
 
 
 def softmax(levels: Tensor, step_in: Tensor) -> Tensor:

@@ -30,9 +30,6 @@ Make: TypeAlias = Callable[[Any, str], Tensor]
 # `lower(lowering, node, tensors)`: what a layer becomes, or its output as it is.
 Lower: TypeAlias = Callable[[Any, Node, Sequence[Tensor]], Make | Tensor]
 
-# The least integer of the int8 container, at which it saturates.
-_LOWEST = -128
-
 
 class Lowering:
     """Makes the program of a model, layer by layer.
@@ -219,12 +216,11 @@ class IntegerLowering(Lowering):
         """
         layer, source = node.layer, quantized_node(self.graph, node)
         grid, name = self.grid(layer), known_name(self.graph, source)
-        small = layer.signed and layer.bits < 8
-        if source.is_input or not small or stays_inside(source.layer):
+        written = dataclasses.replace(grid, zero_point=layer.operator_zero_point)
+        if source.is_input or written == grid or stays_inside(source.layer):
             return make(grid, name)
-        lowest = layer.activation_quantizer.low
         unclamped = self.program.name(f"{name}/unclamped")
-        wide = make(Grid(grid.scale, _LOWEST - lowest), unclamped)
+        wide = make(written, unclamped)
         return self.program.add("QUANTIZE", (wide,), self.tensor(name, wide.shape, grid))
 
 

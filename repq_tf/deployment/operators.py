@@ -54,7 +54,7 @@ from repq_tf.layers import (
     Slice,
 )
 from repq_tf.layers.stock import TRAINING_ONLY
-from repq_tf.quantization.operators import activation_name, operator_of_function
+from repq_tf.quantization.operators import activation_name
 from repq_tf.tflite.program import Grid, Tensor, whole
 
 _layers = keras.layers
@@ -143,12 +143,11 @@ def _hard_sigmoid(lowering: IntegerLowering, node: Node, tensors: Sequence[Tenso
 def _lookup(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
     """An operator of the runtime that makes the table, or the table itself; see the layer."""
     layer, (x,), program = node.layer, tensors, lowering.program
-    kind = operator_of_function(layer)
-    if kind is not None:
-        options = {"approximate": False} if kind == "GELU" else {}
-        return making(lowering, kind, tensors, x.shape, **options)
     assert x.grid is not None  # it is stored
     step = ops.convert_to_tensor(np.float32(x.grid.scale))
+    if layer.operator is not None and layer.is_certain(step):
+        options = {"approximate": False} if layer.operator == "GELU" else {}
+        return making(lowering, layer.operator, tensors, x.shape, **options)
     # Of integers below the grid's lowest level there are none; any entry does.
     levels = np.clip(np.arange(-128, 128) - x.grid.zero_point, -128, 255)
     table = ops.convert_to_numpy(layer.table(step))[levels + 128]
@@ -218,7 +217,7 @@ LOWERINGS: dict[type, Lower] = {
     QuantizedSigmoid: simple("LOGISTIC"),
     QuantizedSoftmax: simple("SOFTMAX", beta=1.0),
     QuantizedSubtract: _pair("SUB"),
-    QuantizedTanh: simple("TANH"),
+    QuantizedTanh: _lookup,
     QuantizedUnitNormalization: simple("L2_NORMALIZATION", fusedActivationFunction="NONE"),
     QuantizedUpSampling2D: up_sampling,
     ConvTransposeBlock: transposed,

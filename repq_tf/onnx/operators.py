@@ -229,14 +229,16 @@ def _slice(builder: Builder, operation: Operation) -> None:
 # Functions of single values: tables, which are exact in every engine.
 
 
-def _function(function: Callable[[Values], Values]) -> Callable[[Builder, Operation], None]:
+def _function(
+    levels_of: Callable[[Values, Values, int], Values],
+) -> Callable[[Builder, Operation], None]:
     def convert(builder: Builder, operation: Operation) -> None:
         (x,), (y,) = operation.inputs, operation.outputs
         target, low, high = builder.bounds(y)
-        assert x.grid is not None and target.grid is not None  # they are stored
-        step = ops.convert_to_tensor(np.float32(x.grid.scale))
-        values = ops.convert_to_numpy(tables.of_function(function, step))
-        levels = np.rint(values / np.float32(target.grid.scale)) + target.grid.zero_point
+        assert x.grid and y.grid and target.grid  # they are stored
+        step_in, step = (ops.convert_to_tensor(np.float32(g.scale)) for g in (x.grid, y.grid))
+        levels = ops.convert_to_numpy(levels_of(step_in, step, y.grid.zero_point))
+        levels = levels + target.grid.zero_point
         places = np.clip(np.arange(-128, 128) - x.grid.zero_point, -128, 255) + 128
         table = to_unsigned(np.clip(levels, low, high)[places])
         _look_up(builder, y, table, _index(builder, x, y))
@@ -284,10 +286,10 @@ OPERATORS: dict[str, Callable[[Builder, Operation], None]] = {
     "CONV_2D": _convolution,
     "DEPTHWISE_CONV_2D": _convolution,
     "DEPTH_TO_SPACE": _depth_to_space,
-    "ELU": _function(ops.elu),
+    "ELU": _function(tables.elu),
     "FULLY_CONNECTED": _dense,
     "GATHER": _gather,
-    "GELU": _function(lambda x: ops.gelu(x, approximate=False)),
+    "GELU": _function(lambda step_in, step, _: tables.gelu(step_in, step)),
     "L2_NORMALIZATION": _unit,
     "LEAKY_RELU": _leaky_relu,
     "LOGISTIC": _simple("Sigmoid"),
@@ -307,6 +309,6 @@ OPERATORS: dict[str, Callable[[Builder, Operation], None]] = {
     "SOFTMAX": _softmax,
     "STRIDED_SLICE": _slice,
     "SUB": _simple("Sub"),
-    "TANH": _function(ops.tanh),
+    "TANH": _function(lambda step_in, *_: tables.tanh(step_in)),
     "TRANSPOSE": _transpose,
 }

@@ -262,15 +262,6 @@ def _function_name(function: Any) -> str:
     return name
 
 
-def operator_of_function(layer: QuantizedLookup) -> str | None:
-    """The operator of a file that computes a function, "ELU" or "GELU"; None: its table."""
-    function = layer.function
-    if isinstance(function, _layers.ELU):
-        return "ELU" if function.alpha == 1 else None
-    name = activation_name(function).upper()
-    return name if name in ("ELU", "GELU") else None
-
-
 _ALIASES = {"hard_swish": "hard_silu", "swish": "silu"}
 
 

@@ -34,7 +34,7 @@ from repq_tf.quantization.containers import (
     runs_on_xnnpack,
 )
 from repq_tf.quantization.grids import input_quantizer
-from repq_tf.quantization.operators import activation_name, operator_of_function
+from repq_tf.quantization.operators import activation_name
 
 # Layers whose arithmetic is not that of all runtimes.
 _OPERATORS = (
@@ -138,7 +138,7 @@ def check_operators(graph: Graph, runtime: str) -> None:
     """Raises ValueError if a runtime lacks an operator of a quantized model's file."""
     lacking = _LACKING.get(runtime)
     functions = [n for n in graph.nodes.values() if isinstance(n.layer, QuantizedLookup)]
-    found = [n.name for n in functions if operator_of_function(n.layer) == lacking]
+    found = [n.name for n in functions if n.layer.operator == lacking]
     if lacking and found:
         raise ValueError(
             f"runtime={runtime!r} has no operator {lacking}, so it cannot run the file. "

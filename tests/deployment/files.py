@@ -78,7 +78,7 @@ def assert_exact(report):
     assert report.top1_agreement in (1.0, None) and report.holds
 
 
-def operator_file(kind, inputs, output, options=None):
+def operator_file(kind, inputs, output, options=None, version=2):
     """The bytes of a file of one int8 operator.
 
     Args:
@@ -86,6 +86,7 @@ def operator_file(kind, inputs, output, options=None):
         inputs: a `(shape, scale, zero point)` for each input.
         output: likewise.
         options: such as `schema.MulOptionsT()`, or None.
+        version: of the operator.
     """
 
     def tensor(index, shape, scale, zero):
@@ -99,7 +100,7 @@ def operator_file(kind, inputs, output, options=None):
 
     code, operator = schema.OperatorCodeT(), schema.OperatorT()
     code.builtinCode = getattr(schema.BuiltinOperator, kind)
-    code.deprecatedBuiltinCode, code.version = min(code.builtinCode, 127), 2
+    code.deprecatedBuiltinCode, code.version = min(code.builtinCode, 127), version
     operator.opcodeIndex = 0
     entries = np.arange(len(inputs), dtype=np.int32)
     operator.inputs, operator.outputs = entries, np.int32([len(inputs)])

@@ -2,9 +2,8 @@
 
 from typing import Any, Unpack
 
-import numpy as np
-
 from repq_tf.arithmetic import sums, tables
+from repq_tf.arithmetic.runtimes import elu_of
 from repq_tf.keras_api import Config, Layer, Tensor, keras, ops, register
 from repq_tf.layers.options import QuantizeOptions
 from repq_tf.layers.quantized.quantize import FixedGrid, Quantize
@@ -16,8 +15,8 @@ class QuantizedLookup(Quantize):
 
     A stored tensor has at most 256 levels, so inference takes what the function makes of each,
     `n_out = round(f(n s_in) / s)`, from a table (`repq_tf.arithmetic.tables.of_function`). The
-    file computes ELU and GELU with the runtime's operators, which make such tables, too; of
-    other functions it holds the table.
+    file computes ELU and GELU with the runtime's operators, which make such tables, too, each
+    in its own way (`tables.elu`, `tables.gelu`); of other functions it holds the table.
 
     Args:
         function: a layer without weights that computes the function, or its configuration.
@@ -44,16 +43,44 @@ class QuantizedLookup(Quantize):
 
     values_shape = Quantize.values_shape  # it is a function of single values
 
-    def table(self, step_in: Tensor) -> Tensor:
-        """The output's levels for the input's levels -128 to 255."""
+    @property
+    def operator(self) -> str | None:
+        """The file's operator for the function, "ELU" or "GELU"; None: the file's table."""
+        function = self.function
+        if type(function) is keras.layers.ELU:
+            return "ELU" if function.alpha == 1 else None
+        if type(function) is not keras.layers.Activation:
+            return None
+        known = {keras.activations.elu: "ELU", keras.activations.gelu: "GELU"}
+        return known.get(function.activation)
+
+    def table(self, step_in: Tensor, runtime: str = "xnnpack") -> Tensor:
+        """The output's levels for the input's levels -128 to 255, as a runtime makes them."""
         quantizer = self.activation_quantizer
-        values = tables.of_function(self.function.call, step_in)
-        levels = ops.round(values / ops.cast(quantizer.step, values.dtype))
+        step, zero_point = ops.cast(quantizer.step, step_in.dtype), self.operator_zero_point
+        levels = ops.round(self._in_steps(step_in))
+        if self.operator is not None:
+            own = tables.gelu(step_in, step)
+            if self.operator == "ELU":
+                own = elu_of(runtime)(step_in, step, zero_point)
+            levels = ops.where(self.is_certain(step_in), own, levels)
         return ops.clip(levels, quantizer.low, quantizer.high)
+
+    def is_certain(self, step_in: Tensor) -> Tensor:
+        """Whether the `operator` makes the same table everywhere; else the file holds it."""
+        quantizer = self.activation_quantizer
+        # Beyond the grid all is clamped; and ELU leaves what is positive.
+        high = 0 if self.operator == "ELU" else quantizer.high
+        levels = ops.clip(self._in_steps(step_in), quantizer.low, high)
+        return tables.is_certain(levels, self.operator_zero_point)
+
+    def _in_steps(self, step_in: Tensor) -> Tensor:
+        values = tables.of_function(self.function.call, step_in)
+        return values / ops.cast(self.activation_quantizer.step, values.dtype)
 
     def integers(self, x: Tensor, step_in: Tensor, runtime: str = "xnnpack") -> Tensor:
         """The levels of the output."""
-        return tables.look_up(self.table(step_in), sums.whole(x, step_in))
+        return tables.look_up(self.table(step_in, runtime), sums.whole(x, step_in))
 
     def get_config(self) -> Config:
         """The arguments of the constructor."""
@@ -72,6 +99,7 @@ class QuantizedTanh(FixedGrid):
 
     STEP = 1 / 128
     SIGNED = True
+    operator = "TANH"
 
     def values(self, x: Tensor, *steps: Tensor) -> Tensor:
         """The function in floating point."""
@@ -79,7 +107,14 @@ class QuantizedTanh(FixedGrid):
 
     values_shape = FixedGrid.values_shape  # it is a function of single values
 
+    def table(self, step_in: Tensor) -> Tensor:
+        """The output's levels for the input's levels -128 to 255, `round(128 tanh(x))`."""
+        return ops.clip(tables.tanh(step_in), -128, 127)
+
+    def is_certain(self, step_in: Tensor) -> Tensor:
+        """Whether the `operator` makes the same table everywhere; else the file holds it."""
+        return tables.is_certain(tables.tanh_in_steps(step_in), 0)
+
     def integers(self, x: Tensor, step_in: Tensor, runtime: str = "xnnpack") -> Tensor:
-        """The levels of the output, `round(128 tanh(x))`."""
-        table = ops.round(tables.of_function(ops.tanh, step_in) * np.float32(128))
-        return tables.look_up(ops.clip(table, -128, 127), sums.whole(x, step_in))
+        """The levels of the output."""
+        return tables.look_up(self.table(step_in), sums.whole(x, step_in))

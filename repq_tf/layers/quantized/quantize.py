@@ -8,7 +8,7 @@ integer runtime (LiteRT with XNNPACK) computes, in its order and its rounding.
 from typing import Any, Unpack
 
 from repq_tf.arguments import boolean, number
-from repq_tf.arithmetic import zero_point
+from repq_tf.arithmetic import operator_zero_point, zero_point
 from repq_tf.arithmetic.rescale import rescale
 from repq_tf.keras_api import (
     Config,
@@ -95,6 +95,12 @@ class Quantize(Layer):
     def zero_point(self) -> int:
         """The integer that stands for 0 in the file."""
         return zero_point(self.bits, self.signed, self.activation_quantizer.mirrored)
+
+    @property
+    def operator_zero_point(self) -> int:
+        """That of what an operator of the file itself writes; see `arithmetic.grids`."""
+        mirrored = self.activation_quantizer.mirrored
+        return operator_zero_point(self.bits, self.signed, mirrored)
 
     def values(self, x: Tensor, *steps: Tensor) -> Tensor:
         """What is rounded, in floating point; `values_shape` tells its shape."""
