@@ -72,7 +72,7 @@ NETWORKS = {
     ),
     "scaled sum": (
         lambda x: CustomScaleLayer(0.3)([layers.ReLU()(x), x]),
-        {"RELU": 1, "MUL": 1, "ADD": 2},
+        {"RELU": 1, "MUL": 1, "ADD": 1},
     ),
     "norms alone": (lambda x: layers.ReLU()(norm(x)), {"MUL": 1, "ADD": 1}),
     "no bias": (lambda x: layers.BatchNormalization(center=False)(x), {"MUL": 1, "ADD": 1}),
