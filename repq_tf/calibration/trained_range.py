@@ -38,8 +38,9 @@ def warn_of_other_range(graph: Graph, batch: Batch, name: str) -> None:
         lambda node: input_of(batch, node),
         lambda node, args, kwargs: call(node.layer, args, kwargs),
     )
-    ratio = _size(node.layer, first)
-    if ratio <= 1 / _OTHER_RANGE or ratio >= _OTHER_RANGE:
+    smallest, largest = _sizes(node.layer, first)
+    if largest <= 1 / _OTHER_RANGE or smallest >= _OTHER_RANGE:
+        ratio = smallest if smallest >= _OTHER_RANGE else largest
         warn_user(
             f"{name}: features of layer {node.name!r} are {ratio:.3g} times as large as those "
             "that its batch norm was trained on; give images preprocessed as in training"
@@ -68,12 +69,15 @@ def _last_batch_norms(block: ReparamConv) -> list[BatchNorm]:
     return [node for node in block.merged_batch_norms if node.gamma.shape[0] == block.filters]
 
 
-def _size(layer: Layer, x: Tensor) -> float:
-    """The features' root mean square as a part of what batch norms know; median of channels.
+def _sizes(layer: Layer, x: Tensor) -> tuple[float, float]:
+    """The features' size as a part of what batch norms know; median of channels.
 
     Args:
         layer: a batch norm, whose input is judged, or a block with some.
         x: what it reads.
+
+    Returns:
+        The least that their root mean square may be, and the most that their deviation may.
     """
     moments = Moments()
     if isinstance(layer, ReparamConv):
@@ -90,11 +94,29 @@ def _size(layer: Layer, x: Tensor) -> float:
             np.stack([ops.convert_to_numpy(variable) for variable in variables])
             for variables in ([n.gamma for n in norms], [n.beta for n in norms])
         )
-        known = (gammas**2).sum(0) + betas.sum(0) ** 2
-        squares = moments.variance + moments.mean**2
+        offset, least = moments.mean, (gammas**2).sum(0)
+        most = least + betas.sum(0) ** 2
     else:
-        known = ops.convert_to_numpy(statistics.moving_variance)
         offset = moments.mean - ops.convert_to_numpy(statistics.moving_mean)
-        squares = moments.variance + offset**2
+        moving = ops.convert_to_numpy(statistics.moving_variance)
+        least, most = _variances(moving, statistics.momentum)
+    return (
+        _median_size(moments.variance + offset**2, most, epsilon),
+        _median_size(moments.variance, least, epsilon),
+    )
+
+
+def _variances(moving: np.ndarray, momentum: float) -> tuple[np.ndarray, np.ndarray]:
+    """The smallest and the largest variances that the steps so far may have averaged.
+
+    A moving variance starts at 1: after k steps of momentum m it is m^k + (1 - m^k) times the
+    features' variance. So m^k is at most the smallest of all channels, and m after one step.
+    """
+    start = min(float(moving.min()), momentum) if momentum < 1 else 0.0
+    features = np.maximum(moving - start, 0) / (1 - start)
+    return np.minimum(moving, features), np.maximum(moving, features)
+
+
+def _median_size(squares: np.ndarray, known: np.ndarray, epsilon: float) -> float:
     alive = known > epsilon
     return float(np.median(np.sqrt(squares[alive] / known[alive]))) if alive.any() else 1.0

@@ -185,6 +185,23 @@ def test_images_of_about_the_range_are_not_judged(model):
         quantize(new, calibration_data=255 * X)
 
 
+@pytest.mark.parametrize("scale", [0.01, 1, 100])
+def test_of_a_few_steps_a_batch_norm_remembers_its_start_too(scale):
+    """Which is a variance of 1: it hides how small, or how large, the features were."""
+    few, many = (keras.models.clone_model(behind(FIRST["stock"])) for _ in range(2))
+    many.layers[2].momentum = 0.5
+    for model, steps in ((few, 1), (many, 40)):
+        model.layers[2].epsilon = 1e-9
+        for _ in range(steps):
+            model(scale * X, training=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            quantize(model, calibration_data=scale * X)
+    for wrong in (100, 0.01):
+        with pytest.warns(UserWarning, match="are .* times as large as those that its batch"):
+            quantize(many, calibration_data=wrong * scale * X)
+
+
 def test_whole_numbers_are_read_as_they_are(tiny):
     data = np.clip(np.rint(X * 20), 0, 255)
     one = quantize(tiny, calibration_data=data.astype("uint8"))
