@@ -35,7 +35,8 @@ def saturates():
 SATURATES = pytest.mark.skipif(saturates(), reason="this CPU has no VNNI: OpenVINO saturates")
 # A sum is added before the convolution behind it is rounded, means otherwise: steps at most.
 NEAR = {"residual": 1, "everything": 8}
-# Those of a CPU without VNNI; kernels of 7 bits do not saturate there.
+# With kernels of 7 bits, which saturate nowhere, 1 and 5 values of these lie so near to a tie
+# that OpenVINO's scales, in float32, send them to the other side.
 NARROW = {"functions": 2, "smooth": 1}
 
 
@@ -48,7 +49,7 @@ def test_weighted_layers_run_in_integers(name, bits, tmp_path):
     near = NEAR.get(name, 0)
     if bits == 7:
         qat = quantize(network(EQUAL[name]), rules={"*": {"weight_bits": 7}})
-        near = NARROW.get(name, near) if saturates() else near
+        near = NARROW.get(name, near)
     else:
         qat = quantized(EQUAL[name], bits)
     written = repq_tf.export_onnx(qat, tmp_path / "x.onnx")
