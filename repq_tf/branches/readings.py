@@ -9,7 +9,7 @@ from repq_tf.arithmetic import wide_dtype
 from repq_tf.branches.moments import Moments, image_moments
 from repq_tf.keras_api import Array, Layer, Pair, Tensor, Variable, ops
 from repq_tf.kernels import AffineKernel
-from repq_tf.windows import Window, crop_window, every
+from repq_tf.windows import Window, crop_window, with_every
 
 
 class Reading:
@@ -114,7 +114,7 @@ class FeatureReading(Reading):
         self.window = window
         self.strides = strides
         self._prefix = prefix
-        self._shared = _Shared() if shared is None else shared
+        self._shared = _Shared(x) if shared is None else shared
 
     def inside(self, outer: Pair, inner: Pair) -> Self:
         """The reading of a smaller kernel: a crop of the window."""
@@ -148,9 +148,15 @@ class FeatureReading(Reading):
 
     def sampled(self, distance: int) -> Tensor:
         """Every `distance`-th image of the input, of which replicas take the same."""
-        if distance not in self._shared.samples:
-            self._shared.samples[distance] = every(self.x, distance)
-        return self._shared.samples[distance]
+        shared = self._shared
+        if distance not in shared.samples:
+            shared.rest, shared.samples[distance] = with_every(shared.rest, distance)
+        return shared.samples[distance]
+
+    @property
+    def rest(self) -> Tensor:
+        """The features, for what reads them after the moments: `with_every`'s."""
+        return self._shared.rest
 
 
 @dataclasses.dataclass
@@ -158,9 +164,11 @@ class _Shared:
     """What readings of the same features have computed of them.
 
     Attributes:
+        rest: the features as they are after all samples.
         moments: the input's, by whether replicas share them.
         samples: every k-th image, by k.
     """
 
+    rest: Tensor
     moments: dict[bool, tuple[Tensor, Tensor, Tensor]] = dataclasses.field(default_factory=dict)
     samples: dict[int, Tensor] = dataclasses.field(default_factory=dict)

@@ -166,6 +166,7 @@ class ReparamConv(ExpressionLayer):
     def _merged_convolution(self, x: Tensor, window: Window, training: bool) -> Tensor:
         reading = FeatureReading(x, window, self.strides) if training else Reading()
         affine = self.inner.merge(reading)
+        x = reading.rest if isinstance(reading, FeatureReading) else x
         kernel = affine.kernel
         quantizer = self.weight_quantizer or self.kernel_hook
         if quantizer is not None:

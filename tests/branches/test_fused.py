@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from repq_tf.branches import OABN, BatchNorm, Identity
 from repq_tf.branches.moments import feature_moments, image_moments
-from repq_tf.windows import every
+from repq_tf.windows import with_every
 
 ops = keras.ops
 array = ops.convert_to_numpy
@@ -157,22 +157,26 @@ def test_moments_of_features_far_from_zero_lose_nothing(rng):
 
 @pytest.mark.parametrize("distance", [1, 3, 8])
 @pytest.mark.parametrize("jit_compile", [False, True])
-def test_every_kth_image_and_its_gradient(distance, jit_compile, rng):
-    x = tf.constant(rng.normal(size=(10, 2, 3, 4)))
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_every_kth_image_and_its_gradient(distance, jit_compile, dtype, rng):
+    x = tf.cast(rng.normal(size=(10, 2, 3, 4)), dtype)
     count = len(range(0, 10, distance))
-    upstream = rng.normal(size=(count, 2, 3, 4))
+    upstream = [tf.cast(rng.normal(size=(n, 2, 3, 4)), dtype) for n in (10, count)]
 
-    @tf.function(input_signature=[tf.TensorSpec((None, 2, 3, 4), "float64")])
+    @tf.function(input_signature=[tf.TensorSpec((None, 2, 3, 4), dtype)])
     def run(x):
-        with tf.GradientTape() as tape:
+        with tf.GradientTape(persistent=True) as tape:
             tape.watch(x)
-            y = every(x, distance)
-        return y, tape.gradient(y, x, tf.constant(upstream))
+            whole, images = with_every(x, distance)
+        both = tape.gradient((whole, images), x, upstream)
+        return whole, images, both, tape.gradient(images, x, upstream[1])
 
     if jit_compile:
         run = tf.function(run.python_function, jit_compile=True)
-    y, to_x = run(x)
-    expected = np.zeros(x.shape)
-    expected[::distance] = upstream
-    np.testing.assert_array_equal(y, array(x)[::distance])
-    np.testing.assert_array_equal(to_x, expected)
+    whole, images, both, alone = run(x)
+    expected = np.zeros(x.shape, x.dtype.as_numpy_dtype)
+    expected[::distance] = array(upstream[1])
+    np.testing.assert_array_equal(whole, array(x))
+    np.testing.assert_array_equal(images, array(x)[::distance])
+    np.testing.assert_array_equal(alone, expected)
+    np.testing.assert_array_equal(both, array(upstream[0]) + expected)
