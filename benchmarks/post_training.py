@@ -113,7 +113,8 @@ def _read():
 def _network(source):
     """A network, its name, and the mean and the deviation of the pixels that it takes."""
     if source.endswith(".keras"):  # as `train/main.py` normalises
-        return keras.models.load_model(source), Path(source).resolve().parent.name, (128, 128)
+        name = Path(source).resolve().parent.name
+        return keras.models.load_model(source), name, (127.5, 127.5)
     model = getattr(repq_tf.models, source)(weights="cifar10")
     return model, source, repq_tf.models.model_card(source, "cifar10")["pixels"]
 
