@@ -15,6 +15,8 @@ from repq_tf.user_warning import warn_user
 # Features this many times as large, or as small, as those that a batch norm was trained
 # on come from images of another range.
 _OTHER_RANGE = 20.0
+# So few pixels, or vectors, deviate less than all do.
+_FEW = 8
 
 
 def warn_of_other_range(graph: Graph, batch: Batch, name: str) -> None:
@@ -42,8 +44,9 @@ def warn_of_other_range(graph: Graph, batch: Batch, name: str) -> None:
     if largest <= 1 / _OTHER_RANGE or smallest >= _OTHER_RANGE:
         ratio = smallest if smallest >= _OTHER_RANGE else largest
         warn_user(
-            f"{name}: features of layer {node.name!r} are {ratio:.3g} times as large as those "
-            "that its batch norm was trained on; give images preprocessed as in training"
+            f"{name}: features of layer {node.part_of or node.name!r} are {ratio:.3g} times as "
+            "large as those that its batch norm was trained on; give images preprocessed as in "
+            "training"
         )
 
 
@@ -82,13 +85,13 @@ def _sizes(layer: Layer, x: Tensor) -> tuple[float, float]:
     moments = Moments()
     if isinstance(layer, ReparamConv):
         merged, norms = MergedBlock(layer, None, quantized=False), _last_batch_norms(layer)
-        moments.add_features(merged.convolution(x), merged.bias)
+        y, bias = merged.convolution(x), merged.bias
         inside = layer.root is None
         statistics, epsilon = norms[0].statistics, layer.epsilon
     else:
-        axis = normalized_axis(layer)
-        moments.add_features(ops.moveaxis(x, axis, -1))
+        y, bias = ops.moveaxis(x, normalized_axis(layer), -1), 0.0
         inside, statistics, epsilon = False, layer, layer.epsilon
+    moments.add_features(y, bias)
     if inside:  # the branches' moments behind their batch norms, which add up
         gammas, betas = (
             np.stack([ops.convert_to_numpy(variable) for variable in variables])
@@ -100,9 +103,10 @@ def _sizes(layer: Layer, x: Tensor) -> tuple[float, float]:
         offset = moments.mean - ops.convert_to_numpy(statistics.moving_mean)
         moving = ops.convert_to_numpy(statistics.moving_variance)
         least, most = _variances(moving, statistics.momentum)
+    few = np.prod(y.shape[:-1]) < _FEW
     return (
         _median_size(moments.variance + offset**2, most, epsilon),
-        _median_size(moments.variance, least, epsilon),
+        1.0 if few else _median_size(moments.variance, least, epsilon),
     )
 
 
@@ -111,10 +115,12 @@ def _variances(moving: np.ndarray, momentum: float) -> tuple[np.ndarray, np.ndar
 
     A moving variance starts at 1: after k steps of momentum m it is m^k + (1 - m^k) times the
     features' variance. So m^k is at most the smallest of all channels, and m after one step.
+    The largest is taken to be at most a hundred times the moving one, as m = 0.99 allows:
+    with 0.999, nothing would be too large otherwise.
     """
     start = min(float(moving.min()), momentum) if momentum < 1 else 0.0
     features = np.maximum(moving - start, 0) / (1 - start)
-    return np.minimum(moving, features), np.maximum(moving, features)
+    return np.minimum(moving, features), np.clip(features, moving, 100 * moving)
 
 
 def _median_size(squares: np.ndarray, known: np.ndarray, epsilon: float) -> float:

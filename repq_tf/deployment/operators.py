@@ -145,9 +145,10 @@ def _lookup(lowering: Lowering, node: Node, tensors: Sequence[Tensor]) -> Make:
     layer, (x,), program = node.layer, tensors, lowering.program
     assert x.grid is not None  # it is stored
     step = ops.convert_to_tensor(np.float32(x.grid.scale))
-    if layer.operator is not None and layer.is_certain(step):
-        options = {"approximate": False} if layer.operator == "GELU" else {}
-        return making(lowering, layer.operator, tensors, x.shape, **options)
+    operator = layer.operator_of(step)
+    if operator is not None:
+        options = {"approximate": False} if operator == "GELU" else {}
+        return making(lowering, operator, tensors, x.shape, **options)
     # Of integers below the grid's lowest level there are none; any entry does.
     levels = np.clip(np.arange(-128, 128) - x.grid.zero_point, -128, 255)
     table = ops.convert_to_numpy(layer.table(step))[levels + 128]

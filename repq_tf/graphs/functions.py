@@ -22,7 +22,7 @@ def layer_of_function(function: Callable[[Any], Any]) -> Layer | None:
     """
     if LEGACY or isinstance(function, Layer):  # which would note the call
         return None
-    x = keras.KerasTensor((None, 1))
+    x = keras.KerasTensor((None, 2))
     try:
         history = function(x)._keras_history
     except Exception:  # whatever a function of numbers alone makes of a symbol

@@ -78,8 +78,9 @@ def _named(inputs: Any, outputs: Any, names: tuple[str, ...]) -> Any:
 def copy_layer(layer: Layer, name: str | None = None, **changes: Any) -> Layer:
     """A new, unbuilt layer of the same configuration, but for the changes."""
     config = layer.get_config()
-    if "activation" in config:  # a function that has no name would not be found again
-        config["activation"] = layer.activation
+    function = getattr(layer, "activation", None)
+    if "activation" in config and callable(function) and not isinstance(function, Layer):
+        config["activation"] = function  # one that has no name would not be found again
     return type(layer).from_config({**config, "name": name or layer.name, **changes})
 
 

@@ -242,9 +242,12 @@ class Network:
 
     def _activated(self, node: Node, channels: Array) -> Array:
         """The channels behind the activation that a node is or has."""
-        if type(node.layer) in (_layers.LeakyReLU, _layers.PReLU):
+        function = getattr(node.layer, "activation", None)
+        layer = function if isinstance(function, Layer) else node.layer
+        if type(layer) in (_layers.LeakyReLU, _layers.PReLU):
             return channels
-        name = activation_name(node.layer)
+        known = layer is node.layer or type(layer) in _ACTIVATIONS
+        name = activation_name(layer) if known else type(layer).__name__
         clip = name == "relu6" and node.name not in self._unclipped
         if clip or name not in (*_HOMOGENEOUS, "relu6"):
             self.streams.fix(channels, f"{node.name} has {name}")

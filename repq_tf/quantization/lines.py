@@ -94,7 +94,8 @@ class _Lifting:
         for number, layer in enumerate(changed):
             last = layer is changed[-1]
             name = node.name if last else free_name(f"{node.name}_{number}", self._graph.nodes)
-            self._add(dataclasses.replace(node, name=name, layer=layer), sources)
+            whole = node.part_of if last else node.part_of or node.name
+            self._add(dataclasses.replace(node, name=name, layer=layer, part_of=whole), sources)
             self._nodes[name] = dataclasses.replace(self._nodes[name], source_shapes=shapes)
             sources, shapes = [Tensor(name)], ()
         if not (isinstance(changed[-1], _POOLED) and not changed[-1].keepdims):

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from repq_tf.graphs import copy_layer, layer_of_function
-from repq_tf.keras_api import LEGACY, Layer, keras, ops
+from repq_tf.keras_api import Layer, keras, ops
 from repq_tf.layers import (
     DepthToSpace,
     QuantizedAdd,
@@ -247,22 +247,39 @@ def activation_name(layer: Layer) -> str:
 def _function_name(function: Any) -> str:
     """The name of an activation; of a function around one operation, that of what it means."""
     name = getattr(function, "__name__", type(function).__name__)
-    if function is gelu_approximate:
+    if function is gelu_approximate or isinstance(function, Layer):
         return name
     named = getattr(keras.activations, name, None) is function
-    if LEGACY or (named and isinstance(function, FunctionType)):
+    if named and isinstance(function, FunctionType):
         serialized = keras.activations.serialize(function)
         name = serialized if isinstance(serialized, str) else name
         return _ALIASES.get(name, name)
+    if name in _FOREIGN and str(function.__module__).split(".")[0] in ("jax", "tensorflow"):
+        return _ALIASES.get(name, name)
     means = layer_of_function(function)
-    if means is not None and type(means) is _layers.Activation:
-        meant = _function_name(means.activation)
-        # Those that are fused stay what they are given as.
-        return meant if meant in APART else name
-    return name
+    meant = None if means is None else _meant_name(means)
+    # Those that are fused stay what they are given as.
+    if meant is not None and (meant == name or meant in APART):
+        return meant
+    return f"{name}, a function of its own"
 
 
-_ALIASES = {"hard_swish": "hard_silu", "swish": "silu"}
+def _meant_name(layer: Layer) -> str | None:
+    """The name of the function of Keras that a layer computes; None: with other options."""
+    if isinstance(layer, _layers.Activation | _layers.ReLU):
+        return activation_name(layer)
+    usual = {
+        _layers.ELU: ("elu", "alpha", 1.0),
+        _layers.LeakyReLU: ("leaky_relu", "negative_slope", 0.2),
+        _layers.Softmax: ("softmax", "axis", -1),
+    }
+    name, option, value = usual.get(type(layer), (None, "name", None))
+    return name if getattr(layer, option) == value else None
+
+
+_ALIASES = {"hard_swish": "hard_silu", "softmax_v2": "softmax", "swish": "silu"}
+# Functions of TensorFlow and of JAX that are, by default, Keras's of the same names.
+_FOREIGN = "elu relu relu6 selu sigmoid silu softmax softmax_v2 softplus swish tanh".split()
 
 
 def is_one_pixel(layer: Layer) -> bool:

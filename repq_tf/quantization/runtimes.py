@@ -11,7 +11,7 @@ from typing import Any
 
 from repq_tf.arithmetic.runtimes import check_runtime, is_fixed
 from repq_tf.graphs import Graph, Node, copy_call, read_native, rebuild
-from repq_tf.keras_api import Layer, keras
+from repq_tf.keras_api import Layer, keras, ops
 from repq_tf.layers import (
     DenseBlock,
     Quantize,
@@ -41,6 +41,7 @@ _OPERATORS = (
     QuantizedAdd,
     QuantizedHardSigmoid,
     QuantizedLeakyReLU,
+    QuantizedLookup,
     QuantizedMean,
     QuantizedMultiply,
     QuantizedPReLU,
@@ -138,12 +139,20 @@ def check_operators(graph: Graph, runtime: str) -> None:
     """Raises ValueError if a runtime lacks an operator of a quantized model's file."""
     lacking = _LACKING.get(runtime)
     functions = [n for n in graph.nodes.values() if isinstance(n.layer, QuantizedLookup)]
-    found = [n.name for n in functions if n.layer.operator == lacking]
+    found = [n.name for n in functions if _operator_of(graph, n) == lacking]
     if lacking and found:
         raise ValueError(
             f"runtime={runtime!r} has no operator {lacking}, so it cannot run the file. "
             f"Received: a model with the layers {', '.join(found)}"
         )
+
+
+def _operator_of(graph: Graph, node: Node) -> str | None:
+    """The file's operator of a `QuantizedLookup`; None where it holds the table."""
+    given = input_quantizer(graph, node)
+    assert given is not None  # what it reads is stored
+    step = ops.cast(given.step, "float32")
+    return node.layer.operator_of(step)  # type: ignore[union-attr]
 
 
 def _options(graph: Graph, node: Node, runtime: str, packed: Collection[str]) -> dict[str, Any]:

@@ -197,9 +197,23 @@ def test_of_a_few_steps_a_batch_norm_remembers_its_start_too(scale):
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
             quantize(model, calibration_data=scale * X)
-    for wrong in (100, 0.01):
+    many.layers[2].momentum = 0.999
+    for wrong in (255, 0.01):
         with pytest.warns(UserWarning, match="are .* times as large as those that its batch"):
             quantize(many, calibration_data=wrong * scale * X)
+
+
+def test_of_one_vector_no_deviation_is_judged():
+    inputs = keras.Input((8,))
+    x = keras.layers.BatchNormalization()(keras.layers.Dense(4)(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(2)(x))
+    vectors = np.random.default_rng(0).normal(size=(64, 8)).astype("float32")
+    repq_tf.reestimate_batch_norm(model, vectors, verbose=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        quantize(model, calibration_data=[vector[None] for vector in vectors])
+    with pytest.warns(UserWarning, match="are 25. times as large"):
+        quantize(model, calibration_data=255 * vectors)
 
 
 def test_whole_numbers_are_read_as_they_are(tiny):

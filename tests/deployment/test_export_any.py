@@ -187,6 +187,51 @@ def test_functions_of_several_operations_are_refused_by_their_names():
         quantize(network(lambda x: layers.Activation(gelu)(conv("a")(x))))
 
 
+def named(name, function):
+    """A function of one's own that is called like one of Keras's."""
+    function.__name__ = name
+    return function
+
+
+OWN = {
+    "gelu": lambda x: x * ops.sigmoid(1.702 * x),
+    "leaky_relu": lambda x: ops.leaky_relu(x, 0.1),
+    "elu": lambda x: ops.elu(x, 0.3),
+    "linear": lambda x: 3 * x,
+    "relu": lambda x: 2 * ops.relu(x),
+    "relu6": lambda x: ops.clip(x, 0, 3),
+    "sigmoid": ops.relu,
+    "softmax": lambda x: ops.softmax(x, 1),
+    "tanh": lambda x: 3 * ops.tanh(x),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_function_is_not_taken_by_its_name_alone(name, tmp_path):
+    own = named(name, lambda x: OWN[name](x))
+    for written in (layers.Activation(own), conv("b", activation=own)):
+        model = network(lambda x, layer=written: layer(conv("a")(x)))
+        for export in (quantize, lambda m: repq_tf.export_tflite_float(m, tmp_path / "x")):
+            with pytest.raises(ValueError, match=f"{name}, a function of its own"):
+                export(model)
+
+
+def test_functions_of_other_libraries_are_those_of_their_names(tmp_path):
+    import jax
+    import tensorflow as tf
+
+    functions = [tf.nn.relu, tf.nn.relu6, tf.nn.elu, tf.tanh, tf.nn.softmax, tf.nn.silu]
+    if keras.backend.backend() == "jax":
+        functions = [jax.nn.relu, jax.nn.relu6, jax.nn.elu, jax.numpy.tanh, jax.nn.softmax]
+    for function in functions:
+        model = network(lambda x, f=function: conv("b", activation=f)(conv("a")(x)))
+        _, report = parity(quantize(model), tmp_path / "x.tflite", X)
+        assert_exact(report)
+        repq_tf.export_tflite_float(model, tmp_path / "float.tflite")
+        (got, *_), _, _ = run(tmp_path / "float.tflite", X)
+        np.testing.assert_allclose(got, array(model(X)), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("function", "kind", "others"),
     [("tanh", "TANH", ()), ("elu", "ELU", ()), ("gelu", "GELU", ())]

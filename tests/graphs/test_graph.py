@@ -170,6 +170,36 @@ def test_rebuild_reproduces_the_function(build):
             np.testing.assert_allclose(array(one), array(other), rtol=1e-6, atol=1e-6)
 
 
+class Swish(layers.Layer):
+    """An activation with a weight, and a configuration that is not its attributes."""
+
+    def __init__(self, activation="sigmoid", **options):
+        super().__init__(**options)
+        self.function = keras.activations.get(activation)
+        self.beta = self.add_weight(shape=(), initializer="ones")
+        self.built = True
+
+    def call(self, x):
+        return x * self.function(self.beta * x)
+
+    def get_config(self):
+        return {**super().get_config(), "activation": "sigmoid"}
+
+
+def test_copies_share_no_weights_with_the_model():
+    with keras.saving.custom_object_scope({"Swish": Swish}):
+        build = functional(
+            lambda x: Swish(name="s")(layers.Conv2D(2, 3, activation=Swish(), name="c")(x))
+        )
+        model = build()
+        before = array(model(X))
+        merged = repq_tf.merge(model)
+    for layer in (merged.get_layer("c").activation, merged.get_layer("s")):
+        layer.beta.assign(5.0)
+    np.testing.assert_array_equal(array(model(X)), before)
+    assert not np.allclose(array(merged(X)), before)
+
+
 def test_a_network_too_deep_for_python_is_refused_with_what_to_do():
     x = inputs = keras.Input((2, 2, 3))
     for _ in range(150):

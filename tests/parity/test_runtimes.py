@@ -99,6 +99,35 @@ def test_functions_that_a_runtime_lacks_are_refused(runtime, runs, lacks, tmp_pa
         assert_exact(repq_tf.check_parity(qat, path, X, runtime=runtime))
 
 
+def with_steps(name, step_in, step):
+    """A quantized network of a function, and its file's steps before and behind it."""
+    qat = quantize(network(function(name)))
+    for layer, value in (("a_quantize", step_in), (name, step)):
+        qat.get_layer(layer).activation_quantizer.set_step(np.float32(value))
+    return qat
+
+
+def test_ties_of_elu_are_each_runtimes_own(tmp_path):
+    """Every other level of the input is a tie, which TensorFlow Lite Micro rounds upwards."""
+    qat = with_steps("elu", 1 / 16, 1 / 8)
+    assert repq_tf.export_tflite(qat, tmp_path / "x.tflite")["ELU"] == 1
+    assert np.any(array(qat(X)) != array(repq_tf.with_runtime(qat, "tflm")(X)))
+    for runtime in ("xnnpack", *(set(HERE) - {"reference"})):
+        assert_exact(repq_tf.check_parity(qat, tmp_path / "x.tflite", X, runtime=runtime))
+
+
+def test_a_table_runs_where_its_operator_is_lacking(tmp_path):
+    qat = with_steps("gelu", 0.01, 0.01)
+    layer, rng = qat.get_layer("gelu"), np.random.default_rng(0)
+    while layer.operator_of(keras.ops.convert_to_tensor(qat.get_layer("a_quantize").step)):
+        for name in ("a_quantize", "gelu"):
+            step = np.float32(rng.uniform(0.01, 0.1))
+            qat.get_layer(name).activation_quantizer.set_step(step)
+    assert "GATHER" in repq_tf.export_tflite(qat, tmp_path / "x.tflite")
+    for runtime in HERE:
+        assert_exact(repq_tf.check_parity(qat, tmp_path / "x.tflite", X, runtime=runtime))
+
+
 def narrow(x):
     x = layers.Conv2D(8, 3, activation="relu", name="a")(x)
     return layers.Conv2D(6, 1, name="c")(layers.Conv2D(8, 3, name="b")(x))

@@ -456,6 +456,17 @@ def test_lines_and_separable_convolutions_are_paired_in_their_order():
     assert all(new[tensor] <= old[tensor] * 1.0001 for tensor in inside)
 
 
+@pytest.mark.parametrize("kind", [layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Softmax])
+def test_a_layer_as_activation_is_as_one_behind_the_layer(kind):
+    inputs = keras.Input((6, 6, 2))
+    x = layers.Conv2D(4, 1, activation=kind(), name="conv")(inputs)
+    x = layers.Conv2D(4, 1, activation="relu")(layers.Conv2D(4, 1, activation="relu")(x))
+    model = keras.Model(inputs, layers.Conv2D(2, 1)(x))
+    found = equalize(model, images(model))
+    assert bool(rows(found)["conv"].scaled) == (kind in (layers.ReLU, layers.LeakyReLU))
+    assert relative(found.model(images(model)), model(images(model))) < 1e-5
+
+
 def test_flattened_features_have_a_scale_for_each_channel():
     inputs = keras.Input((4, 4, 2))
     x = layers.Conv2D(3, 1, activation="relu", name="conv")(inputs)

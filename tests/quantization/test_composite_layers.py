@@ -103,6 +103,16 @@ def test_a_rule_for_a_layer_reaches_its_weights_and_its_output(composite, rules,
             assert after[name][0] == new[0], name
 
 
+@pytest.mark.parametrize("rank", [1, 2])
+def test_a_rule_for_a_separable_convolution_reaches_both_its_kernels(rank):
+    shape = (8, 3) if rank == 1 else (8, 8, 3)
+    kind = getattr(layers, f"SeparableConv{rank}D")
+    model = network(lambda x: kind(4, 3, name="v")(x), shape)
+    qat = quantize(model, calibration_data=images(8, shape), rules={"v": {"weight_bits": 4}})
+    found = [layer.weight_quantizer.bits for layer in qat.layers if hasattr(layer, "inner")]
+    assert found == [4, 4]
+
+
 def test_layers_in_floating_point_keep_all_their_parts_so(composite):
     floats = {"weight_bits": None, "activation_bits": None}
     found = quantize(composite, rules={"se": floats, "conv": floats})

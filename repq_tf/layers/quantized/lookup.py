@@ -1,5 +1,6 @@
 """Functions of single stored values, looked up in tables."""
 
+from collections.abc import Callable
 from typing import Any, Unpack
 
 from repq_tf.arithmetic import sums, tables
@@ -9,8 +10,19 @@ from repq_tf.layers.options import QuantizeOptions
 from repq_tf.layers.quantized.quantize import FixedGrid, Quantize
 
 
+class _Tabled:
+    """What layers of tables have in common whose function may be an operator of the file."""
+
+    operator: str | None
+    is_certain: Callable[[Tensor], Tensor]
+
+    def operator_of(self, step_in: Tensor) -> str | None:
+        """The `operator`, where the file has it; None where the file holds the table."""
+        return self.operator if self.operator and self.is_certain(step_in) else None
+
+
 @register
-class QuantizedLookup(Quantize):
+class QuantizedLookup(_Tabled, Quantize):
     """A function of single values on a learned grid.
 
     A stored tensor has at most 256 levels, so inference takes what the function makes of each,
@@ -88,7 +100,7 @@ class QuantizedLookup(Quantize):
 
 
 @register
-class QuantizedTanh(FixedGrid):
+class QuantizedTanh(_Tabled, FixedGrid):
     """`tanh(x)` on the grid that the integer runtime prescribes: steps of 1/128.
 
     Args:
