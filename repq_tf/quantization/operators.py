@@ -273,7 +273,9 @@ def _meant_name(layer: Layer) -> str | None:
         _layers.LeakyReLU: ("leaky_relu", "negative_slope", 0.2),
         _layers.Softmax: ("softmax", "axis", -1),
     }
-    name, option, value = usual.get(type(layer), (None, "name", None))
+    if type(layer) not in usual:
+        return None
+    name, option, value = usual[type(layer)]
     return name if getattr(layer, option) == value else None
 
 

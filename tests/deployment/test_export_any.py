@@ -8,6 +8,7 @@ import pytest
 from keras import ops
 
 import repq_tf
+from repq_tf.quantization.operators import activation_name
 from tests.deployment.files import Convolution, assert_exact, parity, read, run
 from tests.marks import slow
 from tests.quantization.networks import SHAPE, array, images, layers, network, quantize, train
@@ -220,10 +221,18 @@ def test_functions_of_other_libraries_are_those_of_their_names(tmp_path):
     import jax
     import tensorflow as tf
 
-    functions = [tf.nn.relu, tf.nn.relu6, tf.nn.elu, tf.tanh, tf.nn.softmax, tf.nn.silu]
-    if keras.backend.backend() == "jax":
-        functions = [jax.nn.relu, jax.nn.relu6, jax.nn.elu, jax.numpy.tanh, jax.nn.softmax]
-    for function in functions:
+    x = np.random.default_rng(0).normal(0, 4, (5, 7)).astype("float32")
+    for library in (tf.nn, jax.nn):
+        for name in "elu relu relu6 selu sigmoid silu softmax softplus swish tanh".split():
+            function = getattr(library, name)
+            found = activation_name(layers.Activation(function))
+            assert found == {"swish": "silu"}.get(name, name), library
+            want = array(layers.Activation(found)(x))
+            np.testing.assert_allclose(np.asarray(function(x)), want, rtol=1e-5, atol=1e-6)
+    for library in (tf.nn, jax.nn):  # whose slopes differ, and whose GELUs
+        assert "own" in activation_name(layers.Activation(library.leaky_relu))
+        assert "own" in activation_name(layers.Activation(library.gelu))
+    for function in (tf.nn.relu, tf.nn.relu6, tf.nn.elu, tf.tanh, tf.nn.softmax, tf.nn.silu):
         model = network(lambda x, f=function: conv("b", activation=f)(conv("a")(x)))
         _, report = parity(quantize(model), tmp_path / "x.tflite", X)
         assert_exact(report)
